@@ -1,0 +1,65 @@
+"""What every benchmark script shares: where data lies, what ran, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def data_folder() -> Path | None:
+    """Folder of the public data (SLOSCHED_DATA, or ../shared/data beside the repository); None if absent."""
+    folder = Path(os.environ.get("SLOSCHED_DATA") or ROOT.parent / "shared" / "data")
+    return folder if folder.is_dir() else None
+
+
+def cpu_model() -> str:
+    """Processor name as the operating system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(*packages: str) -> dict[str, object]:
+    """Versions and machine that a result was measured with.
+
+    Parameters
+    ----------
+    packages
+        Distributions to list besides slosched, numpy, numba and scipy; absent ones are listed as None.
+    """
+    versions: dict[str, str | None] = {}
+    for name in ("slosched", "numpy", "numba", "scipy", *packages):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "cpu": cpu_model(),
+        "cpus": os.cpu_count(),
+        "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "date_utc": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def write_json(path: str | Path, payload: object) -> Path:
+    """Write JSON with sorted keys in one move, so that a reader never sees half a file; returns the path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(target.suffix + ".partial")
+    partial.write_text(json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    partial.replace(target)
+    return target

@@ -1,0 +1,83 @@
+"""Micro benchmarks of the solvers: ``make bench-micro``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slosched.solvers import continuous as c
+from slosched.solvers import continuous_reference, static
+from slosched.solvers.annealing import records, seed_words, sigma_s
+from slosched.solvers.generated import generate
+from slosched.solvers.static_reference import evaluate, full_batches
+
+MOVES = 10_000
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_static_evaluation(benchmark: Any, n: int) -> None:
+    """One full evaluation of a static plan, compiled."""
+    problem = generate(n, 8, seed=1)
+    table, order, batches = records(problem), np.arange(n), full_batches(n, 8)
+    weight, _, _ = benchmark(static.evaluate_plan, table, np.empty((0, 3)), 0.0, order, batches, len(batches))
+    assert weight >= 0
+
+
+def test_static_reference(benchmark: Any) -> None:
+    """One evaluation of a static plan by the plain-Python reference, n = 200."""
+    problem = generate(200, 8, seed=1)
+    order, batches = list(range(200)), full_batches(200, 8).tolist()
+    assert benchmark(evaluate, problem, order, batches).score.latency_s > 0
+
+
+@pytest.mark.parametrize(("n", "b"), [(12, 4), (50, 8), (200, 8), (1000, 8)])
+def test_annealing_moves(benchmark: Any, n: int, b: int) -> None:
+    """Ten thousand moves of annealing by delta evaluation; `moves_per_s` is in the extra information."""
+    problem = generate(n, b, seed=1)
+    table, scale = records(problem), sigma_s(records(problem), b)
+    order, batches = np.argsort(problem.exec_s(b), kind="stable"), full_batches(n, b)
+
+    def anneal() -> Any:
+        return static.anneal(
+            table, problem.elapsed_total_s, b, order, batches, static.THRESHOLDS, static.LEX, MOVES, 0, -1,
+            seed_words(0), 25 * scale, 2 * scale, 0.003 * scale, 64, 1, False,
+        )  # fmt: skip
+
+    found = benchmark(anneal)
+    if benchmark.stats is not None:  # None under --benchmark-disable
+        benchmark.extra_info["moves_per_s"] = found[4] / benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+def test_continuous_evaluation(benchmark: Any, queue: Any, n: int) -> None:
+    """One evaluation of an order in continuous batching; `ns_per_request` in the extra information."""
+    problem = queue(n)
+    jobs, order = problem.jobs, np.arange(problem.running, problem.running + n)
+    aim, scratch = problem.aim_for("soft"), c.scratch_for(problem.jobs)
+    benchmark(c.evaluate, jobs, problem.running, order, n, problem.engine, aim, np.inf, scratch)
+    if benchmark.stats is not None:  # None under --benchmark-disable
+        benchmark.extra_info["ns_per_request"] = 1e9 * benchmark.stats.stats.median / len(jobs)
+
+
+def test_continuous_reference(benchmark: Any, queue: Any) -> None:
+    """The same by the token-by-token reference, 20 waiting behind 8."""
+    problem = queue(20, running=8)
+    arguments = (problem.jobs, 8, list(range(8, 28)), problem.engine, problem.aim_for("soft").tolist())
+    assert len(benchmark(continuous_reference.evaluate, *arguments).finish_s) == 28
+
+
+def test_insertion(benchmark: Any, queue: Any) -> None:
+    """The best place of one newcomer among 256."""
+    problem = queue(257)
+    jobs, order = problem.jobs, np.arange(problem.running, problem.running + 257)
+    aim, scratch = problem.aim_for("soft"), c.scratch_for(problem.jobs)
+
+    def insert() -> float:
+        found: float = c.insert(
+            jobs, problem.running, order.copy(), 256, problem.engine, aim, np.inf, scratch
+        )
+        return found
+
+    assert np.isfinite(benchmark(insert))

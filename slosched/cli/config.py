@@ -1,0 +1,77 @@
+"""What `slosched compare` compares: from a YAML or TOML file, the command line, or both."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slosched.errors import InputError
+
+
+class CompareConfig(BaseModel):
+    """A comparison; field names are the keys of a config file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workload: str = "mixed"
+    traces: list[str] = Field(default_factory=list)
+    slos: list[str] = Field(default_factory=list)
+    forecast: str | None = None
+    duration_s: float = Field(default=300.0, gt=0)
+    requests: int = Field(default=2000, ge=1)
+    preset: str = "h100-llama-3.1-8b"
+    policies: list[str] = Field(default_factory=list)
+    loads: list[float] = Field(default_factory=list)
+    rates_rps: list[float] = Field(default_factory=list)
+    seed: int = Field(default=0, ge=0)
+    seeds: int = Field(default=3, ge=1)
+    jobs: int | None = Field(default=None, ge=1)
+
+
+def load_config(path: Path | None, options: dict[str, Any]) -> CompareConfig:
+    """The config in a file with the options that were given on the command line on top.
+
+    Parameters
+    ----------
+    path
+        File ending in .yaml, .yml or .toml; None for no file.
+    options
+        Options by key; None or an empty list means not given.
+
+    Raises
+    ------
+    InputError
+        If the file is malformed, has an unknown key (the message lists the known ones), or a value is
+        outside its domain.
+    """
+    content = {} if path is None else _parse(path)
+    content |= {key: value for key, value in options.items() if value not in (None, [])}
+    try:
+        return CompareConfig.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_words(error, "options" if path is None else str(path))) from None
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} must be valid {path.suffix.lstrip('.').upper()}: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold keys with values, got {content!r}.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _words(error: ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: key must be one of {', '.join(CompareConfig.model_fields)}, got {key!r}."
+    return f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."

@@ -1,0 +1,127 @@
+"""Commands on workloads: describe, generate, convert, get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slosched.cli import common as c
+
+app = typer.Typer(help="Describe, generate, convert or download workloads.", no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option("--out", help="File to write: .csv or .jsonl, with .gz if wanted.")]
+
+
+@app.command()
+def describe(
+    file: Annotated[Path, typer.Argument(help="Trace, in any format that can be read.")],
+    as_json: c.AsJson = False,
+) -> None:
+    """Print rates, lengths, burstiness and limits of a trace.
+
+    Example: slosched workload describe trace.csv.gz
+    """
+    from slosched.workloads.describe import describe as facts
+    from slosched.workloads.readers import read
+
+    found = facts(read(file))
+    if as_json:
+        c.print_json(found)
+        return
+    from rich.table import Table
+
+    from slosched.report.export import flatten
+
+    table = Table(title=str(file), show_header=False)
+    table.add_column()
+    table.add_column()
+    for name, value in flatten(found).items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    c.print_table(table)
+
+
+@app.command()
+def generate(
+    out: Output,
+    workload: c.WorkloadName = "mixed",
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 5.0,
+    duration: c.Duration = 300.0,
+    forecast: c.Forecast = None,
+    preset: c.PresetName = c.DEFAULT_PRESET,
+    seed: c.Seed = 0,
+    as_json: c.AsJson = False,
+) -> None:
+    """Write a built-in workload to a file.
+
+    Example: slosched workload generate --workload mixed --rate 6 --out mixed.csv.gz
+    """
+    from slosched.workloads.builtin import DEFAULT_FORECAST
+    from slosched.workloads.builtin import generate as make
+    from slosched.workloads.writer import write
+
+    made = make(
+        workload, rate_per_s=rate, duration_s=duration, seed=seed, model=c.engine_preset(preset).step_time,
+        forecast=forecast or DEFAULT_FORECAST,
+    )  # fmt: skip
+    write(made, out)
+    _report(len(made), out, as_json)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="Trace, in any format that can be read.")],
+    out: Output,
+    slo_class: Annotated[str | None, typer.Option("--class", help="Put all requests in this class.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Stretch the clock to this rate; draw arrivals where a file has none."),
+    ] = None,
+    seed: c.Seed = 0,
+    as_json: c.AsJson = False,
+) -> None:
+    """Rewrite a trace as our CSV or JSON lines.
+
+    Example: slosched workload convert azure.csv --class chat --out chat.jsonl.gz
+    """
+    from slosched.workloads import relabel
+    from slosched.workloads.readers import read
+    from slosched.workloads.writer import write
+
+    made = read(file, rate_per_s=rate, seed=seed)
+    if slo_class is not None:
+        made = relabel(made, slo_class)
+    write(made, out)
+    _report(len(made), out, as_json)
+
+
+@app.command()
+def get(
+    name: Annotated[str | None, typer.Argument(help="Name of the trace; none lists them.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("traces"),
+    as_json: c.AsJson = False,
+) -> None:
+    """Download a public trace from its publisher and check it.
+
+    Example: slosched workload get azure2023-code --out traces
+    """
+    from slosched.workloads.fetch import TRACES
+    from slosched.workloads.fetch import get as download
+
+    if name is None:
+        c.print_json({key: trace.url for key, trace in TRACES.items()})
+        return
+    with c.progress_bar(name) as bar:
+        path = download(name, out, progress=lambda done, total: bar(done, total or 0))
+    if as_json:
+        c.print_json({"path": str(path)})
+    else:
+        print(path)
+
+
+def _report(requests: int, out: Path, as_json: bool) -> None:
+    if as_json:
+        c.print_json({"requests": requests, "path": str(out)})
+    else:
+        print(f"{requests} requests in {out}")

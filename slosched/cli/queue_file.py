@@ -1,0 +1,127 @@
+"""A queue in a JSON or CSV file, as `slosched order` reads it.
+
+A request has the fields of `slosched.request.Request`: request_id, prompt_tokens, forecast (a number of
+output tokens, or in JSON quantiles such as {"0.5": 120, "0.9": 700}), ttft_s, tpot_s, e2e_s, arrival_s,
+weight, priority, slo_class, tenant, generated_tokens, and state: waiting (the default) or running. JSON
+holds a list of them, or an object with the keys requests and now_s; CSV has a header, and an empty cell is an
+absent value.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slosched.errors import DataError, InputError
+from slosched.forecast import LengthForecast
+from slosched.limits import EngineLimits
+from slosched.request import Request
+from slosched.slo import Slo
+from slosched.snapshot import Snapshot
+from slosched.steptime import StepTimeModel
+
+
+class QueueRequest(BaseModel):
+    """One request of the file."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    request_id: str
+    prompt_tokens: int = Field(ge=1)
+    forecast: float | dict[float, float]
+    ttft_s: float | None = Field(default=None, gt=0)
+    tpot_s: float | None = Field(default=None, gt=0)
+    e2e_s: float | None = Field(default=None, gt=0)
+    arrival_s: float = 0.0
+    weight: float = Field(default=1.0, ge=0)
+    priority: int = 0
+    slo_class: str = "default"
+    tenant: str = "default"
+    generated_tokens: int = Field(default=0, ge=0)
+    state: Literal["waiting", "running"] = "waiting"
+
+    def request(self) -> Request:
+        """The request itself."""
+        rest = self.model_dump(exclude={"forecast", "ttft_s", "tpot_s", "e2e_s", "state"})
+        known = self.forecast
+        forecast = LengthForecast.quantiles(known) if isinstance(known, dict) else LengthForecast.point(known)
+        return Request(
+            forecast=forecast, slo=Slo(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2e_s=self.e2e_s), **rest
+        )
+
+
+def read_queue(path: Path, *, limits: EngineLimits, step_time: StepTimeModel) -> Snapshot:
+    """The queue in a file as a snapshot of an engine.
+
+    Raises
+    ------
+    InputError
+        If the file is malformed; the message names file, row, field, domain and value.
+    """
+    rows, now_s = _json(path) if path.suffix == ".json" else (_csv(path), None)
+    if not rows:
+        raise DataError(path, None, "requests", "one or more", 0)
+    parsed = [_checked(path, number, row) for number, row in enumerate(rows, start=1)]
+    requests: dict[str, list[Request]] = {"waiting": [], "running": []}
+    longest = min(limits.max_model_len, limits.kv_tokens)
+    for number, row in enumerate(parsed, start=1):
+        if row.prompt_tokens + row.generated_tokens >= longest:
+            domain = f"below {longest}, what the engine can hold"
+            raise DataError(path, number, "prompt_tokens", domain, row.prompt_tokens + row.generated_tokens)
+        try:
+            requests[row.state].append(row.request())
+        except InputError as error:
+            raise InputError(f"{path}, row {number}: {error}") from None
+    return Snapshot.of(
+        requests["waiting"], requests["running"], now_s=now_s, limits=limits, step_time=step_time
+    )
+
+
+def _json(path: Path) -> tuple[Sequence[Any], float | None]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(path, None, "content", "JSON", f"{error.msg} at line {error.lineno}") from None
+    if isinstance(content, list):
+        return content, None
+    if not isinstance(content, dict) or not isinstance(content.get("requests"), list):
+        raise DataError(
+            path, None, "content", "a list of requests, or an object with requests", type(content).__name__
+        )
+    for key in content:
+        if key not in ("requests", "now_s"):
+            raise DataError(path, None, "key", "one of requests, now_s", key)
+    now_s = content.get("now_s")
+    if now_s is not None and not (isinstance(now_s, int | float) and abs(now_s) < float("inf")):
+        raise DataError(path, None, "now_s", "a finite number of seconds", now_s)
+    return content["requests"], now_s
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = []
+        for number, row in enumerate(csv.DictReader(file), start=1):
+            if None in row or None in row.values():
+                raise DataError(path, number, "cells", "as many as the header has", len(list(row.values())))
+            rows.append({name: value for name, value in row.items() if value.strip()})
+    return rows
+
+
+def _checked(path: Path, number: int, row: Any) -> QueueRequest:
+    try:
+        return QueueRequest.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else "request"
+        if first["type"] == "missing":
+            raise DataError(path, number, field, "present", row) from None
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(QueueRequest.model_fields)
+            raise DataError(path, number, "field", f"one of {known}", field) from None
+        domain = first["msg"].removeprefix("Input should be ")
+        raise DataError(path, number, field, domain, first["input"]) from None

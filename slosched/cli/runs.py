@@ -1,0 +1,249 @@
+"""Commands that simulate: demo, compare, simulate, capacity."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slosched.cli import common as c
+
+if TYPE_CHECKING:
+    from slosched.report.comparison import Comparison
+    from slosched.study import Study
+
+DEMO_LOADS = (0.3, 0.7, 1.0, 1.2, 1.4)
+DEMO_SEEDS = 3
+
+Policies = Annotated[list[str] | None, typer.Option("--policy", help="Policy; several; all by default.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for report, results, pictures, timeline.")]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out/demo"),
+    trace: c.Traces = None,
+    slo: c.Slos = None,
+    seed: c.Seed = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = DEMO_SEEDS,
+    preset: c.PresetName = c.DEFAULT_PRESET,
+    jobs: c.Jobs = None,
+    as_json: c.AsJson = False,
+) -> None:
+    """Compare every policy on a mixed workload at five loads, and write a report.
+
+    Replays the real Azure traces if the variable SLOSCHED_DATA names a folder that has them, the file given
+    with --trace, or else a generator fitted to those traces.
+
+    Example: slosched demo --out out/demo
+    """
+    from slosched.parallel import cores
+    from slosched.policies import POLICIES
+    from slosched.report.bundle import check_folder
+    from slosched.sources import demo_source
+    from slosched.study import Study
+
+    check_folder(out)
+    engine = c.engine_preset(preset)
+    if trace:
+        source = c.source_of(
+            preset=engine,
+            workload="mixed",
+            traces=trace,
+            slos=slo,
+            forecast=None,
+            duration_s=300.0,
+            requests=2000,
+        )
+    else:
+        source = demo_source(limits=engine.limits, step_time=engine.step_time)
+    c.say(f"Workload: {source(1.0, seed).source}")
+    study = Study(
+        bench=c.bench_of(engine, source),
+        policies=tuple(POLICIES),
+        seeds=tuple(range(seed, seed + seeds)),
+        loads=DEMO_LOADS,
+        jobs=jobs or cores(),
+    )
+    _finish(study, [c.about_engine(engine)], out=out, as_json=as_json, as_csv=False)
+
+
+def compare(
+    policy: Policies = None,
+    load: Annotated[list[float] | None, typer.Option(help="Multiple of the FCFS capacity; several.")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests/s, instead of --load; several.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML or TOML file with these options as keys.")] = None,
+    workload: Annotated[str | None, typer.Option(help="Built-in workload.")] = None,
+    trace: c.Traces = None,
+    slo: c.Slos = None,
+    forecast: c.Forecast = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds of traffic, built-in workloads.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests of one replay, traces.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Engine.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="First seed.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.")] = None,
+    jobs: c.Jobs = None,
+    out: Out = None,
+    as_json: c.AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+) -> None:
+    """Compare policies over loads and seeds on a built-in workload or on traces.
+
+    Example: slosched compare --policy fcfs --policy slosched --load 0.7 --load 1.2 --seeds 5
+    """
+    from slosched.cli.config import load_config
+    from slosched.errors import require
+    from slosched.parallel import cores
+    from slosched.policies import POLICIES
+    from slosched.report.bundle import check_folder
+    from slosched.study import Study
+
+    require(not (as_json and as_csv), "format", "one of --json and --csv", "both")
+    given = {
+        "policies": policy, "loads": load, "rates_rps": rate, "workload": workload, "traces": trace,
+        "slos": slo, "forecast": forecast, "duration_s": duration, "requests": requests, "preset": preset,
+        "seed": seed, "seeds": seeds, "jobs": jobs,
+    }  # fmt: skip
+    plan = load_config(config, given)
+    if out is not None:
+        check_folder(out)
+    engine = c.engine_preset(plan.preset)
+    source = c.source_of(
+        preset=engine, workload=plan.workload, traces=plan.traces, slos=plan.slos, forecast=plan.forecast,
+        duration_s=plan.duration_s, requests=plan.requests,
+    )  # fmt: skip
+    study = Study(
+        bench=c.bench_of(engine, source),
+        policies=tuple(plan.policies) or tuple(POLICIES),
+        seeds=tuple(range(plan.seed, plan.seed + plan.seeds)),
+        loads=tuple(plan.loads) if plan.loads or plan.rates_rps else DEMO_LOADS,
+        rates_rps=tuple(plan.rates_rps),
+        jobs=plan.jobs or cores(),
+    )
+    _finish(study, [c.about_engine(engine)], out=out, as_json=as_json, as_csv=as_csv)
+
+
+def simulate(
+    policy: Annotated[str, typer.Option(help="Policy.")] = "slosched",
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 5.0,
+    workload: c.WorkloadName = "mixed",
+    trace: c.Traces = None,
+    slo: c.Slos = None,
+    forecast: c.Forecast = None,
+    duration: c.Duration = 300.0,
+    requests: c.Requests = 2000,
+    engine: Annotated[str, typer.Option(help="Where to run: simulator.")] = "simulator",
+    preset: c.PresetName = c.DEFAULT_PRESET,
+    seed: c.Seed = 0,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Write a trace for ui.perfetto.dev (.json, .json.gz).")
+    ] = None,
+    as_json: c.AsJson = False,
+) -> None:
+    """Run one policy on one workload and print everything about it.
+
+    Example: slosched simulate --policy edf --rate 8 --timeline edf.json.gz
+    """
+    from slosched.errors import require
+    from slosched.report.files import write_file
+    from slosched.report.metrics import Metrics
+    from slosched.report.table import run_table
+    from slosched.report.trace import trace_bytes
+
+    require(engine == "simulator", "engine", "simulator", engine)
+    machine = c.engine_preset(preset)
+    source = c.source_of(
+        preset=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
+        requests=requests,
+    )  # fmt: skip
+    require(0 < rate < float("inf"), "rate", "a finite number of requests per second above 0", rate)
+    run = c.bench_of(machine, source).run(policy, rate, seed)
+    metrics = Metrics.of(run)
+    if timeline is not None:
+        write_file(timeline, trace_bytes(run, compress=timeline.suffix == ".gz"))
+    if as_json:
+        c.print_json(metrics.to_dict())
+    else:
+        c.print_table(run_table(metrics))
+
+
+def capacity(
+    policy: Policies = None,
+    target: Annotated[float, typer.Option(help="Share of requests that must meet their SLOs.")] = 0.9,
+    workload: c.WorkloadName = "mixed",
+    trace: c.Traces = None,
+    slo: c.Slos = None,
+    forecast: c.Forecast = None,
+    duration: c.Duration = 300.0,
+    requests: c.Requests = 2000,
+    preset: c.PresetName = c.DEFAULT_PRESET,
+    seed: c.Seed = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    jobs: c.Jobs = None,
+    as_json: c.AsJson = False,
+) -> None:
+    """Find the highest rate at which 90 % of the requests meet their SLOs, for each policy.
+
+    Example: slosched capacity --policy fcfs --policy slosched --seeds 5
+    """
+    from rich.table import Table
+
+    from slosched.errors import require
+    from slosched.parallel import cores
+    from slosched.policies import POLICIES
+    from slosched.study import capacity as find
+
+    names = policy or ["fcfs", "slosched"]
+    for name in names:
+        require(name in POLICIES, "policy", "one of " + ", ".join(POLICIES), name)
+    machine = c.engine_preset(preset)
+    source = c.source_of(
+        preset=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
+        requests=requests,
+    )  # fmt: skip
+    found = []
+    with c.progress_bar("capacity") as bar:
+        for i, name in enumerate(names):
+            found.append(
+                find(
+                    c.bench_of(machine, source), name, seeds=range(seed, seed + seeds), target=target,
+                    jobs=jobs or cores(), progress=lambda done, n, i=i: bar(i * n + done, len(names) * n),  # type: ignore[misc]
+                )
+            )  # fmt: skip
+    if as_json:
+        rows = [
+            {"policy": f.policy, "target": f.target, "rates_rps": f.rates_rps, "mean_rps": f.spread.mean}
+            | {"low_rps": f.spread.low, "high_rps": f.spread.high}
+            for f in found
+        ]
+        c.print_json(rows)
+        return
+    table = Table(title=f"Highest rate in requests/s at which {target:.0%} meet their SLOs ({seeds} seeds)")
+    for head in ("policy", "capacity", "95 % interval"):
+        table.add_column(head, justify="left" if head == "policy" else "right")
+    for f in found:
+        table.add_row(f.policy, f"{f.spread.mean:.3g}", f"{f.spread.low:.3g} to {f.spread.high:.3g}")
+    c.print_table(table)
+
+
+def _finish(study: Study, about: list[str], *, out: Path | None, as_json: bool, as_csv: bool) -> None:
+    from slosched.report.bundle import write_bundle
+    from slosched.report.export import results_csv, results_json
+    from slosched.report.table import compare_table
+
+    begin = time.perf_counter()
+    with c.progress_bar("simulating") as bar:
+        comparison: Comparison = study.run(progress=bar, about=about)
+    if as_json:
+        print(results_json(comparison).decode(), end="")
+    elif as_csv:
+        print(results_csv(comparison).decode(), end="")
+    else:
+        c.print_table(compare_table(comparison))
+    if out is not None:
+        report = write_bundle(comparison, out)[0]
+        c.say(f"Report: {report} ({len(comparison.points)} runs in {time.perf_counter() - begin:.0f} s)")
+
+
+COMMANDS = (demo, compare, simulate, capacity)

@@ -1,0 +1,172 @@
+"""vLLM's own scheduler class with slosched around its ``schedule``."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from slosched.errors import InputError
+from slosched.integrations.vllm.capability import OBSERVE_ONLY, probe
+from slosched.integrations.vllm.clock import Clock, WallClock
+from slosched.integrations.vllm.config import Config, load_config
+from slosched.integrations.vllm.controller import Controller
+from slosched.integrations.vllm.state import Learned
+from slosched.policies import POLICIES
+from slosched.policies import policy as policy_by_name
+from slosched.policies.base import Policy
+from slosched.snapshot import Snapshot
+
+logger = logging.getLogger("vllm.slosched")
+
+_CLASSES: dict[type, type] = {}
+
+
+class SloMixin:
+    """Hooks around a vLLM scheduler: nothing of its loop is copied.
+
+    The queue object in ``self.waiting`` is slosched's; before each ``schedule`` the controller orders, holds
+    and preempts; afterwards it observes. An error of slosched's own is counted and never leaves a hook.
+    """
+
+    slosched: Controller
+
+    def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Give a newcomer its row and hand it to vLLM."""
+        result = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
+        _hook(self, Controller.added, request)
+        return result
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan, let vLLM schedule, and note what it scheduled."""
+        _hook(self, Controller.before, self)
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        _hook(self, Controller.after, self, output)
+        return output
+
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let vLLM take in a step's output and note who got tokens and who is done."""
+        result = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        _hook(self, Controller.updated, self, scheduler_output.num_scheduled_tokens)
+        return result
+
+    def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let vLLM end requests from outside and free their rows."""
+        result = super().finish_requests(request_ids, *args, **kwargs)  # type: ignore[misc]
+        finished = sorted(self.finished_req_ids)  # type: ignore[attr-defined]
+        _hook(self, Controller.departed, self, finished)
+        return result
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep what was learned and let vLLM shut down."""
+        _hook(self, Controller.close)
+        return super().shutdown(*args, **kwargs)  # type: ignore[misc]
+
+
+def _hook(scheduler: Any, hook: Callable[..., Any], *args: Any) -> None:
+    """Call a hook of the scheduler's controller; its errors are counted and go no further."""
+    controller = getattr(scheduler, "slosched", None)
+    if controller is None:  # vLLM's own constructor is not done yet
+        return
+    try:
+        hook(controller, *args)
+    except Exception as error:
+        controller.stats.failure(f"hook {hook.__name__}", error)
+
+
+def adapted(base: type) -> type:
+    """The subclass of a vLLM scheduler class that carries the hooks; one per base."""
+    if base not in _CLASSES:
+        _CLASSES[base] = type("Slo" + base.__name__, (SloMixin, base), {"__module__": __name__})
+    return _CLASSES[base]
+
+
+def base_class(vllm_config: Any) -> type:
+    """The scheduler class that vLLM would have used without slosched."""
+    config = copy.copy(vllm_config.scheduler_config)
+    config.scheduler_cls = None
+    if getattr(vllm_config, "diffusion_config", None) is not None:
+        from vllm.v1.core.sched import diffusion_scheduler as diffusion
+
+        name = "DiffusionAsyncScheduler" if config.async_scheduling else "DiffusionScheduler"
+        return getattr(diffusion, name)  # type: ignore[no-any-return]
+    return config.get_scheduler_cls()  # type: ignore[no-any-return]
+
+
+def attach(
+    scheduler: Any, vllm_config: Any, config: Config, clock: Clock, policy: Policy, learned: Learned
+) -> Controller:
+    """Put slosched's queue and controller into a scheduler that has just been made and is empty."""
+    from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+
+    capability = probe(scheduler, vllm_config, RequestQueue)
+    if config.observe_only:
+        capability = type(capability)(level=OBSERVE_ONLY, reasons=("the configuration asks for it",))
+    controller = Controller(scheduler, policy, capability, config, clock, learned)
+    if capability.level != OBSERVE_ONLY:
+        RequestQueue.register(type(controller.queue))
+        scheduler.waiting = controller.queue
+        scheduler.policy = SchedulingPolicy.PRIORITY if policy.victim_worst else SchedulingPolicy.FCFS
+    scheduler.slosched = controller
+    return controller
+
+
+def make(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """The scheduler for one engine, configured from ``SLOSCHED_CONFIG``.
+
+    Raises
+    ------
+    InputError
+        If the configuration is wrong: an operator's mistake stops the start, never the service.
+    """
+    config = load_config()
+    policy = make_policy(config)
+    learned = Learned(config.step_time_preset)
+    scheduler = adapted(base_class(vllm_config))(vllm_config, *args, **kwargs)
+    controller = attach(scheduler, vllm_config, config, WallClock(), policy, learned)
+    if config.state_file is not None and config.state_file.exists():
+        try:
+            learned.load(config.state_file)
+        except InputError as error:
+            controller.stats.failure("state-file", error)
+    controller.planner.rehearse(rehearsal(controller.limits))
+    reasons = f" ({'; '.join(controller.capability.reasons)})" if controller.capability.reasons else ""
+    logger.info("slosched: policy %s, level %s%s", policy.name, controller.capability.level, reasons)
+    return scheduler
+
+
+def make_policy(config: Config) -> Policy:
+    """The configured policy; one that searches is given a clock and its time.
+
+    Raises
+    ------
+    InputError
+        If the policy or a parameter is unknown.
+    """
+    parameters = dict(config.policy_parameters)
+    factory = POLICIES.get(config.policy)
+    if factory is not None and {"clock", "budget_s"} <= set(inspect.signature(factory).parameters):
+        parameters = {"clock": time.perf_counter, "budget_s": config.guards.search_ms / 1e3, **parameters}
+    return policy_by_name(config.policy, seed=config.seed, **parameters)
+
+
+def rehearsal(limits: Any) -> Snapshot:
+    """A small queue that makes a policy go through its code once."""
+    from slosched.forecast import LengthForecast
+    from slosched.request import Request
+    from slosched.slo import Slo
+
+    requests = [
+        Request(
+            request_id=str(i), prompt_tokens=8 + i, forecast=LengthForecast.point(4.0 + i),
+            arrival_s=0.01 * i,
+            slo=Slo(ttft_s=0.5 + i, tpot_s=0.1) if i % 2 else Slo(e2e_s=2.0 + i),
+            generated_tokens=1 if i >= 12 else 0,
+        )
+        for i in range(16)
+    ]  # fmt: skip
+    small = limits.kv_tokens < 1000 or limits.max_num_seqs < 5
+    return Snapshot.of(requests[:12], [] if small else requests[12:], limits=limits)

@@ -1,0 +1,74 @@
+"""A thread that plans on a copy of the engine's latest state."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from slosched.integrations.vllm.decision import Decision
+from slosched.snapshot import Snapshot
+from slosched.table import RequestTable
+
+
+class Background:
+    """One thread, one plan at a time.
+
+    The thread first copies the table, so that the engine may go on changing it and compiled policies read
+    nothing that moves. A policy's own columns live in the copy from then on.
+
+    Attributes
+    ----------
+    idle
+        Whether the last plan is done.
+    latest
+        The last plan made, None after an error.
+    error, seconds
+        What the last plan raised, and how long it took; 0 before the first.
+    """
+
+    def __init__(self, decide: Callable[[Snapshot], Decision]) -> None:
+        self._decide = decide
+        self._go = threading.Event()
+        self._snapshot: Snapshot | None = None
+        self._table: RequestTable | None = None
+        self._closed = False
+        self.idle = True
+        self.latest: Decision | None = None
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name="slosched-plan", daemon=True)
+        self._thread.start()
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Begin a plan; only while idle."""
+        self._serial = snapshot.table.serial.copy()
+        self._snapshot = snapshot
+        self.idle = False
+        self._go.set()
+
+    def close(self) -> None:
+        """End the thread after what it is doing."""
+        self._closed = True
+        self._go.set()
+
+    def _run(self) -> None:
+        while True:
+            self._go.wait()
+            self._go.clear()
+            if self._closed or self._snapshot is None:
+                return
+            begin = time.perf_counter()
+            try:
+                snapshot = self._snapshot
+                if self._table is None:
+                    self._table = RequestTable(snapshot.table.capacity)
+                self._table.copy_from(snapshot.table)
+                made = self._decide(replace(snapshot, table=self._table))
+                self.latest = replace(made, serial=self._serial, step=snapshot.step)
+                self.error = None
+            except Exception as error:
+                self.error, self.latest = error, None
+            self.seconds = max(time.perf_counter() - begin, 1e-9)
+            self.idle = True

@@ -1,0 +1,162 @@
+"""The configuration file named by ``SLOSCHED_CONFIG``: classes, policy, bounds, guards, metrics."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slosched.errors import InputError
+
+VARIABLE = "SLOSCHED_CONFIG"
+MAX_MS = 86_400_000.0
+"""A day: no limit may be longer, since a longer one is surely a mistake of unit."""
+
+Milliseconds = Field(default=None, gt=0, le=MAX_MS)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassConfig(_Section):
+    """What requests of one class are promised unless they say otherwise themselves."""
+
+    ttft_ms: float | None = Milliseconds
+    tpot_ms: float | None = Milliseconds
+    e2e_ms: float | None = Milliseconds
+    weight: float = Field(default=1.0, ge=0, le=1e6)
+    predicted_output_tokens: float | None = Field(default=None, ge=1, le=1e7)
+
+
+class BoundsConfig(_Section):
+    """What a client may claim at most: tighter limits and greater weights count as these."""
+
+    min_ttft_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
+    min_tpot_ms: float = Field(default=1.0, gt=0, le=MAX_MS)
+    min_e2e_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
+    max_weight: float = Field(default=10.0, ge=0, le=1e6)
+    max_tenants: int = Field(default=1000, ge=1, le=1_000_000)
+
+
+class GuardsConfig(_Section):
+    """What keeps a policy from hurting the engine.
+
+    `time_box_us` is what planning may take on the engine's thread in a step; a policy that needs more plans
+    in the background on the last state, one that searches for `search_ms`. A background plan longer than
+    `plan_limit_ms` is a failure. `breaker_failures` failed plans in a row turn the policy off for good.
+
+    A request is preempted only after `min_run_ms` and if it is expected to run for more than
+    `preempt_margin_ms`. One that has waited longer than `max_wait_s` goes first, at most one in
+    `starvation_gap_s`.
+    """
+
+    time_box_us: float = Field(default=200.0, gt=0, le=1e7)
+    search_ms: float = Field(default=5.0, gt=0, le=1e6)
+    plan_limit_ms: float = Field(default=1000.0, gt=0, le=1e6)
+    breaker_failures: int = Field(default=5, ge=1, le=10_000)
+    preempt: bool = True
+    max_preemptions_per_step: int = Field(default=2, ge=0, le=1000)
+    max_preemptions_per_request: int = Field(default=3, ge=0, le=1000)
+    min_run_ms: float = Field(default=200.0, ge=0, le=MAX_MS)
+    preempt_margin_ms: float = Field(default=100.0, ge=0, le=MAX_MS)
+    max_wait_s: float = Field(default=300.0, gt=0, le=86_400)
+    starvation_gap_s: float = Field(default=1.0, gt=0, le=3600)
+
+
+class MetricsConfig(_Section):
+    """Where metrics go besides vLLM's own page: an own port, a JSON file, a line in the log."""
+
+    port: int | None = Field(default=None, ge=1, le=65_535)
+    json_file: Path | None = None
+    json_every_s: float = Field(default=10.0, gt=0, le=86_400)
+    log_every_s: float = Field(default=60.0, gt=0, le=86_400)
+
+
+class Config(_Section):
+    """All settings; every one has a default, so that no file is needed.
+
+    Examples
+    --------
+    >>> config = Config.model_validate({"classes": {"chat": {"ttft_ms": 500}}, "default_class": "chat"})
+    >>> config.classes["chat"].ttft_ms
+    500.0
+    """
+
+    policy: str = "slosched"
+    policy_parameters: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    classes: dict[str, ClassConfig] = Field(default_factory=dict)
+    default_class: str = "default"
+    step_time_preset: str = "h100-llama-3.1-8b"
+    state_file: Path | None = None
+    observe_only: bool = False
+    bounds: BoundsConfig = BoundsConfig()
+    guards: GuardsConfig = GuardsConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _default_class_exists(self) -> Config:
+        if self.default_class != "default" and self.default_class not in self.classes:
+            known = ", ".join(["default", *self.classes])
+            raise ValueError(f"must be one of the classes {known}, got {self.default_class!r}")
+        return self
+
+    def of_class(self, name: str) -> ClassConfig:
+        """The settings of a class; best effort for a default class that is not listed."""
+        return self.classes.get(name) or ClassConfig()
+
+
+def load_config(path: str | Path | None = None) -> Config:
+    """Read a YAML or TOML file, by default the one named by ``SLOSCHED_CONFIG``; defaults if there is none.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or a key or value is not allowed; the message names the field, and for an
+        unknown key the known ones.
+    """
+    path = path or os.environ.get(VARIABLE)
+    if not path:
+        return Config()
+    path = Path(path)
+    try:
+        text = path.read_text()
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{VARIABLE} must name a readable file, got {str(path)!r} ({error}).") from error
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path} must be valid {'TOML' if path.suffix == '.toml' else 'YAML'}: {error}"
+        ) from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping of settings, got {type(content).__name__}.")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "default_class"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_section(error["loc"][:-1]).model_fields)
+        return f"{place} is not a known setting; known here are {known}"
+    return f"{place}: {error['msg']}, got {error['input'] if error['loc'] else ''!r}"
+
+
+def _section(place: tuple[Any, ...]) -> type[BaseModel]:
+    """The section of the settings at a place such as ("classes", "chat")."""
+    sections: dict[str, type[BaseModel]] = {
+        "classes": ClassConfig,
+        "bounds": BoundsConfig,
+        "guards": GuardsConfig,
+        "metrics": MetricsConfig,
+    }
+    return sections[place[0]] if place else Config

@@ -1,0 +1,79 @@
+"""A plan that has been checked and may be carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slosched.errors import InputError
+from slosched.plan import Plan
+from slosched.snapshot import Snapshot
+from slosched.table import Ints
+
+NOBODY: Ints = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A plan that has been checked, with the serial numbers its rows had."""
+
+    order: Ints
+    hold: Ints = field(default_factory=lambda: NOBODY)
+    preempt: Ints = field(default_factory=lambda: NOBODY)
+    running_order: Ints | None = None
+    prefill_tokens: int | None = None
+    serial: Ints | None = None
+    step: int = 0
+
+    def alive(self, rows: Ints, serial: Ints) -> Ints:
+        """Those of the rows that still belong to the request they belonged to."""
+        return rows if self.serial is None else rows[self.serial[rows] == serial[rows]]
+
+
+def checked(plan: Plan, snapshot: Snapshot) -> Decision:
+    """The plan as a decision.
+
+    Raises
+    ------
+    InputError
+        If a row is not where the plan says or is listed twice, or a number is out of its domain.
+    """
+    capacity = snapshot.table.capacity
+    standing = np.zeros(capacity, dtype=np.int8)
+    standing[snapshot.waiting] = 1
+    standing[snapshot.running] = 2
+    for name, rows, place in (("order", plan.order, 1), ("hold", plan.hold, 1), ("preempt", plan.preempt, 2)):
+        _distinct(name, rows, standing, place)
+    if plan.running_order is not None:
+        _distinct("running_order", plan.running_order, standing, 2)
+        if len(plan.running_order) != len(snapshot.running):
+            raise InputError(
+                f"running_order must be all {len(snapshot.running)} running rows, "
+                f"got {len(plan.running_order)}."
+            )
+    tokens = plan.prefill_tokens
+    if tokens is not None and not 0 <= int(tokens) < 2**31:
+        raise InputError(f"prefill_tokens must be at least 0, got {tokens!r}.")
+    return Decision(
+        order=plan.order,
+        hold=plan.hold,
+        preempt=plan.preempt,
+        running_order=plan.running_order,
+        prefill_tokens=None if tokens is None else int(tokens),
+    )
+
+
+def _distinct(
+    name: str, rows: object, standing: np.ndarray[tuple[int], np.dtype[np.int8]], place: int
+) -> None:
+    if not (isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind == "i"):
+        raise InputError(f"{name} must be a one-dimensional array of integers, got {type(rows).__name__}.")
+    if len(rows) == 0:
+        return
+    if rows.min() < 0 or rows.max() >= len(standing) or (standing[rows] != place).any():
+        raise InputError(f"{name} must be rows of its queue, got another row.")
+    seen = np.zeros(len(standing), dtype=np.bool_)
+    seen[rows] = True
+    if int(seen.sum()) != len(rows):
+        raise InputError(f"{name} must be distinct rows, got one twice.")

@@ -1,0 +1,242 @@
+"""Every live request's row, kept in step with vLLM's own objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.forecast import LengthForecast
+from slosched.integrations.vllm.clock import Clock
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.fields import read_claim
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.state import Learned, forecast_of
+from slosched.request import Request
+from slosched.table import Ints, RequestTable
+
+_FAR = 2**62
+OTHER_TENANTS = "other"
+
+
+class Ledger:
+    """Rows of a `RequestTable` for the requests a vLLM scheduler knows.
+
+    A request gets its row when it first joins the queue and keeps it until it has left the engine. What
+    changes during service is copied from vLLM's objects when a plan needs it (`sync`), not at every step.
+
+    Attributes
+    ----------
+    rows
+        Row by request id.
+    requests
+        vLLM's request object by row.
+    queued
+        Whether the row stands in the waiting queue.
+    describe
+        Says what is known of a newcomer; another engine than the live one may have its own.
+    rank
+        Place in the engine's own first-come-first-served order, smaller first.
+    """
+
+    def __init__(self, config: Config, clock: Clock, learned: Learned, stats: Stats) -> None:
+        self.table = RequestTable(256)
+        self.rows: dict[str, int] = {}
+        self.requests: list[Any] = [None] * self.table.capacity
+        self.with_slo = 0
+        self._config, self._clock, self._learned, self._stats = config, clock, learned, stats
+        n = self.table.capacity
+        self.queued: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
+        self.rank: Ints = np.zeros(n, dtype=np.int64)
+        self.admitted_s = np.full(n, math.nan)
+        self.predicted_ttft_s = np.full(n, math.nan)
+        self.predicted_tpot_s = np.full(n, math.nan)
+        self._lost: Ints = np.zeros(n, dtype=np.int64)
+        self._hit: Ints = np.zeros(n, dtype=np.int64)
+        self._params: list[Any] = [None] * n
+        self._tokenless: dict[str, int] = {}
+        self._tenants: dict[str, int] = {}
+        self.describe: Callable[[Any], Request] = self._described
+
+    # arrival ----------------------------------------------------------------------------------------------
+
+    def row(self, request: Any) -> int:
+        """The request's row; a new one for a newcomer, re-read if a streaming session has new parameters."""
+        row = self.rows.get(request.request_id)
+        if row is None:
+            return self._add(request)
+        if self._params[row] is not request.sampling_params:
+            self._reread(row, request)
+        return row
+
+    def follow(self, request: Any) -> None:
+        """Give a row to a request that goes around slosched's queue, and await its first token."""
+        self._tokenless[request.request_id] = self.row(request)
+
+    def _add(self, request: Any) -> int:
+        row = self.table.add(self.describe(request))
+        if self.table.capacity > len(self.queued):
+            self._grow()
+        self.rows[request.request_id] = row
+        self.requests[row] = request
+        self._params[row] = request.sampling_params
+        self.queued[row] = False
+        self.admitted_s[row] = self.predicted_ttft_s[row] = self.predicted_tpot_s[row] = math.nan
+        self._lost[row] = self._hit[row] = 0
+        self.with_slo += self._promised(row)
+        return row
+
+    def _described(self, request: Any) -> Request:
+        """The request in slosched's terms; a plain best-effort one if anything about it is odd."""
+        arrival_s = self._clock.arrival_s(request.arrival_time)
+        try:
+            params = request.sampling_params
+            claim = read_claim(params.extra_args if params is not None else None, self._config)
+            for field in claim.malformed:
+                self._stats.malformed[field] = self._stats.malformed.get(field, 0) + 1
+            return Request(
+                request_id=request.request_id,
+                prompt_tokens=max(1, request.num_prompt_tokens),
+                forecast=forecast_of(claim, self._learned.lengths, request.max_tokens),
+                slo=claim.slo,
+                arrival_s=arrival_s,
+                weight=claim.weight,
+                priority=min(max(int(request.priority), -_FAR), _FAR),
+                slo_class=claim.slo_class,
+                tenant=self._tenant(claim.tenant),
+                generated_tokens=request.num_output_tokens,
+            )
+        except Exception as error:
+            self._stats.failure("describe", error)
+            return Request(
+                request_id=request.request_id,
+                prompt_tokens=1,
+                forecast=LengthForecast.point(1),
+                arrival_s=arrival_s if math.isfinite(arrival_s) else self._clock.now_s(),
+            )
+
+    def _tenant(self, name: str) -> str:
+        """The tenant's name while there are few: names come from clients and must not fill the memory."""
+        if name in self._tenants or len(self._tenants) < self._config.bounds.max_tenants:
+            self._tenants[name] = 1
+            return name
+        return OTHER_TENANTS
+
+    def _reread(self, row: int, request: Any) -> None:
+        """A streaming session's next input replaced its parameters and arrival: the row starts anew."""
+        rank, queued = int(self.rank[row]), bool(self.queued[row])
+        if queued:
+            return  # the line is sorted by arrival: take up changes when it next joins
+        described = replace(self.describe(request), generated_tokens=0)
+        self.with_slo -= self._promised(row)
+        self.table.release(row)
+        again = self.table.add(described)
+        assert again == row, "a released row is the next to be used"
+        self.rank[row] = rank
+        self._params[row] = request.sampling_params
+        self.admitted_s[row] = math.nan
+        self.with_slo += self._promised(row)
+
+    def _promised(self, row: int) -> bool:
+        t = self.table
+        return bool(min(t.ttft_s[row], t.tpot_s[row], t.e2e_s[row]) < math.inf)
+
+    def _grow(self) -> None:
+        more = self.table.capacity - len(self.queued)
+        for name, value in list(vars(self).items()):
+            if isinstance(value, np.ndarray):
+                setattr(self, name, np.concatenate([value, np.zeros(more, dtype=value.dtype)]))
+        self.requests.extend([None] * more)
+        self._params.extend([None] * more)
+
+    # service ----------------------------------------------------------------------------------------------
+
+    def admitted(self, rows: Iterable[int], now_s: float, decode_s: float) -> None:
+        """Rows that began or resumed to run in the step just scheduled."""
+        t = self.table
+        model = self._learned.step_time.model
+        for row in rows:
+            request = self.requests[row]
+            if request is None or self.queued[row]:
+                continue
+            computed = int(request.num_computed_tokens)
+            t.computed_tokens[row] = computed
+            if math.isnan(self.admitted_s[row]) and math.isnan(t.first_token_s[row]):
+                prompt = int(t.prompt_tokens[row])
+                ahead = model.base_s + model.prefill_token_s * prompt
+                self.predicted_ttft_s[row] = now_s - t.arrival_s[row] + ahead
+                self.predicted_tpot_s[row] = decode_s
+                self._tokenless[request.request_id] = row
+            self.admitted_s[row] = now_s
+
+    def returned(self, row: int, request: Any) -> bool:
+        """Note that a request came back to the queue; True if it was preempted."""
+        if request.status.name != "PREEMPTED":
+            return False
+        t = self.table
+        if request.num_preemptions > t.preemptions[row]:
+            self._lost[row] += max(0, t.computed_tokens[row] - self._hit[row])
+            self._hit[row] = 0
+            t.preemptions[row] = request.num_preemptions
+        t.computed_tokens[row] = 0
+        t.generated_tokens[row] = request.num_output_tokens
+        return True
+
+    def sync(self, running: list[Any]) -> Ints:
+        """Bring the running rows up to date and return them in the engine's order."""
+        get = self.rows.get
+        found = [get(r.request_id, -1) for r in running]
+        if -1 in found:
+            found = [self.row(r) for r in running]
+        rows = np.array(found, dtype=np.int64)
+        t = self.table
+        computed = np.array([r.num_computed_tokens for r in running], dtype=np.int64)
+        t.computed_tokens[rows] = computed
+        t.generated_tokens[rows] = [r.num_output_tokens for r in running]
+        t.served_tokens[rows] = self._lost[rows] + computed - self._hit[rows]
+        return rows
+
+    def tokens_seen(self, now_s: float) -> None:
+        """Stamp the first token of those that have just got it."""
+        if not self._tokenless:
+            return
+        for request_id, row in list(self._tokenless.items()):
+            request = self.requests[row]
+            if request is None or request.request_id != request_id:
+                del self._tokenless[request_id]
+            elif request.num_output_tokens > 0:
+                self.table.first_token_s[row] = now_s
+                del self._tokenless[request_id]
+
+    # departure --------------------------------------------------------------------------------------------
+
+    def finish(self, request_id: str, now_s: float) -> None:
+        """A request has left the engine: count what became of it and free its row."""
+        row = self.rows.pop(request_id, None)
+        if row is None:
+            return
+        request, t = self.requests[row], self.table
+        self._tokenless.pop(request_id, None)
+        natural = request.status.name in ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
+        tokens = request.num_output_tokens
+        slo_class = t.classes[t.class_index[row]]
+        if natural and tokens > 0:
+            self._learned.lengths.observe(slo_class, tokens)
+        first_s, arrival_s = float(t.first_token_s[row]), float(t.arrival_s[row])
+        self._stats.finished(
+            slo_class=slo_class,
+            natural=natural,
+            limits_s=(float(t.ttft_s[row]), float(t.tpot_s[row]), float(t.e2e_s[row])),
+            measured_s=(first_s - arrival_s, (now_s - first_s) / max(1, tokens - 1), now_s - arrival_s),
+            predicted_s=(float(self.predicted_ttft_s[row]), float(self.predicted_tpot_s[row])),
+            tokens=tokens,
+            predicted_tokens=float(t.atoms[row].mean()),
+        )
+        self.with_slo -= self._promised(row)
+        self.queued[row] = False
+        self.requests[row] = self._params[row] = None
+        t.release(row)

@@ -1,0 +1,251 @@
+"""Asks the policy for plans within a time box, and keeps its failures from the engine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.errors import InputError
+from slosched.integrations.vllm.background import Background
+from slosched.integrations.vllm.config import GuardsConfig
+from slosched.integrations.vllm.decision import NOBODY, Decision, checked
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.queue import smallest
+from slosched.policies.base import KeyPolicy, Policy
+from slosched.snapshot import Snapshot
+from slosched.table import Floats, Ints
+
+logger = logging.getLogger("vllm.slosched")
+
+SPARE = 16
+"""Requests ranked beyond the free places: some may be passed over within the step."""
+
+FEW = 256
+"""Queues up to this length are ranked whole at every plan."""
+
+FULL_RANKING_STEPS = 32
+"""Plans for which the head of a longer queue's last ranking, and who joined since, stand for all of it."""
+
+OVERRUNS, OVERRUNS_BY_KEY = 3, 30
+"""Plans in a row beyond the time box until planning moves to the background: a few may be mere chance, and a
+sort that is cut short soon fits again."""
+
+REHEARSALS = 4
+
+STALE_STEPS = 16
+"""Steps after which a background plan is no longer acted on."""
+
+QUICK = 200
+"""Background plans in a row within half the time box until planning moves back to the engine's thread."""
+
+
+class Planner:
+    """One policy under guard.
+
+    Policies that sort by a key are asked for their keys and only the head of the queue is sorted. Others are
+    asked for a plan on the engine's thread while that fits the time box. A plan that does not fit is thrown
+    away; after `OVERRUNS` of them in a row plans are made by a background thread on the last state, each step
+    takes the newest there is, and planning returns once it has become quick.
+
+    Parameters
+    ----------
+    policy
+        The policy.
+    guards
+        Time box, limit of background plans, failures until the breaker opens.
+    stats
+        Where to count.
+    boxed
+        Whether the time box holds; a virtual clock turns it off and plans on the engine's thread.
+
+    Attributes
+    ----------
+    by_key
+        Whether the policy only sorts the queue by a key.
+    background
+        The thread that makes plans, if one does.
+    """
+
+    def __init__(self, policy: Policy, guards: GuardsConfig, stats: Stats, *, boxed: bool = True) -> None:
+        self.policy = policy
+        self._guards, self._stats, self._boxed = guards, stats, boxed
+        self.by_key = isinstance(policy, KeyPolicy) and type(policy).plan is KeyPolicy.plan
+        self._failures = self._overruns = self._quick = 0
+        self.background: Background | None = None
+        self._shortlist, self._serial = NOBODY, NOBODY
+        self._pending: Snapshot | None = None
+        self._newest, self._age = -1, FULL_RANKING_STEPS
+
+    @property
+    def open(self) -> bool:
+        """Whether the breaker has turned the policy off."""
+        return self._stats.breaker_open
+
+    def rehearse(self, snapshot: Snapshot) -> None:
+        """Plan a few times without use: to compile and import, and to see whether plans fit the time box."""
+        seconds = []
+        try:
+            for _ in range(REHEARSALS):
+                begin = time.perf_counter()
+                self._decide(snapshot)
+                seconds.append(time.perf_counter() - begin)
+        except Exception as error:
+            self._fail("policy", error)
+            return
+        if self._boxed and not self.by_key and min(seconds) * 1e6 > self._guards.time_box_us:
+            self.background = Background(self._decide)
+
+    def decide(
+        self,
+        snapshot: Snapshot,
+        joined: Sequence[int] = (),
+        queued: NDArray[np.bool_] | None = None,
+    ) -> Decision | None:
+        """What to do in this step; None for the engine's own order.
+
+        Parameters
+        ----------
+        snapshot
+            The engine's state.
+        joined
+            Rows that joined the queue since the last call.
+        queued
+            Whether a row stands in the queue, by row; without it every plan ranks the whole queue.
+        """
+        if self.open:
+            return None
+        if self.background is not None:
+            return self._from_background(self.background, snapshot)
+        begin = time.perf_counter()
+        try:
+            if self.by_key and self._boxed and queued is not None and len(snapshot.waiting) > FEW:
+                decision = self._from_shortlist(snapshot, joined, queued)
+            else:
+                decision = self._decide(snapshot)
+        except Exception as error:
+            self._fail("policy", error)
+            return None
+        seconds = time.perf_counter() - begin
+        self._stats.plans += 1
+        self._stats.plan_s.observe(seconds)
+        if self._boxed and seconds * 1e6 > self._guards.time_box_us:
+            self._stats.failure("overrun")
+            self._overruns += 1
+            if self._overruns >= (OVERRUNS_BY_KEY if self.by_key else OVERRUNS):
+                self.background, self._quick = Background(self._decide), 0
+            return None
+        self._failures = self._overruns = 0
+        return decision
+
+    def close(self) -> None:
+        """Stop the background thread."""
+        if self.background is not None:
+            self.background.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a background plan is being made, so that no snapshot is needed now."""
+        return self.background is not None and not self.background.idle and not self.open
+
+    def latest(self, step: int) -> Decision | None:
+        """The last background plan, unless it is too old at this step to act on."""
+        decision = None if self.background is None else self.background.latest
+        if decision is not None and step - decision.step > STALE_STEPS:
+            self._stats.stale_plans += 1
+            return None
+        return decision
+
+    def launch(self) -> None:
+        """Begin the background plan asked for in this step.
+
+        Only once the step is scheduled: until then the two threads would fight for the interpreter, and the
+        engine's thread is about to wait for the device anyway.
+        """
+        snapshot, self._pending = self._pending, None
+        if snapshot is not None and self.background is not None:
+            self.background.submit(snapshot)
+
+    def _from_background(self, worker: Background, snapshot: Snapshot) -> Decision | None:
+        if worker.idle:
+            self._collect(worker)
+            if not self.open:
+                self._pending = snapshot
+        return self.latest(snapshot.step)
+
+    def _collect(self, worker: Background) -> None:
+        """Count the plan the thread has made; go back to the engine's thread if plans have become quick."""
+        seconds, worker.seconds = worker.seconds, 0.0
+        if worker.error is not None:
+            self._fail("policy", worker.error)
+        elif seconds > self._guards.plan_limit_ms / 1000.0:
+            self._fail("overrun", None)
+        elif seconds > 0.0:
+            self._failures = 0
+            self._stats.plans += 1
+            self._stats.plan_s.observe(seconds)
+            self._quick = self._quick + 1 if seconds * 2e6 <= self._guards.time_box_us else 0
+            if self._quick >= QUICK:
+                worker.close()
+                self.background, self._overruns = None, 0
+
+    def _decide(self, snapshot: Snapshot) -> Decision:
+        if self.by_key:
+            rows = snapshot.waiting
+            count = max(64, snapshot.free_seqs + SPARE)
+            return Decision(order=rows[smallest(self._keys(snapshot, rows), count)])
+        return checked(self.policy.plan(snapshot), snapshot)
+
+    def _from_shortlist(
+        self, snapshot: Snapshot, joined: Sequence[int], queued: NDArray[np.bool_]
+    ) -> Decision:
+        """Rank the head of the last ranking and who has joined since; now and then everybody."""
+        need = max(64, snapshot.free_seqs + SPARE)
+        serial = snapshot.table.serial
+        self._age += 1
+        if joined:
+            new = np.array(joined, dtype=np.int64)
+            if serial[new].min() <= self._newest:
+                self._age = FULL_RANKING_STEPS + 1  # somebody came back who may be on the list already
+            self._shortlist = np.concatenate([self._shortlist, new])
+            self._serial = np.concatenate([self._serial, serial[new]])
+        if self._age <= FULL_RANKING_STEPS:
+            alive = queued[self._shortlist] & (serial[self._shortlist] == self._serial)
+            rows = self._shortlist[alive]
+            if need <= len(rows) <= 4 * FEW:
+                return Decision(order=rows[smallest(self._keys(snapshot, rows), need)])
+        rows = snapshot.waiting
+        ranked = smallest(self._keys(snapshot, rows), max(FEW, 2 * need))
+        # In order of arrival, so that ties go by arrival in the rankings to come.
+        self._shortlist = rows[np.sort(ranked)]
+        self._serial = serial[self._shortlist]
+        self._newest, self._age = int(serial.max()), 0
+        return Decision(order=rows[ranked])
+
+    def _keys(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        assert isinstance(self.policy, KeyPolicy)
+        if self.policy.static:
+            column = snapshot.table.extra("slosched:key", np.nan)
+            key = column[rows]
+            new = np.isnan(key)
+            if new.any():
+                column[rows[new]] = self.policy.key(snapshot, rows[new])
+                key = column[rows]
+        else:
+            key = np.asarray(self.policy.key(snapshot, rows), dtype=np.float64)
+        if key.shape != rows.shape or np.isnan(key).any():
+            raise InputError(f"key of policy {self.policy.name!r} must be one number for each row.")
+        return key
+
+    def _fail(self, reason: str, error: BaseException | None) -> None:
+        self._stats.failure(reason, error)
+        self._failures += 1
+        if self._failures >= self._guards.breaker_failures and not self.open:
+            self._stats.breaker_open = True
+            logger.error(
+                "slosched: policy %r failed %d times in a row and is turned off; the engine goes on first "
+                "come, first served.", self.policy.name, self._failures,
+            )  # fmt: skip

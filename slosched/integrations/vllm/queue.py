@@ -1,0 +1,225 @@
+"""The waiting queue handed to vLLM: planned order first, held requests counted but not offered."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.line import ArrivalLine
+from slosched.table import Ints
+
+CHUNK = 64
+"""Requests of the order turned into Python objects at a time: more than one step usually admits."""
+
+
+class SloQueue:
+    """A vLLM ``RequestQueue`` over rows of a ledger.
+
+    ``bool`` asks whether anyone may be admitted, ``len`` counts everyone: vLLM's loop tests truthiness
+    before it admits and uses the length for its counts, so a held request waits without further ado.
+
+    Requests come out in the planned order (`set_order`), then, when that is used up, in the native order,
+    which is exactly that of vLLM's first-come-first-served queue: newcomers at the tail, preempted and
+    skipped requests at the head.
+
+    Parameters
+    ----------
+    ledger
+        Gives each request its row.
+
+    Attributes
+    ----------
+    line
+        Everybody in it, by arrival.
+    preempted
+        Rows of those that came back preempted, by request id.
+    admitted, joined
+        Rows that were taken out, and that joined, since the adapter last cleared these lists.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.line = ArrivalLine(ledger.table)
+        self.preempted: dict[str, int] = {}
+        self._blocked: dict[int, bool] = {}
+        self._order: Ints = np.empty(0, dtype=np.int64)
+        self._serial: Ints = self._order
+        self._cursor = 0
+        self._front: list[int] = []
+        self._planned = False
+        self._head_rank, self._tail_rank = -1, 0
+        self.admitted: list[int] = []
+        self.joined: list[int] = []
+
+    # vLLM's interface -------------------------------------------------------------------------------------
+
+    def add_request(self, request: Any) -> None:
+        """Put a request at the native tail."""
+        row = self._ledger.row(request)
+        self._ledger.rank[row] = self._tail_rank
+        self._tail_rank += 1
+        self._join(row)
+
+    def prepend_request(self, request: Any) -> None:
+        """Put a request at the native head: it was preempted, or skipped in this step."""
+        row = self._ledger.row(request)
+        if self._ledger.returned(row, request):
+            self.preempted[request.request_id] = row
+        self._ledger.rank[row] = self._head_rank
+        self._head_rank -= 1
+        self._join(row)
+        if not self._planned:
+            self._front.clear()
+            self._cursor = len(self._order)
+
+    def prepend_requests(self, requests: Iterable[Any]) -> None:
+        """Put requests at the native head, the last one first, as vLLM's own queue does."""
+        for request in requests:
+            self.prepend_request(request)
+
+    def peek_request(self) -> Any:
+        """The request to admit next."""
+        return self._ledger.requests[self._next()]
+
+    def pop_request(self) -> Any:
+        """Take out the request to admit next."""
+        row = self._next()
+        self._front.pop()
+        request = self._ledger.requests[row]
+        self._leave(row)
+        self.admitted.append(row)
+        return request
+
+    def remove_request(self, request: Any) -> None:
+        """Take out a request wherever it stands."""
+        row = self._ledger.rows.get(request.request_id)
+        if row is None or not self._ledger.queued[row]:
+            raise ValueError(f"request {request.request_id} is not in the queue.")
+        self._leave(row)
+
+    def remove_requests(self, requests: Iterable[Any]) -> None:
+        """Take out those of the requests that are in the queue."""
+        for request in requests:
+            row = self._ledger.rows.get(request.request_id)
+            if row is not None and self._ledger.queued[row]:
+                self._leave(row)
+
+    def __bool__(self) -> bool:
+        return len(self.line) > len(self._blocked)
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def __iter__(self) -> Iterator[Any]:
+        rows = self.line.rows
+        order = rows[np.argsort(self._ledger.rank[rows], kind="stable")]
+        return iter([self._ledger.requests[row] for row in order.tolist()])
+
+    def __getitem__(self, place: int) -> Any:
+        """The request at a place of the native order; for inspection, not for the loop."""
+        return list(self)[place]
+
+    def __contains__(self, request: Any) -> bool:
+        row = self._ledger.rows.get(request.request_id)
+        return row is not None and bool(self._ledger.queued[row])
+
+    # the adapter's side -----------------------------------------------------------------------------------
+
+    def set_order(self, order: Ints, serial: Ints) -> None:
+        """Offer these rows first, in this order; those whose serial is no longer `serial` are passed over."""
+        self._order, self._serial = order, serial
+        self._cursor, self._planned = 0, True
+        self._front.clear()
+
+    def put_first(self, row: int) -> bool:
+        """Offer this row before all others, even if it is held; False if it is fenced."""
+        if self._blocked.get(row):
+            return False
+        self._blocked.pop(row, None)
+        if not self._front:
+            self._refill()
+        self._front.append(row)
+        return True
+
+    def clear_order(self) -> None:
+        """Go back to the native order."""
+        if self._planned:
+            self._order = self._order[:0]
+            self._cursor, self._planned = 0, False
+            self._front.clear()
+
+    def block(self, fenced: Collection[int], held: Collection[int] = ()) -> None:
+        """Offer none of these rows, until the next call."""
+        if not fenced and not held and not self._blocked:
+            return
+        queued = self._ledger.queued
+        self._blocked = {row: False for row in held if queued[row]}
+        self._blocked.update({row: True for row in fenced if queued[row]})
+        self._front.clear()
+        self._cursor = 0 if self._planned else len(self._order)
+
+    @property
+    def native(self) -> bool:
+        """Whether requests come out first come, first served, nobody held or fenced."""
+        return not self._planned and not self._blocked
+
+    def _join(self, row: int) -> None:
+        self.line.insert(row)
+        self.joined.append(row)
+        self._ledger.queued[row] = True
+
+    def _leave(self, row: int) -> None:
+        self.line.remove(row)
+        self._ledger.queued[row] = False
+        self._blocked.pop(row, None)
+        self.preempted.pop(self._ledger.table.request_ids[row], None)
+
+    def _next(self) -> int:
+        queued = self._ledger.queued
+        while True:
+            while self._front:
+                row = self._front[-1]
+                if queued[row] and row not in self._blocked:
+                    return row
+                self._front.pop()
+            if not self._refill():
+                raise IndexError("no request can be admitted.")
+
+    def _refill(self) -> bool:
+        """Turn the next chunk of the order into the front; False if nobody is left."""
+        if self._cursor < len(self._order):
+            rows = self._order[self._cursor : self._cursor + CHUNK]
+            serial = self._serial[self._cursor : self._cursor + CHUNK]
+            self._cursor += CHUNK
+            alive = self._ledger.queued[rows] & (self._ledger.table.serial[rows] == serial)
+            self._front = rows[alive][::-1].tolist()
+            return True
+        if not self:
+            return False
+        rows = self.line.rows
+        if self._blocked:
+            rows = rows[~np.isin(rows, list(self._blocked))]
+        rank = self._ledger.rank[rows]
+        first = smallest(rank, CHUNK)
+        self._front = rows[first][::-1].tolist()
+        return True
+
+
+def smallest(key: np.ndarray[Any, np.dtype[Any]], count: int) -> Ints:
+    """Indices of the `count` smallest keys, ascending, ties by index: a stable sort cut short.
+
+    Examples
+    --------
+    >>> smallest(np.array([3.0, 1.0, 2.0, 1.0, 9.0]), 3).tolist()
+    [1, 3, 2]
+    """
+    if len(key) <= 2 * count:
+        return np.argsort(key, kind="stable")[:count].astype(np.int64, copy=False)
+    bound = np.partition(key, count - 1)[count - 1]
+    below = np.flatnonzero(key < bound)
+    ties = np.flatnonzero(key == bound)[: count - len(below)]
+    chosen = np.sort(np.concatenate([below, ties]))
+    return chosen[np.argsort(key[chosen], kind="stable")].astype(np.int64, copy=False)

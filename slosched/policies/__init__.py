@@ -1,0 +1,60 @@
+"""Scheduling policies by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from slosched.errors import InputError
+from slosched.policies import orders
+from slosched.policies.base import KeyPolicy as KeyPolicy
+from slosched.policies.base import Policy as Policy
+from slosched.policies.huang import Huang
+from slosched.policies.ltr import Ltr
+from slosched.policies.slosched import Slosched
+from slosched.policies.trail import Trail
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    p.name: p
+    for p in (
+        orders.Fcfs, orders.Priority, orders.Edf, orders.EdfDemote, orders.LeastLaxity,
+        orders.LeastLaxityDemote, orders.Sjf, orders.SjfDemote, orders.Srpt, orders.Hrrn, orders.HrrnDemote,
+        Huang, Ltr, Trail, Slosched,
+    )
+}  # fmt: skip
+"""Every policy by name; call one to get a fresh object."""
+
+
+def policy(name: str, *, seed: int = 0, **parameters: object) -> Policy:
+    """A fresh policy object by name.
+
+    Parameters
+    ----------
+    name
+        One of `POLICIES`.
+    seed
+        Seed of a policy that draws random numbers; others ignore it.
+    parameters
+        The policy's own parameters, see its docstring.
+
+    Raises
+    ------
+    InputError
+        If the name or a parameter is unknown; the message lists the known ones.
+
+    Examples
+    --------
+    >>> policy("edf+d").name
+    'edf+d'
+    """
+    if name not in POLICIES:
+        raise InputError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}.")
+    factory = POLICIES[name]
+    known = list(inspect.signature(factory).parameters)
+    for parameter in parameters:
+        if parameter not in known or parameter == "seed":
+            own = ", ".join(p for p in known if p != "seed") or "none"
+            raise InputError(f"parameter of policy {name!r} must be one of {own}, got {parameter!r}.")
+    if "seed" in known:
+        parameters["seed"] = seed
+    return factory(**parameters)

@@ -1,0 +1,61 @@
+"""The interface of every policy, and the form most of them take: sort the queue by a key."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from slosched.plan import Plan
+from slosched.snapshot import Snapshot
+from slosched.table import Floats, Ints
+
+
+class Policy(ABC):
+    """Decides on one snapshot at a time; deterministic given its history of snapshots.
+
+    A policy object serves one engine for one run. What it must remember about a request it keeps in
+    `table.extra` columns.
+
+    Attributes
+    ----------
+    name
+        Name on the command line and in reports.
+    static
+        Whether the order of two waiting requests never changes after arrival and nothing else is decided:
+        engines may then sort by `key` once per request instead of asking for a plan at each step.
+    preempts
+        Whether plans may preempt running requests: an engine then asks for a plan even when nobody could be
+        admitted.
+    paces
+        Whether plans may limit prefill: an engine then asks for a plan at every step in which a running
+        request is in prefill, too.
+    victim_worst
+        Whose memory is taken when the KV cache runs short: the running request with the largest key (as
+        vLLM's priority policy does), or else the last in running order (as its FCFS policy does).
+    """
+
+    name: ClassVar[str]
+    static: ClassVar[bool] = False
+    preempts: ClassVar[bool] = False
+    paces: ClassVar[bool] = False
+    victim_worst: ClassVar[bool] = False
+
+    @abstractmethod
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """Decide what happens in the step about to be scheduled."""
+
+
+class KeyPolicy(Policy):
+    """Orders the waiting queue by a key, smaller first; ties by (arrival, serial)."""
+
+    @abstractmethod
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        """Sort keys of the given rows, shape (len(rows),), never NaN."""
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """Sort the waiting queue."""
+        key = self.key(snapshot, snapshot.waiting)
+        order = snapshot.waiting[np.argsort(key, kind="stable")]
+        return Plan(snapshot=snapshot, policy=self.name, order=order)

@@ -1,0 +1,43 @@
+"""An order that needs no compiled code, for the first moments of a cold process."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slosched.estimate import deadline_s, decode_step_s, prefill_s
+from slosched.forecast import OUTLIVED_GROWTH
+from slosched.snapshot import Snapshot
+from slosched.table import Floats, Ints
+
+
+def edf_demoted(snapshot: Snapshot) -> Ints:
+    """Waiting rows by earliest deadline, hopeless ones last, shortest prefill first: policy edf+d in numpy.
+
+    Examples
+    --------
+    >>> from slosched import LengthForecast, Request, Slo
+    >>> queue = [Request(request_id=str(i), prompt_tokens=100, forecast=LengthForecast.point(9),
+    ...                  slo=Slo(ttft_s=limit)) for i, limit in enumerate((9.0, 1e-6, 2.0))]
+    >>> edf_demoted(Snapshot.of(queue)).tolist()
+    [2, 0, 1]
+    """
+    t, rows = snapshot.table, snapshot.waiting
+    prefill = prefill_s(snapshot, rows)
+    service = prefill + (_remaining_tokens(snapshot, rows) - 1.0) * decode_step_s(snapshot)
+    arrival, old = t.arrival_s[rows], t.generated_tokens[rows] > 0
+    first_due = np.where(old, np.inf, arrival + t.ttft_s[rows])
+    latest_start = np.minimum(first_due - prefill, arrival + t.e2e_s[rows] - service)
+    lost = (latest_start < snapshot.now_s) | (old & (t.first_token_s[rows] - arrival > t.ttft_s[rows]))
+    key = np.where(lost, prefill, deadline_s(snapshot, rows))
+    order: Ints = rows[np.lexsort((key, lost))]
+    return order
+
+
+def _remaining_tokens(snapshot: Snapshot, rows: Ints) -> Floats:
+    """As `slosched.forecast.remaining_tokens`."""
+    generated = snapshot.table.generated_tokens[rows]
+    ahead = snapshot.table.atoms[rows] - generated[:, None]
+    alive = ahead > 0
+    count = alive.sum(axis=1)
+    expected = np.where(alive, ahead, 0.0).sum(axis=1) / np.maximum(1, count)
+    return np.maximum(1.0, np.where(count > 0, expected, generated * OUTLIVED_GROWTH))

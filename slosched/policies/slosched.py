@@ -1,0 +1,106 @@
+"""Our policy: the best of the simple orders, improved by search on a model of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+
+from slosched.errors import require
+from slosched.estimate import decode_step_s, prefill_s, remaining_s
+from slosched.plan import Plan
+from slosched.policies.base import Policy
+from slosched.policies.fallback import edf_demoted
+from slosched.snapshot import Snapshot
+from slosched.solvers.planner import Planner, PlannerParams
+from slosched.table import Ints
+from slosched.warmup import PLANNER_KERNELS
+
+
+class Slosched(Policy):
+    """Orders the queue, and paces prefill, so that most weight is expected to meet its limits.
+
+    Every plan starts from the last one: newcomers go where they raise the modelled value most, then the head
+    of the queue is searched, and now and then all simple orders compete with it (`Planner`). The value is the
+    sum over requests of weight times the chance to keep all limits, given the forecasts and a margin that
+    grows with lead time, less a small price for latency, on the model of continuous batching with chunked
+    prefill (`slosched.solvers.continuous`). The same model chooses how many prompt tokens a step may hold, so
+    that requests with a TPOT limit are not stalled by prompts.
+
+    Parameters
+    ----------
+    params
+        Search effort and margins.
+    starvation_s
+        A request that has waited this long is starved, above 0: the oldest starved one goes first, whatever
+        the search says, as often as `rescue_share` allows.
+    rescue_share
+        Share of the engine for starved requests, above 0, at most 1: after one that takes the engine p
+        seconds, its prompt and an equal share of the decoding, the next one's turn comes p / rescue_share
+        seconds later. A request waits at most `starvation_s`, plus that for each starved one before it, plus
+        the time until it fits.
+    seed
+        Seed of the search.
+    clock, budget_s
+        For live engines: stop searching when a plan has used `budget_s` seconds of `clock`.
+    background
+        For live engines: go on searching in a thread between plans, and never wait for the compiler: until
+        the kernels are ready, which another thread sees to, plans are by EDF with hopeless requests last.
+        Plans then depend on timing.
+    """
+
+    name: ClassVar[str] = "slosched"
+    paces: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: PlannerParams | None = None,
+        *,
+        starvation_s: float = 120.0,
+        rescue_share: float = 0.02,
+        seed: int = 0,
+        clock: Callable[[], float] | None = None,
+        budget_s: float | None = None,
+        background: bool = False,
+    ) -> None:
+        require(starvation_s > 0, "starvation_s", "a number of seconds above 0", starvation_s)
+        require(0 < rescue_share <= 1, "rescue_share", "a number above 0, at most 1", rescue_share)
+        self.starvation_s, self.rescue_share = starvation_s, rescue_share
+        self.planner = Planner(params, seed=seed, clock=clock, budget_s=budget_s, background=background)
+        self._waits = not background
+        self._rescued = -1  # serial of the starved request that goes first until it is admitted
+        self._rescue_s = 0.0  # what it takes
+        self._next_rescue_s = -np.inf
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """Order the queue and choose the prefill limit."""
+        if not self._waits and not PLANNER_KERNELS.ready:
+            PLANNER_KERNELS.start()
+            return Plan(snapshot=snapshot, policy=self.name, order=edf_demoted(snapshot))
+        order, cap = self.planner.plan(snapshot)
+        order = self._rescue(snapshot, order)
+        prefill_tokens = int(cap) if np.isfinite(cap) else None
+        return Plan(snapshot=snapshot, policy=self.name, order=order, prefill_tokens=prefill_tokens)
+
+    def close(self) -> None:
+        """End the background thread, if there is one."""
+        self.planner.close()
+
+    def _rescue(self, snapshot: Snapshot, order: Ints) -> Ints:
+        """Put the oldest starved request first, if it is its turn."""
+        table, waiting = snapshot.table, snapshot.waiting
+        oldest = waiting[:1]
+        serial = int(table.serial[oldest[0]]) if len(oldest) else -1
+        if self._rescued >= 0 and serial != self._rescued:  # admitted, or gone
+            self._next_rescue_s = snapshot.now_s + self._rescue_s / self.rescue_share
+            self._rescued = -1
+        if len(oldest) == 0 or snapshot.now_s < self._next_rescue_s:
+            return order
+        if snapshot.now_s - table.arrival_s[oldest[0]] <= self.starvation_s:
+            return order
+        prompt_s = float(prefill_s(snapshot, oldest)[0])
+        decode_s = float(remaining_s(snapshot, oldest, decode_step_s(snapshot))[0]) - prompt_s
+        together = max(1, min(snapshot.limits.max_num_seqs, len(snapshot.running)))
+        self._rescued, self._rescue_s = serial, prompt_s + decode_s / together
+        return np.concatenate([oldest, order[order != oldest[0]]])

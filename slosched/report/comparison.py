@@ -1,0 +1,147 @@
+"""Many runs side by side: policies by loads by seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from slosched.outcome import Run
+from slosched.report.metrics import Metrics, Spread, attainment_spread
+
+OURS = "slosched"
+REFERENCE = "fcfs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One run of a comparison.
+
+    Parameters
+    ----------
+    policy
+        Name of the policy.
+    load
+        Offered rate relative to the capacity under first come, first served; NaN if that is not known.
+    rate_rps
+        Offered rate in requests per second.
+    seed
+        Seed of workload and policy.
+    metrics
+        What was achieved.
+    """
+
+    policy: str
+    load: float
+    rate_rps: float
+    seed: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Results of a study, with the words a report needs.
+
+    Parameters
+    ----------
+    points
+        One per run.
+    workload, source
+        Name of the workload, and where its lengths and arrivals come from.
+    about
+        Sentences on workload, engine and method.
+    capacity_rps
+        Highest rate at which first come, first served keeps its target attainment; NaN if not asked.
+    details
+        Whole runs at `detail_rate_rps` and the first seed, one per policy, for the pictures that need every
+        request.
+    detail_rate_rps
+        Rate of `details`; NaN if there are none.
+    """
+
+    points: tuple[Point, ...]
+    workload: str
+    source: str = ""
+    about: tuple[str, ...] = ()
+    capacity_rps: float = math.nan
+    details: tuple[Run, ...] = field(default=(), repr=False)
+    detail_rate_rps: float = math.nan
+
+    @property
+    def relative(self) -> bool:
+        """Whether loads are given relative to a known capacity."""
+        return all(math.isfinite(p.load) for p in self.points)
+
+    @property
+    def rates_rps(self) -> list[float]:
+        """Offered rates, ascending."""
+        return sorted(set(p.rate_rps for p in self.points))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds, ascending."""
+        return sorted(set(p.seed for p in self.points))
+
+    @property
+    def classes(self) -> list[str]:
+        """Request classes in the workload's order."""
+        return list(dict.fromkeys(name for p in self.points for name in p.metrics.by_class))
+
+    def label(self, rate_rps: float) -> str:
+        """How a rate is called: as a share of capacity if that is known."""
+        if self.relative:
+            return f"{rate_rps / self.capacity_rps:.2f}x"
+        return f"{rate_rps:.3g}/s"
+
+    def at(self, policy: str, rate_rps: float) -> list[Metrics]:
+        """Metrics of one policy at one rate, by seed."""
+        found = [p for p in self.points if p.policy == policy and p.rate_rps == rate_rps]
+        return [p.metrics for p in sorted(found, key=lambda p: p.seed)]
+
+    def attainment(self, policy: str, rate_rps: float) -> Spread:
+        """Weighted attainment of one policy at one rate over the seeds."""
+        return attainment_spread(self.at(policy, rate_rps))
+
+    def spread(self, policy: str, rate_rps: float, figure: Callable[[Metrics], float]) -> Spread:
+        """Any figure of one policy at one rate over the seeds."""
+        return Spread.of(figure(m) for m in self.at(policy, rate_rps))
+
+    def queued(self, rate_rps: float) -> bool:
+        """Whether anybody waited at this rate, under any policy and seed; if not, no policy can differ."""
+        return any(p.metrics.queued for p in self.points if p.rate_rps == rate_rps)
+
+    @property
+    def crowded_rates_rps(self) -> list[float]:
+        """Rates that tell policies apart: at or above capacity if known, else those with a queue."""
+        rates = self.rates_rps
+        if self.relative:
+            beyond = [r for r in rates if r >= 0.999 * self.capacity_rps]
+        else:
+            beyond = [r for r in rates if self.queued(r)]
+        return beyond or rates[-1:]
+
+    @property
+    def policies(self) -> list[str]:
+        """Policies, best mean weighted attainment at the crowded rates first; ties by name."""
+        rates = self.crowded_rates_rps
+
+        def misses(policy: str) -> float:
+            return 1 - _mean(self.attainment(policy, rate).mean for rate in rates)
+
+        return sorted(set(p.policy for p in self.points), key=lambda name: (round(misses(name), 12), name))
+
+    def misses_beside(self, policy: str, other: str, rate_rps: float) -> float:
+        """Weighted misses of `policy` over those of `other` at one rate; NaN if the other missed none."""
+        ours = 1 - self.attainment(policy, rate_rps).mean
+        theirs = 1 - self.attainment(other, rate_rps).mean
+        return ours / theirs if theirs > 0 else math.nan
+
+    @property
+    def best_baseline(self) -> str | None:
+        """The best policy other than ours that does not know the true lengths; None if there is none."""
+        return next((p for p in self.policies if not p.startswith(OURS) and "oracle" not in p), None)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [v for v in values if math.isfinite(v)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,800 @@
+"""One engine step, and runs of steps, compiled.
+
+The step follows vLLM 0.32's V1 scheduler (``Scheduler.schedule`` and ``update_from_output``, synchronous, no
+speculation) decision by decision: running requests first, in list order, each allocated its KV blocks or
+preempting; then waiting requests while slots, token budget and memory last, head of line. Block identities
+are followed only with the prefix cache on, since only then does it matter which block is evicted.
+
+Time is an int64 count of picoseconds and step times are integer arithmetic, so a run of identical decode
+steps in closed form equals its steps one by one, to the bit.
+
+All functions call each other, hence one file: numba's cache key covers only the file a function is in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Scalars of the engine, indices into `state`.
+NOW, RUNNING, WAITING, NEXT, FREE, STEPS, BUSY, FINISHED, SCHEDULED, LOGGED, SAMPLES, STRIDE, TICK, IDLE = (
+    range(14)
+)
+STATE_SIZE = 14
+
+# Capacity, indices into `limits`.
+(
+    MAX_SEQS,
+    BUDGET,
+    BLOCK,
+    CHUNKED,
+    CACHE,
+    LONG_PREFILL,
+    VICTIM_WORST,
+    STATIC,
+    ASK_ALWAYS,
+    ASK_PREFILL,
+    RECORD,
+) = range(11)
+LIMITS_SIZE = 11
+
+# Why `advance` returned.
+DONE, NEED_PLAN, PAUSED, STUCK, LOG_FULL, BAD_PLAN = range(6)
+
+MAX_IDLE_STEPS = 20_000
+"""Steps in a row that schedule nothing while requests wait: beyond this the policy holds them for ever."""
+
+REFRESHED = 8
+"""Waiting requests whose prefix-cache hits are looked up again before each step, for policies to see."""
+
+
+class Requests(NamedTuple):
+    """Columns by row; rows ascend with arrival."""
+
+    arrival_ps: Ints
+    prompt: Ints
+    output: Ints
+    computed: Ints
+    cached: Ints
+    generated: Ints
+    served: Ints
+    preemptions: Ints
+    peak: Ints  # most tokens ever computed: what is computed below it again is recomputation
+    recomputed: Ints
+    hit: Ints  # prefix-cache tokens at first admission, -1 before
+    blocks: Ints  # KV blocks held
+    admitted_ps: Ints
+    first_ps: Ints
+    finish_ps: Ints
+    first_token_s: Floats
+    key: Floats  # static sort key, or priority when the victim is the worst
+
+
+class Queues(NamedTuple):
+    """Who waits and who runs, and scratch space of a step."""
+
+    running: Ints
+    waiting: Ints  # dynamic: rows ascending; static: a binary heap of rows by (key, row)
+    line: Ints  # candidates of this step in order of admission
+    mark: Ints  # row -> stamp of the step in which it stands in line
+    rows: Ints  # scheduled in this step
+    tokens: Ints
+    sample_ps: Ints
+    sample_waiting: Ints
+    sample_running: Ints
+    log_step: Ints
+    log_row: Ints
+    log_tokens: Ints
+
+
+class Pool(NamedTuple):
+    """KV blocks by identity, used with the prefix cache only; a doubly linked list holds the free ones."""
+
+    after: Ints  # block -> next free block; index 0 is the list's sentinel
+    before: Ints
+    users: Ints  # block -> requests holding it
+    key: Ints  # block -> content key, -1 for none
+    key_next: Ints  # block -> next block of the same content, 0 for none
+    key_head: Ints  # content key -> first block of that content, 0 for none
+    held: Ints  # (slot, place) -> block; two-dimensional
+    slot: Ints  # row -> slot, -1 when not running
+    free_slots: Ints  # stack of free slots; the last entry counts them
+    full: Ints  # row -> leading blocks entered in the cache
+    shared: Ints  # row -> leading blocks whose content other prompts may share
+    shared_at: Ints  # row -> place of its first id in `ids`
+    ids: Ints  # dense ids of prompt blocks
+    ratio: Ints  # one entry: engine blocks per prompt block
+    unique_at: Ints  # row -> first key of its own contents
+
+
+@njit(nogil=True, cache=True)
+def _less(key: Floats, a: int, b: int) -> bool:
+    return bool(key[a] < key[b] or (key[a] == key[b] and a < b))
+
+
+@njit(nogil=True, cache=True)
+def _heap_push(heap: Ints, size: int, key: Floats, row: int) -> None:
+    i = size
+    while i > 0:
+        parent = (i - 1) // 2
+        if not _less(key, row, heap[parent]):
+            break
+        heap[i] = heap[parent]
+        i = parent
+    heap[i] = row
+
+
+@njit(nogil=True, cache=True)
+def _heap_pop(heap: Ints, size: int, key: Floats) -> None:
+    """Remove the head of a heap of `size` rows."""
+    row = heap[size - 1]
+    size -= 1
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= size:
+            break
+        if child + 1 < size and _less(key, heap[child + 1], heap[child]):
+            child += 1
+        if not _less(key, heap[child], row):
+            break
+        heap[i] = heap[child]
+        i = child
+    heap[i] = row
+
+
+@njit(nogil=True, cache=True)
+def _enqueue(R: Requests, Q: Queues, state: Ints, limits: Ints, row: int) -> None:
+    """Put a row into the waiting queue."""
+    n = state[WAITING]
+    if limits[STATIC]:
+        _heap_push(Q.waiting, n, R.key, row)
+    else:
+        i = n
+        while i > 0 and Q.waiting[i - 1] > row:
+            Q.waiting[i] = Q.waiting[i - 1]
+            i -= 1
+        Q.waiting[i] = row
+    state[WAITING] = n + 1
+
+
+# --- KV blocks by identity ---------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _unlink(P: Pool, block: int) -> None:
+    P.after[P.before[block]] = P.after[block]
+    P.before[P.after[block]] = P.before[block]
+
+
+@njit(nogil=True, cache=True)
+def _link_before(P: Pool, block: int, place: int) -> None:
+    previous = P.before[place]
+    P.after[previous] = block
+    P.before[block] = previous
+    P.after[block] = place
+    P.before[place] = block
+
+
+@njit(nogil=True, cache=True)
+def _content(R: Requests, P: Pool, row: int, place: int) -> int:
+    """Content key of the full block at `place` of a request."""
+    if place < P.shared[row]:
+        ratio = P.ratio[0]
+        return int(P.ids[P.shared_at[row] + place // ratio] * ratio + place % ratio)
+    return int(P.unique_at[row] + place - P.shared[row])
+
+
+@njit(nogil=True, cache=True)
+def _forget(P: Pool, block: int) -> None:
+    """Take an evicted block out of the content index."""
+    key = P.key[block]
+    if key < 0:
+        return
+    if P.key_head[key] == block:
+        P.key_head[key] = P.key_next[block]
+    else:
+        other = P.key_head[key]
+        while P.key_next[other] != block:
+            other = P.key_next[other]
+        P.key_next[other] = P.key_next[block]
+    P.key[block] = -1
+    P.key_next[block] = 0
+
+
+@njit(nogil=True, cache=True)
+def _remember(P: Pool, block: int, key: int) -> None:
+    """Enter a full block in the content index, behind earlier blocks of the same content."""
+    P.key[block] = key
+    P.key_next[block] = 0
+    other = P.key_head[key]
+    if other == 0:
+        P.key_head[key] = block
+        return
+    while P.key_next[other] != 0:
+        other = P.key_next[other]
+    P.key_next[other] = block
+
+
+@njit(nogil=True, cache=True)
+def _hits(R: Requests, P: Pool, limits: Ints, row: int) -> tuple[int, int]:
+    """Leading blocks of a waiting request that are in the cache, and how many of those nobody holds.
+
+    The last token is always computed anew, so a hit covers at most its predecessors.
+    """
+    most = (R.prompt[row] + R.generated[row] - 1) // limits[BLOCK]
+    hit = 0
+    unheld = 0
+    while hit < most:
+        block = P.key_head[_content(R, P, row, hit)]
+        if block == 0:
+            break
+        if P.users[block] == 0:
+            unheld += 1
+        hit += 1
+    return hit, unheld
+
+
+@njit(nogil=True, cache=True)
+def _take_hits(R: Requests, P: Pool, state: Ints, row: int, hit: int) -> None:
+    """Give a request about to run a slot and its cached blocks."""
+    count = P.free_slots[-1] - 1
+    P.free_slots[-1] = count
+    slot = P.free_slots[count]
+    P.slot[row] = slot
+    for place in range(hit):
+        block = P.key_head[_content(R, P, row, place)]
+        if P.users[block] == 0:
+            _unlink(P, block)
+            state[FREE] -= 1
+        P.users[block] += 1
+        P.held[slot, place] = block
+    R.blocks[row] = hit
+    P.full[row] = hit
+
+
+@njit(nogil=True, cache=True)
+def _allocate(R: Requests, P: Pool, state: Ints, limits: Ints, row: int, upto: int) -> None:
+    """Give a running request blocks for its first `upto` tokens; there are enough."""
+    need = (upto + limits[BLOCK] - 1) // limits[BLOCK]
+    if limits[CACHE]:
+        slot = P.slot[row]
+        for place in range(R.blocks[row], need):
+            block = P.after[0]
+            _unlink(P, block)
+            _forget(P, block)
+            P.users[block] = 1
+            P.held[slot, place] = block
+            state[FREE] -= 1
+        full = min(upto, R.prompt[row] + R.generated[row]) // limits[BLOCK]
+        for place in range(P.full[row], full):
+            _remember(P, P.held[slot, place], _content(R, P, row, place))
+        P.full[row] = max(P.full[row], full)
+    else:
+        state[FREE] -= max(0, need - R.blocks[row])
+    R.blocks[row] = max(R.blocks[row], need)
+
+
+@njit(nogil=True, cache=True)
+def _free(R: Requests, P: Pool, state: Ints, limits: Ints, row: int) -> None:
+    """Return all blocks of a request, the last first; those without content are reused first."""
+    if limits[CACHE]:
+        slot = P.slot[row]
+        front = P.after[0]
+        for place in range(R.blocks[row] - 1, -1, -1):
+            block = P.held[slot, place]
+            P.users[block] -= 1
+            if P.users[block] == 0:
+                state[FREE] += 1
+                if P.key[block] < 0:
+                    _link_before(P, block, front)
+                else:
+                    _link_before(P, block, 0)
+                    if front == 0:
+                        front = block
+        P.slot[row] = -1
+        P.free_slots[P.free_slots[-1]] = slot
+        P.free_slots[-1] += 1
+        P.full[row] = 0
+    else:
+        state[FREE] += R.blocks[row]
+    R.blocks[row] = 0
+
+
+# --- one step ----------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _preempt(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: int) -> None:
+    """Drop a request's KV and queue it again; the caller has taken it out of `running`."""
+    _free(R, P, state, limits, row)
+    R.computed[row] = 0
+    R.preemptions[row] += 1
+    _enqueue(R, Q, state, limits, row)
+
+
+@njit(nogil=True, cache=True)
+def _remove_running(Q: Queues, state: Ints, place: int) -> None:
+    n = state[RUNNING]
+    for i in range(place, n - 1):
+        Q.running[i] = Q.running[i + 1]
+    state[RUNNING] = n - 1
+
+
+@njit(nogil=True, cache=True)
+def _worst_running(R: Requests, Q: Queues, state: Ints) -> int:
+    """Place in `running` of the request with the largest (priority, arrival), the first of equals."""
+    worst = 0
+    for i in range(1, state[RUNNING]):
+        a, b = Q.running[worst], Q.running[i]
+        if R.key[a] < R.key[b] or (R.key[a] == R.key[b] and R.arrival_ps[a] < R.arrival_ps[b]):
+            worst = i
+    return worst
+
+
+@njit(nogil=True, cache=True)
+def _schedule_running(
+    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int
+) -> tuple[int, bool]:
+    """Schedule running requests; returns the budget left and whether anybody was preempted."""
+    block = limits[BLOCK]
+    preempted = False
+    i = 0
+    while i < state[RUNNING] and budget > 0:
+        row = Q.running[i]
+        new = R.prompt[row] + R.generated[row] - R.computed[row]
+        if 0 < long_prefill < new:
+            new = long_prefill
+        new = min(new, budget)
+        upto = R.computed[row] + new
+        fits = True
+        # Mostly the new tokens fit in the blocks it has: a product decides that, not a slow division.
+        grows = upto > R.blocks[row] * block
+        while grows and (upto + block - 1) // block - R.blocks[row] > state[FREE]:
+            place = _worst_running(R, Q, state) if limits[VICTIM_WORST] else state[RUNNING] - 1
+            victim = Q.running[place]
+            _remove_running(Q, state, place)
+            if place < i:
+                i -= 1
+                # A victim scheduled earlier in this step gives its tokens back.
+                for k in range(state[SCHEDULED]):
+                    if Q.rows[k] == victim:
+                        budget += Q.tokens[k]
+                        for m in range(k, state[SCHEDULED] - 1):
+                            Q.rows[m] = Q.rows[m + 1]
+                            Q.tokens[m] = Q.tokens[m + 1]
+                        state[SCHEDULED] -= 1
+                        break
+            _preempt(R, Q, P, state, limits, victim)
+            preempted = True
+            if victim == row:
+                fits = False
+                break
+        if not fits:
+            break
+        if grows or limits[CACHE]:
+            _allocate(R, P, state, limits, row, upto)
+        Q.rows[state[SCHEDULED]] = row
+        Q.tokens[state[SCHEDULED]] = new
+        state[SCHEDULED] += 1
+        budget -= new
+        i += 1
+    return budget, preempted
+
+
+@njit(nogil=True, cache=True)
+def _schedule_waiting(
+    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int, line: int
+) -> None:
+    """Admit waiting requests head of line: from the heap, or from the first `line` entries of `Q.line`."""
+    block = limits[BLOCK]
+    at = 0
+    while budget > 0 and state[RUNNING] < limits[MAX_SEQS]:
+        if limits[STATIC]:
+            if state[WAITING] == 0:
+                break
+            row = Q.waiting[0]
+        else:
+            if at == line:
+                break
+            row = Q.line[at]
+        hit, unheld = 0, 0
+        if limits[CACHE]:
+            hit, unheld = _hits(R, P, limits, row)
+            R.cached[row] = hit * block
+        tokens = R.prompt[row] + R.generated[row]
+        new = tokens - hit * block
+        if 0 < long_prefill < new:
+            new = long_prefill
+        if not limits[CHUNKED] and new > budget:
+            break
+        new = min(new, budget)
+        # The whole prompt must fit, though only this chunk is allocated.
+        if (tokens + block - 1) // block - hit + unheld > state[FREE]:
+            break
+        if limits[CACHE]:
+            _take_hits(R, P, state, row, hit)
+        if limits[STATIC]:
+            _heap_pop(Q.waiting, state[WAITING], R.key)
+            state[WAITING] -= 1
+        at += 1
+        Q.running[state[RUNNING]] = row
+        state[RUNNING] += 1
+        R.computed[row] = hit * block
+        _allocate(R, P, state, limits, row, hit * block + new)
+        if R.admitted_ps[row] < 0:
+            R.admitted_ps[row] = state[NOW]
+            R.hit[row] = hit * block
+        Q.rows[state[SCHEDULED]] = row
+        Q.tokens[state[SCHEDULED]] = new
+        state[SCHEDULED] += 1
+        budget -= new
+    if not limits[STATIC] and at > 0:  # take the admitted, Q.line[:at], out of the waiting rows
+        stamp = -state[STEPS] - 2
+        for i in range(at):
+            Q.mark[Q.line[i]] = stamp
+        kept = 0
+        for i in range(state[WAITING]):
+            row = Q.waiting[i]
+            if Q.mark[row] != stamp:
+                Q.waiting[kept] = row
+                kept += 1
+        state[WAITING] = kept
+
+
+@njit(nogil=True, cache=True)
+def _duration_ps(R: Requests, Q: Queues, state: Ints, coef: Ints) -> int:
+    """Duration of the scheduled step: see `StepTimeModel.coefficients_ps`."""
+    prefill, decodes, kv, work2 = 0, 0, 0, 0
+    for k in range(state[SCHEDULED]):
+        row, new = Q.rows[k], Q.tokens[k]
+        before = R.computed[row]
+        if new == 1 and R.generated[row] > 0 and before + 1 == R.prompt[row] + R.generated[row]:
+            decodes += 1
+            kv += before
+        else:
+            prefill += new
+            work2 += new * (2 * before + new)
+    return int(
+        coef[0]
+        + coef[1] * prefill
+        + coef[2] * decodes
+        + coef[3] * kv
+        + coef[5] * max(0, prefill + decodes - coef[4])
+        + coef[6] * work2 // 2000
+    )
+
+
+@njit(nogil=True, cache=True)
+def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
+    """Give the scheduled requests their tokens at the time now reached; free those that are done."""
+    now = state[NOW]
+    done = False
+    for k in range(state[SCHEDULED]):
+        row, new = Q.rows[k], Q.tokens[k]
+        before = R.computed[row]
+        after = before + new
+        R.computed[row] = after
+        R.served[row] += new
+        if before < R.peak[row]:
+            R.recomputed[row] += min(after, R.peak[row]) - before
+        if after > R.peak[row]:
+            R.peak[row] = after
+        if after == R.prompt[row] + R.generated[row]:
+            R.generated[row] += 1
+            if R.generated[row] == 1:
+                R.first_ps[row] = now
+                R.first_token_s[row] = now * 1e-12
+            if R.generated[row] == R.output[row]:
+                R.finish_ps[row] = now
+                _free(R, P, state, limits, row)
+                state[FINISHED] += 1
+                done = True
+    if done:
+        kept = 0
+        for i in range(state[RUNNING]):
+            row = Q.running[i]
+            if R.finish_ps[row] < 0:
+                Q.running[kept] = row
+                kept += 1
+        state[RUNNING] = kept
+
+
+@njit(nogil=True, cache=True)
+def _sample(Q: Queues, state: Ints) -> None:
+    """Record the queue's depth after admission, every STRIDE-th time; thin out when the buffer is full."""
+    state[TICK] += 1
+    if state[TICK] % state[STRIDE] != 0:
+        return
+    n = state[SAMPLES]
+    if n == len(Q.sample_ps):
+        for i in range(n // 2):
+            Q.sample_ps[i] = Q.sample_ps[2 * i]
+            Q.sample_waiting[i] = Q.sample_waiting[2 * i]
+            Q.sample_running[i] = Q.sample_running[2 * i]
+        n //= 2
+        state[STRIDE] *= 2
+    Q.sample_ps[n] = state[NOW]
+    Q.sample_waiting[n] = state[WAITING]
+    Q.sample_running[n] = state[RUNNING]
+    state[SAMPLES] = n + 1
+
+
+@njit(nogil=True, cache=True)
+def _step(
+    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, budget: int, line: int
+) -> None:
+    """Schedule one step and carry it out."""
+    state[SCHEDULED] = 0
+    several = state[RUNNING] + state[WAITING] > 1
+    long_prefill = limits[LONG_PREFILL] if several else 0
+    left, preempted = _schedule_running(R, Q, P, state, limits, budget, long_prefill)
+    if not preempted:
+        _schedule_waiting(R, Q, P, state, limits, left, long_prefill, line)
+    _sample(Q, state)
+    if limits[RECORD]:
+        for k in range(state[SCHEDULED]):
+            at = state[LOGGED]
+            Q.log_step[at], Q.log_row[at], Q.log_tokens[at] = state[STEPS], Q.rows[k], Q.tokens[k]
+            state[LOGGED] += 1
+    if state[SCHEDULED] == 0:
+        state[IDLE] += 1
+        duration = coef[0]
+    else:
+        state[IDLE] = 0
+        duration = _duration_ps(R, Q, state, coef)
+        state[BUSY] += duration
+    state[NOW] += duration
+    state[STEPS] += 1
+    _finish_step(R, Q, P, state, limits)
+
+
+@njit(nogil=True, cache=True)
+def _run_ps(coef: Ints, steps: int, sequences: int, kv: int) -> int:
+    """Duration of a run of decode steps; the context grows by one token a sequence and step."""
+    constant = coef[0] + coef[2] * sequences + coef[5] * max(0, sequences - coef[4])
+    return int(steps * constant + coef[3] * (steps * kv + sequences * (steps * (steps - 1) // 2)))
+
+
+@njit(nogil=True, cache=True)
+def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, stop_ps: int) -> bool:
+    """Carry out, in one go, all steps until somebody finishes, memory runs short or `stop_ps` is passed.
+
+    Valid only while nobody can be admitted. Returns False, having done nothing, where the next step is not
+    a plain decode step of all running requests.
+    """
+    n = state[RUNNING]
+    if n == 0 or n > limits[BUDGET] or limits[RECORD]:
+        return False
+    kv = 0
+    steps = 1 << 40
+    for i in range(n):
+        row = Q.running[i]
+        # The last token of a prompt, left over alone by the chunks before it, is no decode.
+        if R.generated[row] == 0 or R.computed[row] + 1 != R.prompt[row] + R.generated[row]:
+            return False
+        kv += R.computed[row]
+        steps = min(steps, int(R.output[row] - R.generated[row]))
+    while n * (steps // limits[BLOCK] + 1) > state[FREE]:
+        steps //= 2
+        if steps == 0:
+            return False
+    if stop_ps >= 0:
+        # The run may last until the first step boundary at or after stop_ps.
+        low, high = 1, steps
+        while low < high:
+            middle = (low + high) // 2
+            if state[NOW] + _run_ps(coef, middle, n, kv) >= stop_ps:
+                high = middle
+            else:
+                low = middle + 1
+        steps = low
+    duration = _run_ps(coef, steps, n, kv)
+    _sample(Q, state)
+    state[NOW] += duration
+    state[BUSY] += duration
+    state[STEPS] += steps
+    done = False
+    for i in range(n):
+        row = Q.running[i]
+        R.generated[row] += steps - 1  # blocks fill with tokens known by then
+        _allocate(R, P, state, limits, row, R.computed[row] + steps)
+        R.generated[row] += 1
+        R.computed[row] += steps
+        R.served[row] += steps
+        R.peak[row] = max(R.peak[row], R.computed[row])
+        if R.generated[row] == R.output[row]:
+            R.finish_ps[row] = state[NOW]
+            done = True
+    if done:
+        kept = 0
+        for i in range(n):
+            row = Q.running[i]
+            if R.finish_ps[row] < 0:
+                Q.running[kept] = row
+                kept += 1
+            else:
+                _free(R, P, state, limits, row)
+                state[FINISHED] += 1
+        state[RUNNING] = kept
+    return True
+
+
+# --- who may be admitted -----------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _nobody_fits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> bool:
+    """Whether no order of the waiting requests would admit anybody now."""
+    if state[WAITING] == 0 or state[RUNNING] >= limits[MAX_SEQS]:
+        return True
+    block = limits[BLOCK]
+    if limits[STATIC]:
+        row = Q.waiting[0]
+        need = (R.prompt[row] + R.generated[row] + block - 1) // block
+        if need <= state[FREE]:
+            return False
+        if limits[CACHE]:
+            hit, unheld = _hits(R, P, limits, row)
+            return bool(need - hit + unheld > state[FREE])
+        return True
+    demand = 0
+    for i in range(state[RUNNING]):
+        row = Q.running[i]
+        demand += R.prompt[row] + R.generated[row] - R.computed[row]
+    if demand >= limits[BUDGET] and not limits[LONG_PREFILL]:
+        return True
+    for i in range(state[WAITING]):
+        row = Q.waiting[i]
+        need = (R.prompt[row] + R.generated[row] + block - 1) // block
+        if need <= state[FREE]:
+            return False
+        if limits[CACHE]:
+            hit, unheld = _hits(R, P, limits, row)
+            if need - hit + unheld <= state[FREE]:
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _in_prefill(R: Requests, Q: Queues, state: Ints) -> bool:
+    """Whether a running request has more than the next token to compute."""
+    for i in range(state[RUNNING]):
+        row = Q.running[i]
+        if R.computed[row] + 1 < R.prompt[row] + R.generated[row]:
+            return True
+    return False
+
+
+@njit(nogil=True, cache=True)
+def _arrivals(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
+    """Queue everybody who has arrived by now."""
+    n = len(R.arrival_ps)
+    while state[NEXT] < n and R.arrival_ps[state[NEXT]] <= state[NOW]:
+        row = state[NEXT]
+        _enqueue(R, Q, state, limits, row)
+        if limits[CACHE]:
+            R.cached[row] = _hits(R, P, limits, row)[0] * limits[BLOCK]
+        state[NEXT] += 1
+
+
+@njit(nogil=True, cache=True)
+def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
+    """Look up again what the prefix cache holds of a few waiting requests, in turn."""
+    n = state[WAITING]
+    for i in range(min(n, REFRESHED)):
+        row = Q.waiting[(state[STEPS] * REFRESHED + i) % n]
+        R.cached[row] = _hits(R, P, limits, row)[0] * limits[BLOCK]
+
+
+@njit(nogil=True, cache=True)
+def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, max_steps: int) -> int:
+    """Run the engine until it is done, needs a plan, or has done `max_steps` steps or runs of steps."""
+    n = len(R.arrival_ps)
+    for _ in range(max_steps):
+        if limits[RECORD] and state[LOGGED] + limits[MAX_SEQS] > len(Q.log_row):
+            return LOG_FULL
+        _arrivals(R, Q, P, state, limits)
+        if state[RUNNING] == 0 and state[WAITING] == 0:
+            if state[NEXT] == n:
+                return DONE
+            state[NOW] = R.arrival_ps[state[NEXT]]
+            continue
+        blocked = _nobody_fits(R, Q, P, state, limits)
+        if not limits[STATIC] and state[WAITING] > 0 and (limits[ASK_ALWAYS] or not blocked):
+            if limits[CACHE]:  # only here, so that runs of steps in closed form change nothing
+                _refresh_hits(R, Q, P, state, limits)
+            return NEED_PLAN
+        if limits[ASK_PREFILL] and _in_prefill(R, Q, state):
+            return NEED_PLAN
+        if blocked:
+            # A newcomer changes nothing while the slots are full, nor behind a static head that does not fit
+            # unless it may overtake; then the run ends at its arrival.
+            full = state[RUNNING] >= limits[MAX_SEQS] and not limits[ASK_ALWAYS]
+            stop_ps = -1 if full or state[NEXT] == n else R.arrival_ps[state[NEXT]]
+            if _decode_run(R, Q, P, state, limits, coef, stop_ps):
+                continue
+        _step(R, Q, P, state, limits, coef, limits[BUDGET], 0)
+        if state[IDLE] > MAX_IDLE_STEPS:
+            return STUCK
+    return PAUSED
+
+
+@njit(nogil=True, cache=True)
+def _are_rows(R: Requests, rows: Ints) -> bool:
+    """Whether all numbers are rows of the workload: compiled code does not check bounds."""
+    return bool(len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(R.prompt)))
+
+
+@njit(nogil=True, cache=True)
+def apply_plan(
+    R: Requests,
+    Q: Queues,
+    P: Pool,
+    state: Ints,
+    limits: Ints,
+    coef: Ints,
+    order: Ints,
+    hold: Ints,
+    preempt: Ints,
+    running_order: Ints,
+    prefill_tokens: int,
+) -> int:
+    """Carry out one step as planned; arguments as in `Plan`, empty and -1 where it leaves the choice."""
+    open_, taken = 2 * state[STEPS] + 2, 2 * state[STEPS] + 3
+    if not (_are_rows(R, order) and _are_rows(R, hold) and _are_rows(R, running_order)):
+        return BAD_PLAN
+    if len(running_order) > 0:
+        if len(running_order) != state[RUNNING]:
+            return BAD_PLAN
+        for i in range(state[RUNNING]):
+            Q.mark[Q.running[i]] = open_
+        for i in range(state[RUNNING]):
+            if Q.mark[running_order[i]] != open_:
+                return BAD_PLAN
+            Q.mark[running_order[i]] = 0
+        Q.running[: state[RUNNING]] = running_order
+    for i in range(state[WAITING]):
+        Q.mark[Q.waiting[i]] = open_
+    for i in range(len(hold)):
+        if Q.mark[hold[i]] != open_:
+            return BAD_PLAN
+        Q.mark[hold[i]] = taken
+    # A row preempted now is not marked open: the step that preempts it must not admit it again.
+    for i in range(len(preempt)):
+        place = 0
+        while place < state[RUNNING] and Q.running[place] != preempt[i]:
+            place += 1
+        if place == state[RUNNING]:
+            return BAD_PLAN
+        _remove_running(Q, state, place)
+        _preempt(R, Q, P, state, limits, preempt[i])
+    line = 0
+    for i in range(len(order)):
+        if Q.mark[order[i]] == open_:
+            Q.mark[order[i]] = taken
+            Q.line[line] = order[i]
+            line += 1
+        elif Q.mark[order[i]] != taken:
+            return BAD_PLAN
+    for i in range(state[WAITING]):
+        row = Q.waiting[i]
+        if Q.mark[row] == open_:
+            Q.line[line] = row
+            line += 1
+    budget = limits[BUDGET]
+    if prefill_tokens >= 0:
+        decodes = 0
+        for i in range(state[RUNNING]):
+            row = Q.running[i]
+            if R.computed[row] + 1 == R.prompt[row] + R.generated[row]:
+                decodes += 1
+        budget = min(budget, decodes + prefill_tokens)
+    _step(R, Q, P, state, limits, coef, budget, line)
+    return STUCK if state[IDLE] > MAX_IDLE_STEPS else PAUSED

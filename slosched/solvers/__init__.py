@@ -1,0 +1,1 @@
+"""Solvers that order a queue for an objective, and exact referees."""

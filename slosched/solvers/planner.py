@@ -1,0 +1,345 @@
+"""The order of a live queue, kept from step to step and improved a little at each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from slosched.errors import require
+from slosched.snapshot import Snapshot
+from slosched.solvers import continuous as c
+from slosched.solvers.background import BackgroundSearch, Task
+from slosched.solvers.queue_orders import CONSTRUCTIVE, QueueOrders
+from slosched.table import Floats, Ints
+
+BUDGET_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
+"""Prefill limits tried, as shares of the engine's token budget."""
+
+PACING_GAIN = 0.1
+"""Expected met requests that a prefill limit must gain."""
+
+FORGET_S = 20.0
+"""Time constant of the estimate of how much prompt work arrives."""
+
+MOST_FUTURE = 0.9
+"""Largest share of time that prompts of future requests are expected to take."""
+
+CONSTRUCTION_SHARE = 0.5
+"""Share of a time budget after which no further constructive order is tried in that plan."""
+
+CHUNK = 3
+"""Search moves between two looks at the clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerParams:
+    """How much the planner searches.
+
+    Parameters
+    ----------
+    moves
+        Search moves per plan, at least 0.
+    window
+        Positions at the head of the queue that moves start from, at least 1.
+    horizon
+        Requests at the head of the queue that are evaluated, at least 2; the rest keeps its order.
+    replan_steps
+        Plans from one comparison of all constructive orders to the next, at least 1.
+    replan_limit
+        Most requests that the constructive orders sort, at least `horizon`.
+    pace
+        Whether to limit prefill; without, only the order is planned.
+    aim
+        Soft margins and price of latency, see `slosched.solvers.continuous.DEFAULT_AIM`.
+    """
+
+    moves: int = 16
+    window: int = 32
+    horizon: int = 256
+    replan_steps: int = 8
+    replan_limit: int = 2048
+    pace: bool = True
+    aim: tuple[float, float, float, float, float] = c.DEFAULT_AIM
+
+    def __post_init__(self) -> None:
+        require(self.moves >= 0, "moves", "at least 0", self.moves)
+        require(self.window >= 1, "window", "at least 1", self.window)
+        require(self.horizon >= 2, "horizon", "at least 2", self.horizon)
+        require(self.replan_steps >= 1, "replan_steps", "at least 1", self.replan_steps)
+        require(self.replan_limit >= self.horizon, "replan_limit", "at least the horizon", self.replan_limit)
+        ok = (
+            len(self.aim) == 5
+            and self.aim[0] > 0
+            and self.aim[1] >= 0
+            and self.aim[2] > 0
+            and self.aim[3] >= 0
+            and self.aim[4] >= 0
+        )
+        require(ok, "aim", "(above 0, at least 0, above 0, at least 0, at least 0)", self.aim)
+
+
+class Planner:
+    """Keeps an order between steps: newcomers inserted at their best place, the head searched, all re-planned
+    now and then.
+
+    Parameters
+    ----------
+    params
+        Search effort.
+    seed
+        Seed of the search.
+    clock, budget_s
+        If both are given, work stops when `budget_s` seconds of `clock` are used up in one plan: for live
+        engines. Without them the effort is a count of moves, and plans depend on the snapshots alone.
+    background
+        Whether a thread goes on searching between plans: each plan starts from what it has made of the last
+        one. Plans then depend on timing.
+
+    Attributes
+    ----------
+    value
+        Modelled value of the last plan, see `slosched.solvers.continuous.evaluate`.
+    chosen
+        How often each constructive order won, by name.
+    """  # fmt: skip
+
+    def __init__(
+        self,
+        params: PlannerParams | None = None,
+        *,
+        seed: int = 0,
+        clock: Callable[[], float] | None = None,
+        budget_s: float | None = None,
+        background: bool = False,
+    ) -> None:
+        self.params = params or PlannerParams()
+        self.value = 0.0
+        self.chosen: dict[str, int] = {}
+        self._aim = np.array(self.params.aim, dtype=np.float64)
+        self._rng = np.array([2 * seed + 88_172_645_463_325_253], dtype=np.uint64)
+        self._clock, self._budget_s = clock, budget_s
+        self._rows: Ints = np.empty(0, dtype=np.int64)
+        self._mark = np.zeros(0, dtype=np.bool_)
+        self._turn = 0  # index into CONSTRUCTIVE
+        self._serials: Ints = np.empty(0, dtype=np.int64)
+        self._share = 0  # index into BUDGET_SHARES
+        self._plans = 0
+        self._future = 0.0
+        self._seen_s = 0.0
+        self._submitted: Ints = np.empty(0, dtype=np.int64)  # places in `_rows` by job, -1 for no job
+        self._worker = None
+        if background:
+            self._worker = BackgroundSearch(window=self.params.window, aim=self._aim, seed=seed)
+        self._seen_serial = -1
+
+    def plan(self, snapshot: Snapshot) -> tuple[Ints, float]:
+        """Order of the waiting rows, and the most prompt tokens to compute in the next step (or infinity)."""
+        self._begin_s = self._clock() if self._clock is not None else 0.0
+        self._adopt()
+        kept, fresh = self._keep(snapshot)
+        engine = c.engine_of(snapshot)
+        engine[c.FUTURE] = min(MOST_FUTURE, self._future)
+        due = self._plans % self.params.replan_steps == 0 or len(fresh) > 4
+        self._plans += 1
+        horizon = self.params.horizon
+        if due and len(kept) + len(fresh) > 1:
+            pool, jobs, order, tail = self._constructed(snapshot, np.concatenate([kept, fresh]), engine)
+            count = len(order)
+        else:
+            pool, tail = np.concatenate([kept[:horizon], fresh]), kept[horizon:]
+            jobs, count = c.jobs_of(snapshot, pool), len(pool) - len(fresh)
+            order = np.arange(len(snapshot.running), len(jobs), dtype=np.int64)
+        running, scratch = len(snapshot.running), c.scratch_for(jobs)
+        cap = self._limit(self._share, engine)
+        while count < len(order) and self._used() < 1.0:  # without time they stay at the end of the head
+            self.value = c.insert(jobs, running, order, count, engine, self._aim, cap, scratch)
+            count += 1
+        cap = self._cap(jobs, running, order, len(order), engine, scratch, everything=due)
+        self._search(jobs, running, order, engine, cap, scratch)
+        self._rows = np.concatenate([pool[order - running], tail])
+        self._serials = snapshot.table.serial[self._rows]
+        if self._worker is not None and len(order) > 1:
+            self._submitted = np.full(len(jobs), -1, dtype=np.int64)
+            self._submitted[order] = np.arange(len(order))
+            self._worker.submit(
+                Task(
+                    version=self._plans, jobs=jobs, running=running, order=order, engine=engine,
+                    prefill_tokens=cap,
+                )
+            )  # fmt: skip
+        return self._rows, cap
+
+    def close(self) -> None:
+        """End the background thread, if there is one."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def _adopt(self) -> None:
+        """Take over what the background search has made of the last plan."""
+        found = None if self._worker is None else self._worker.take(self._plans)
+        if found is not None:
+            places = self._submitted[found.order]
+            behind = np.arange(len(places), len(self._rows), dtype=np.int64)
+            places = np.concatenate([places, behind])
+            self._rows, self._serials = self._rows[places], self._serials[places]
+
+    def _used(self) -> float:
+        """Share of the time budget that is used up; 0 without a budget."""
+        if self._clock is None or self._budget_s is None:
+            return 0.0
+        return (self._clock() - self._begin_s) / self._budget_s if self._budget_s > 0 else 1.0
+
+    def _search(
+        self, jobs: Floats, running: int, order: Ints, engine: Floats, cap: float, scratch: c.Scratch
+    ) -> None:
+        """Search the head of `order` in place, within the moves and the time budget."""
+        left, timed = self.params.moves, self._clock is not None and self._budget_s is not None
+        while left > 0 and self._used() < 1.0:
+            moves = CHUNK if timed else left
+            self.value = c.search(
+                jobs, running, order, len(order), self.params.window, engine, self._aim, cap, moves,
+                self._rng, scratch,
+            )  # fmt: skip
+            left -= moves + 1  # a call evaluates its start, too
+
+    def _keep(self, snapshot: Snapshot) -> tuple[Ints, Ints]:
+        """Rows of the last order that still wait, in its order, and the newcomers by arrival.
+
+        Also updates the share of time that arriving prompts take.
+        """
+        t, waiting = snapshot.table, snapshot.waiting
+        if len(self._mark) < t.capacity:
+            self._mark = np.zeros(t.capacity, dtype=np.bool_)
+        kept, fresh, newest, tokens = _follow(
+            self._rows, self._serials, waiting, snapshot.running, t.serial, t.prompt_tokens, t.cached_tokens,
+            self._seen_serial, self._mark,
+        )  # fmt: skip
+        if newest > self._seen_serial:
+            self._seen_serial = newest
+            work_s = tokens * snapshot.step_time.prefill_token_s
+            fade = float(np.exp((self._seen_s - snapshot.now_s) / FORGET_S))
+            self._future = self._future * fade + work_s / FORGET_S
+            self._seen_s = snapshot.now_s
+        return kept, fresh
+
+    def _constructed(
+        self, snapshot: Snapshot, waiting: Ints, engine: Floats
+    ) -> tuple[Ints, Floats, Ints, Ints]:
+        """The best of the simple orders and of the present one, over the first `horizon` places of each.
+
+        With a time budget they take turns: as many are tried as there is time for.
+
+        Returns
+        -------
+        tuple
+            Rows that are jobs, the jobs, the best order as job indices, and the rows behind it.
+        """
+        rows = waiting[: self.params.replan_limit]
+        count, running = min(len(rows), self.params.horizon), len(snapshot.running)
+        orders = QueueOrders(snapshot, rows)
+        heads: dict[str, Ints] = {}
+        for _ in CONSTRUCTIVE:
+            if heads and self._used() > CONSTRUCTION_SHARE / 2:
+                break
+            name = CONSTRUCTIVE[self._turn]
+            heads[name] = orders.first(name, count)
+            self._turn = (self._turn + 1) % len(CONSTRUCTIVE)
+        heads["kept"] = np.arange(count, dtype=np.int64)
+        # Only requests at the head of some order become jobs.
+        named = np.zeros(len(rows), dtype=np.bool_)
+        for head in heads.values():
+            named[head] = True
+        members = np.flatnonzero(named)
+        place = np.empty(len(rows), dtype=np.int64)
+        place[members] = np.arange(running, running + len(members))
+        jobs = c.jobs_of(snapshot, rows[members])
+        scratch = c.scratch_for(jobs)
+        cap = self._limit(self._share, engine)
+        best, best_name = -np.inf, ""
+        for name, head in heads.items():
+            if best_name and name != "kept" and self._used() > CONSTRUCTION_SHARE:
+                continue
+            value = c.evaluate(jobs, running, place[head], count, engine, self._aim, cap, scratch)
+            if value > best:
+                best, best_name = value, name
+        self.chosen[best_name] = self.chosen.get(best_name, 0) + 1
+        head = heads[best_name]
+        named[:] = True
+        named[head] = False
+        return rows[members], jobs, place[head], np.concatenate([rows[named], waiting[len(rows) :]])
+
+    @staticmethod
+    def _limit(share: int, engine: Floats) -> float:
+        """A prefill limit by its index."""
+        return np.inf if share == 0 else float(int(BUDGET_SHARES[share] * engine[c.BUDGET]))
+
+    def _cap(
+        self,
+        jobs: Floats,
+        running: int,
+        order: Ints,
+        count: int,
+        engine: Floats,
+        scratch: c.Scratch,
+        everything: bool,
+    ) -> float:
+        """The best prefill limit: of all when `everything`, else of the present one and its neighbours."""
+        if not self.params.pace:
+            return np.inf
+        last = len(BUDGET_SHARES) - 1
+        if everything and self._used() < CONSTRUCTION_SHARE:
+            low, high = 0, last
+        else:
+            low, high = max(0, self._share - 1), min(last, self._share + 1)
+        # Small steps make others wait for their first token: only for a gain that is more than latency.
+        best, chosen = -np.inf, 0
+        for i in (0, *range(max(1, low), high + 1)):
+            cap = self._limit(i, engine)
+            value = c.evaluate(jobs, running, order, count, engine, self._aim, cap, scratch)
+            if i == 0:
+                value += PACING_GAIN
+            if value > best:
+                best, chosen = value, i
+        self._share, self.value = chosen, best
+        return self._limit(chosen, engine)
+
+
+@njit(nogil=True, cache=True)
+def _follow(
+    rows: Ints, serials: Ints, waiting: Ints, running: Ints, serial: Ints, prompt: Ints, cached: Ints,
+    seen: int, mark: NDArray[np.bool_],
+) -> tuple[Ints, Ints, int, float]:  # fmt: skip
+    """Who of `rows` still waits, who waits besides, and what has arrived: newest serial, prompt tokens.
+
+    `mark` is False everywhere, before and after.
+    """
+    kept, fresh = np.empty(len(waiting), np.int64), np.empty(len(waiting), np.int64)
+    newest, tokens, k, f = seen, 0, 0, 0
+    for x in range(len(waiting)):
+        row = waiting[x]
+        mark[row] = True
+        if serial[row] > seen:
+            newest = max(newest, serial[row])
+            tokens += prompt[row] - cached[row]
+    for x in range(len(running)):
+        row = running[x]
+        if serial[row] > seen:
+            newest = max(newest, serial[row])
+            tokens += prompt[row] - cached[row]
+    for x in range(len(rows)):
+        row = rows[x]
+        if row < len(serial) and mark[row] and serial[row] == serials[x]:
+            kept[k] = row
+            k += 1
+            mark[row] = False
+    for x in range(len(waiting)):
+        row = waiting[x]
+        if mark[row]:
+            fresh[f] = row
+            f += 1
+            mark[row] = False
+    return kept[:k], fresh[:f], newest, float(tokens)

@@ -1,0 +1,201 @@
+"""When requests arrive: gamma gaps, bursts, and rescaling or resampling of a given workload."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from slosched.errors import require
+from slosched.table import Floats, Ints
+from slosched.workloads.workload import Workload
+
+BURST_TRIES = 1000
+"""Patterns of bursts drawn before one that misses its share of the window is accepted."""
+
+
+def gamma_arrivals(
+    rate_per_s: float, duration_s: float, *, cv: float = 1.0, rng: np.random.Generator
+) -> Floats:
+    """Arrival times of a stationary renewal process with gamma gaps.
+
+    Parameters
+    ----------
+    rate_per_s
+        Mean rate, above 0.
+    duration_s
+        Length of the window in seconds, above 0.
+    cv
+        Burstiness: coefficient of variation of the gaps, above 0; 1 is Poisson, below 1 more regular.
+    rng
+        Random stream.
+
+    Returns
+    -------
+    ndarray
+        Ascending times in [0, duration_s). The first gap follows the equilibrium distribution (a uniform
+        share of a length-biased gap), so that the rate is right from the start even for high `cv`.
+
+    Raises
+    ------
+    InputError
+        If a parameter is outside its domain.
+
+    Examples
+    --------
+    >>> times = gamma_arrivals(5.0, 1000.0, cv=2.0, rng=np.random.default_rng(1))
+    >>> bool(4500 < len(times) < 5500)
+    True
+    """
+    _check_window(rate_per_s, duration_s)
+    require(0 < cv < math.inf, "cv", "a finite number above 0", cv)
+    shape = 1 / cv**2
+    scale = 1 / (rate_per_s * shape)
+    pieces = [np.array([rng.random() * rng.gamma(shape + 1, scale)])]
+    last = float(pieces[0][0])
+    while last < duration_s:
+        expected = (duration_s - last) * rate_per_s
+        gaps = rng.gamma(shape, scale, size=int(expected + 4 * cv * math.sqrt(expected)) + 16)
+        pieces.append(last + np.cumsum(gaps))
+        last = float(pieces[-1][-1])
+    times = np.concatenate(pieces)
+    return np.asarray(times[times < duration_s])
+
+
+def first_arrivals(n: int, rate_per_s: float, *, cv: float = 1.0, rng: np.random.Generator) -> Floats:
+    """Exactly n arrivals of the process of `gamma_arrivals`, from time 0."""
+    require(n >= 0, "n", "an integer of at least 0", n)
+    times = np.empty(0)
+    while len(times) < n:
+        window = 1.5 * (n - len(times) + 1) / rate_per_s if rate_per_s > 0 else rate_per_s
+        more = gamma_arrivals(rate_per_s, window, cv=cv, rng=rng)
+        times = np.concatenate([times, (times[-1] if len(times) else 0.0) + more])
+    return times[:n]
+
+
+def burst_arrivals(
+    rate_per_s: float,
+    duration_s: float,
+    *,
+    on_s: float,
+    off_s: float,
+    cv: float = 1.0,
+    rng: np.random.Generator,
+) -> Floats:
+    """Arrival times that come in bursts: exponential on-times with gamma gaps, silence in between.
+
+    Parameters
+    ----------
+    rate_per_s
+        Mean rate over on and off times together, above 0.
+    duration_s
+        Length of the window in seconds, above 0.
+    on_s, off_s
+        Mean length of a burst and of a silence in seconds, above 0.
+    cv
+        Burstiness of the gaps inside bursts, above 0.
+    rng
+        Random stream.
+
+    Returns
+    -------
+    ndarray
+        Ascending times in [0, duration_s). Bursts cover between 2/3 and 3/2 of their long-run share of the
+        window, so that windows of a few bursts are comparable in load.
+    """
+    _check_window(rate_per_s, duration_s)
+    require(0 < on_s < math.inf, "on_s", "a finite number of seconds above 0", on_s)
+    require(0 < off_s < math.inf, "off_s", "a finite number of seconds above 0", off_s)
+    share = on_s / (on_s + off_s)
+    starts, lengths = _bursts(duration_s, on_s, off_s, rng)
+    for _ in range(BURST_TRIES):
+        if 2 / 3 <= lengths.sum() / (share * duration_s) <= 3 / 2:
+            break
+        starts, lengths = _bursts(duration_s, on_s, off_s, rng)
+    if len(starts) == 0:
+        return np.empty(0)
+    # Arrivals on the joined on-times, then every burst moved to where it belongs.
+    busy = gamma_arrivals(rate_per_s / share, float(lengths.sum()), cv=cv, rng=rng)
+    ends = np.cumsum(lengths)
+    burst = np.minimum(np.searchsorted(ends, busy, side="right"), len(ends) - 1)
+    return np.asarray(busy - (ends - lengths)[burst] + starts[burst])
+
+
+def rescale(workload: Workload, rate_per_s: float) -> Workload:
+    """The workload with its clock stretched or squeezed to a mean rate; the pattern of arrivals stays.
+
+    The mean rate is the number of requests over the time of the last arrival. A workload whose requests all
+    arrive at once is returned as it is.
+    """
+    require(0 < rate_per_s < math.inf, "rate_per_s", "a finite number above 0", rate_per_s)
+    span = float(workload.arrival_s[-1]) if len(workload) else 0.0
+    if span == 0.0:
+        return workload
+    factor = len(workload) / rate_per_s / span
+    return replace(workload, arrival_s=workload.arrival_s * factor)
+
+
+def resample(workload: Workload, requests: int, *, block_s: float = 60.0, seed: int = 0) -> Workload:
+    """A workload of another length made of random blocks of time of the given one, with replacement.
+
+    Parameters
+    ----------
+    workload
+        Where blocks come from; must not be empty.
+    requests
+        Requests wanted, at least 1.
+    block_s
+        Length of a block in seconds, above 0: burstiness up to this scale is kept (moving-block bootstrap,
+        Künsch 1989). Blocks start anywhere and wrap round the end.
+    seed
+        Seed of the choice of blocks.
+
+    Returns
+    -------
+    Workload
+        Exactly `requests` requests; request ids are dropped since rows repeat.
+    """
+    require(len(workload) > 0, "workload", "not empty", len(workload))
+    require(requests >= 1, "requests", "an integer of at least 1", requests)
+    require(0 < block_s < math.inf, "block_s", "a finite number of seconds above 0", block_s)
+    rng = np.random.default_rng(seed)
+    times = workload.arrival_s - workload.arrival_s[0]
+    n = len(times)
+    # The trace ends one mean gap after its last arrival, so that wrapping does not glue two requests.
+    span = max(float(times[-1]) * (1 + 1 / max(1, n - 1)), block_s)
+    rows: list[Ints] = []
+    arrivals: list[Floats] = []
+    have, clock = 0, 0.0
+    around = np.concatenate([times, times + span])
+    while have < requests:
+        start = rng.random() * span
+        low, high = np.searchsorted(around, [start, start + min(block_s, span)])
+        index = np.arange(low, high)
+        rows.append(index % n)
+        arrivals.append(clock + around[index] - start)
+        have += len(index)
+        clock += min(block_s, span)
+    picked = np.concatenate(rows)[:requests]
+    anonymous = replace(workload, request_ids=())
+    return anonymous.rows(picked, arrival_s=np.concatenate(arrivals)[:requests])
+
+
+def _bursts(duration_s: float, on_s: float, off_s: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Starts and lengths of the bursts within the window, from the stationary on-off process."""
+    starts, lengths = [], []
+    clock = 0.0
+    bursting = bool(rng.random() < on_s / (on_s + off_s))
+    while clock < duration_s:
+        stay = rng.exponential(on_s if bursting else off_s)
+        if bursting:
+            starts.append(clock)
+            lengths.append(min(stay, duration_s - clock))
+        clock += stay
+        bursting = not bursting
+    return np.asarray(starts), np.asarray(lengths)
+
+
+def _check_window(rate_per_s: float, duration_s: float) -> None:
+    require(0 < rate_per_s < math.inf, "rate_per_s", "a finite number above 0", rate_per_s)
+    require(0 < duration_s < math.inf, "duration_s", "a finite number of seconds above 0", duration_s)

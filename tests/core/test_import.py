@@ -1,0 +1,55 @@
+"""What `import slosched` gives and what it costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import slosched
+
+HEAVY = ("numba", "torch", "ortools", "matplotlib", "vllm", "transformers", "scipy", "typer", "pydantic")
+
+
+def modules_after(statement: str) -> list[str]:
+    """Names of all modules loaded by a statement in a fresh interpreter."""
+    code = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return list(json.loads(text))
+
+
+def test_import_is_light() -> None:
+    """Importing the package loads nothing heavy."""
+    loaded = modules_after("import slosched; assert slosched.__version__")
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_nouns_need_no_extra() -> None:
+    """Ordering a queue loads none of the optional dependencies."""
+    use = "r = slosched.Request(request_id='a', prompt_tokens=1, forecast=slosched.LengthForecast.point(1))"
+    loaded = modules_after(f"import slosched; {use}; slosched.order([r])")
+    assert [
+        name for name in ("torch", "ortools", "matplotlib", "vllm", "transformers") if name in loaded
+    ] == []
+
+
+@pytest.mark.parametrize("name", slosched.__all__)
+def test_public_names_resolve(name: str) -> None:
+    """Every public name is there, documented, and listed by dir()."""
+    value = getattr(slosched, name)
+    assert value is not None
+    assert name in dir(slosched)
+    assert name == "__version__" or value.__doc__
+
+
+def test_about_a_dozen_names() -> None:
+    """The public API stays small."""
+    assert len(slosched.__all__) <= 16
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    """A name that does not exist is reported as for any module."""
+    with pytest.raises(AttributeError, match="module 'slosched' has no attribute 'nope'"):
+        _ = slosched.nope

@@ -1,0 +1,145 @@
+"""The load generator measures from planned arrivals and counts what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slosched.errors import InputError
+from slosched.load import LoadCounts, LoadSettings, body, load
+from slosched.workloads.workload import Workload
+
+web = pytest.importorskip("aiohttp.web")
+
+WORK = replace(
+    Workload.plain(
+        np.linspace(0.0, 0.5, 12), np.full(12, 5, dtype=np.int64), np.arange(1, 13, dtype=np.int64)
+    ),
+    ttft_s=np.full(12, 0.5),
+)
+
+
+class Server:
+    """An OpenAI-compatible server that waits before the first token and between tokens."""
+
+    def __init__(self) -> None:
+        self.first_s, self.gap_s, self.status = 0.05, 0.01, 200
+        self.bodies: list[dict[str, Any]] = []
+        self.url = ""
+
+    async def models(self, request: Any) -> Any:
+        return web.json_response({"data": [{"id": "tiny"}]})
+
+    async def complete(self, request: Any) -> Any:
+        content = await request.json()
+        self.bodies.append(content)
+        if self.status != 200 and content.get("stream"):
+            return web.Response(status=self.status)
+        if not content.get("stream"):
+            return web.json_response({"choices": [{"text": "x"}]})
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        await asyncio.sleep(self.first_s)
+        for i in range(content["max_tokens"]):
+            reason = "length" if i + 1 == content["max_tokens"] else None
+            chunk = {"choices": [{"text": "x", "finish_reason": reason}]}
+            await answer.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            await asyncio.sleep(self.gap_s)
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        app = web.Application()
+        app.router.add_get("/v1/models", made.models)
+        app.router.add_post("/v1/completions", made.complete)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        ready.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(20)
+    yield made
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(20)
+    loop.close()
+
+
+def test_latencies_are_those_of_the_server(server: Server) -> None:
+    """TTFT and time per token as the server makes them, each request finished and met."""
+    seen: list[int] = []
+    run = load(server.url, WORK, policy="x", progress=lambda done, _: seen.append(done))
+    out = run.outcomes
+    assert out.finished.all()
+    assert float(out.ttft_s.min()) >= server.first_s
+    many = WORK.output_tokens >= 5
+    assert float(np.median(out.tpot_s[many])) >= server.gap_s * 0.9
+    assert seen[-1] == len(WORK)
+    assert len(server.bodies) == len(WORK) + 2  # two of warm-up
+
+
+def test_requests_carry_their_slo() -> None:
+    """Limits in milliseconds, class, weight and forecast go into vllm_xargs; infinite limits do not."""
+    extra = body(WORK, 3, [1, 2], LoadSettings())["vllm_xargs"]
+    assert extra["slo_ttft_ms"] == 500.0
+    assert "slo_e2e_ms" not in extra
+    assert extra["slo_class"] == "default"
+    assert extra["predicted_output_tokens"] == 4.0
+
+
+def test_a_late_client_does_not_flatter_the_server(server: Server) -> None:
+    """Latency counts from the planned arrival: all at once at time 0 means waiting in the client counts."""
+    server.first_s = 0.3
+    run = load(server.url, WORK, LoadSettings(speed=1000.0))
+    assert float(run.outcomes.ttft_s.min()) >= 0.3
+    assert np.allclose(run.outcomes.workload.arrival_s, WORK.arrival_s / 1000.0)
+
+
+def test_aborts_timeouts_and_refusals_are_counted(server: Server) -> None:
+    """None of them counts as finished, each is named."""
+    server.gap_s = 0.2
+    counts = LoadCounts()
+    load(server.url, WORK, LoadSettings(abort_share=1.0, abort_within_s=0.04), counts=counts)
+    assert (counts.aborted, counts.finished) == (12, 0)
+    counts = LoadCounts()
+    run = load(server.url, WORK, LoadSettings(timeout_s=0.5), counts=counts)
+    assert counts.timeouts > 0
+    assert counts.timeouts + counts.finished == 12
+    assert int((~run.outcomes.finished).sum()) == counts.timeouts
+    server.status = 503
+    counts = LoadCounts()
+    load(server.url, WORK, counts=counts)
+    assert counts.refused == {"503": 12}
+
+
+def test_a_dead_server_is_an_input_error() -> None:
+    """The message names the URL."""
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9"):
+        load("http://127.0.0.1:9", WORK)
+
+
+def test_settings_are_checked() -> None:
+    """Each names its field."""
+    for bad in ({"timeout_s": 0}, {"abort_share": 2}, {"speed": float("nan")}, {"warm_up": -1}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            LoadSettings(**bad)

@@ -1,0 +1,214 @@
+"""Tables, pictures, page, trace and files made of results."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import struct
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from slosched.errors import InputError
+from slosched.outcome import Run
+from slosched.report.bundle import check_folder, write_bundle
+from slosched.report.comparison import Comparison
+from slosched.report.environment import environment
+from slosched.report.export import results_csv, results_json
+from slosched.report.files import write_files
+from slosched.report.html import report_html
+from slosched.report.palette import lines, spaced
+from slosched.report.plots import all_pngs
+from slosched.report.table import compare_table, notes
+from slosched.report.trace import chrome_trace, slot_of_each, trace_bytes
+
+VOID = ("meta", "img", "br", "link", "input")
+
+
+class Strict(HTMLParser):
+    """Collects tags and complains about one that is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.references: list[str] = []
+        self.rows: list[int] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="session")
+def pictures(comparison: Comparison) -> dict[str, bytes]:
+    """All pictures of the toy comparison."""
+    return all_pngs(comparison)
+
+
+def test_policies_are_ranked_by_the_crowded_rates(comparison: Comparison) -> None:
+    """Ours is best in the toy, first come, first served worst; idle rates do not count."""
+    assert comparison.policies[0] == "slosched"
+    assert comparison.policies[-1] == "fcfs"
+    assert comparison.crowded_rates_rps == [2.0, 2.8]
+    assert comparison.best_baseline == comparison.policies[1]
+
+
+def test_misses_beside(comparison: Comparison) -> None:
+    """The ratio of misses is that of the mean attainments."""
+    ours, theirs = (comparison.attainment(p, 2.8).mean for p in ("slosched", "fcfs"))
+    assert comparison.misses_beside("slosched", "fcfs", 2.8) == pytest.approx((1 - ours) / (1 - theirs))
+    assert np.isnan(comparison.misses_beside("slosched", "fcfs", 0.1))
+
+
+def test_notes_name_the_rates_without_a_queue(comparison: Comparison) -> None:
+    """Only the idle rate is said to tell policies apart not at all."""
+    text = " ".join(notes(comparison))
+    assert "At 0.05x: no queue formed" in text
+    assert "1.00x = 2 req/s" in text
+    assert "Misses of slosched" in text
+
+
+def test_table_fits_a_terminal(comparison: Comparison) -> None:
+    """At 120 columns no cell of the comparison is cut."""
+    console = Console(width=120, file=io.StringIO())
+    console.print(compare_table(comparison))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(policy in text for policy in comparison.policies)
+
+
+def test_json_and_csv_agree(comparison: Comparison) -> None:
+    """JSON is strict and holds every run; CSV has the same numbers, one row a run."""
+    found = json.loads(results_json(comparison), parse_constant=pytest.fail)
+    rows = list(csv.DictReader(io.StringIO(results_csv(comparison).decode())))
+    assert len(found["points"]) == len(rows) == len(comparison.points)
+    for point, row in zip(found["points"], rows, strict=True):
+        assert float(row["weighted.value"]) == point["weighted"]["value"]
+        assert float(row["by_class.chat.met"]) == point["by_class"]["chat"]["met"]
+    assert found["environment"]["packages"]["numpy"] == np.__version__
+
+
+def test_environment_names_no_place() -> None:
+    """The environment names no folder and no user."""
+    assert "/" not in json.dumps({k: v for k, v in environment().items() if k != "cpu"})
+
+
+def test_page_is_valid_and_self_contained(comparison: Comparison, pictures: dict[str, bytes]) -> None:
+    """The page closes what it opens and refers to nothing outside itself."""
+    page = report_html(comparison, pictures).decode()
+    parser = Strict()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert parser.tags["img"] == len(pictures) == 5
+    assert parser.tags["table"] == 1 + len(comparison.rates_rps)
+    assert all(reference.startswith("data:image/png;base64,") for reference in parser.references)
+    outside = re.sub(r"base64,[A-Za-z0-9+/=]*", "", page)
+    assert "http" not in outside
+    assert "A toy &amp; nothing more." in page
+    assert "no queue formed" in page
+
+
+def test_page_without_pictures(comparison: Comparison) -> None:
+    """The tables stand on their own."""
+    assert b"<img" not in report_html(comparison, {})
+
+
+def test_pictures_are_pngs_of_some_size(pictures: dict[str, bytes]) -> None:
+    """Each picture is a PNG at least 700 pixels wide."""
+    for content in pictures.values():
+        assert content.startswith(b"\x89PNG")
+        assert struct.unpack(">I", content[16:20])[0] >= 700
+
+
+def test_pictures_without_details(comparison: Comparison) -> None:
+    """Pictures that need whole runs are left out where none were kept."""
+    assert sorted(all_pngs(replace(comparison, details=()))) == ["attainment.png", "classes.png"]
+
+
+def test_ours_is_always_drawn_on_top_in_its_colour(comparison: Comparison) -> None:
+    """Ours comes last and keeps its colour whatever it is beside; only named lines have labels."""
+    drawn = lines(comparison)
+    assert drawn[-1].policy == "slosched"
+    assert len([line for line in drawn if line.label]) == 6
+    alone = replace(comparison, points=tuple(p for p in comparison.points if p.policy == "slosched"))
+    assert lines(alone)[-1].colour == drawn[-1].colour
+    assert len({line.colour for line in drawn if line.label}) == 6
+
+
+def test_labels_do_not_overlap() -> None:
+    """Labels keep their order and distance, and stay inside where there is room."""
+    places = spaced([0.5, 0.5, 0.52, 0.9, 0.0], gap=0.1, low=0.0, high=1.0)
+    assert places == [*sorted(places[:4]), places[4]]
+    ordered = sorted(places)
+    assert min(np.diff(ordered)) >= 0.1 - 1e-9
+    assert ordered[0] >= 0
+    assert ordered[-1] <= 1
+
+
+def test_trace_has_the_fields_perfetto_needs(run: Run) -> None:
+    """Every event has phase, process and name; slices have start, length and a slot of their own."""
+    trace = chrome_trace(run)
+    events = trace["traceEvents"]
+    assert {event["ph"] for event in events} == {"M", "X", "b", "e", "C"}
+    assert all({"ph", "pid", "name"} <= set(event) for event in events)
+    slices = [event for event in events if event["ph"] == "X"]
+    assert len(slices) == 2 * 5
+    assert all(isinstance(e["ts"], int) and e["dur"] >= 0 for e in slices)
+    first = [e for e in slices if e["name"].startswith("chat 0")]
+    assert [(e["ts"], e["dur"]) for e in first] == [(0, 500_000), (500_000, 500_000)]
+    assert first[0]["args"]["slo"] == "met"
+    begun, ended = (sorted(e["id"] for e in events if e["ph"] == kind) for kind in "be")
+    assert begun == ended == [1, 3]
+    counters = [(e["ts"], e["args"]["waiting"]) for e in events if e["ph"] == "C"]
+    assert counters == [(0, 0), (2_000_000, 3), (6_000_000, 1), (10_000_000, 0)]
+
+
+def test_slices_of_a_slot_never_overlap(comparison: Comparison) -> None:
+    """Whole requests on one slot follow each other."""
+    out = comparison.details[0].outcomes
+    slots = slot_of_each(out.admitted_s, out.finish_s)
+    for slot in np.unique(slots):
+        rows = np.flatnonzero(slots == slot)
+        rows = rows[np.argsort(out.admitted_s[rows])]
+        assert np.all(out.admitted_s[rows][1:] >= out.finish_s[rows][:-1])
+
+
+def test_trace_bytes_are_reproducible(run: Run) -> None:
+    """The same run gives the same bytes, plain or compressed."""
+    assert trace_bytes(run, compress=True) == trace_bytes(run, compress=True)
+    assert gzip.decompress(trace_bytes(run, compress=True)) == trace_bytes(run, compress=False)
+
+
+def test_files_come_all_or_none(tmp_path: Path) -> None:
+    """If one file cannot be written none is, and nothing temporary stays."""
+    with pytest.raises(InputError, match="out must be"):
+        write_files(tmp_path / "new", {"good": b"1", "no/such/folder": b"2"})
+    assert list((tmp_path / "new").iterdir()) == []
+    write_files(tmp_path / "new", {"good": b"1"})
+    assert (tmp_path / "new" / "good").read_bytes() == b"1"
+
+
+def test_bundle_refuses_a_file_in_its_place(comparison: Comparison, tmp_path: Path) -> None:
+    """A folder below a file is refused early; a good one gets everything."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="out must be a folder"):
+        check_folder(tmp_path / "file" / "below")
+    written = write_bundle(comparison, tmp_path / "good")
+    assert written[0].name == "report.html"
+    assert all(path.is_file() for path in written)

@@ -1,0 +1,70 @@
+"""The configuration file is read strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slosched.errors import InputError
+from slosched.integrations.vllm.config import VARIABLE, Config, load_config
+
+YAML = "policy: edf\ndefault_class: chat\nclasses:\n  chat: {ttft_ms: 500, tpot_ms: 50}\n"
+TOML = 'policy = "edf"\ndefault_class = "chat"\n[classes.chat]\nttft_ms = 500\ntpot_ms = 50\n'
+
+
+@pytest.mark.parametrize(("suffix", "text"), [("yaml", YAML), ("toml", TOML)])
+def test_yaml_and_toml_say_the_same(tmp_path: Path, suffix: str, text: str) -> None:
+    """Both give the same settings."""
+    path = tmp_path / f"slosched.{suffix}"
+    path.write_text(text)
+    config = load_config(path)
+    assert config.policy == "edf"
+    assert config.of_class("chat").ttft_ms == 500
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "known"),
+    [
+        ("polcy: edf", "polcy", "policy"),
+        ("classes: {chat: {ttft: 1}}", "classes.chat.ttft", "ttft_ms"),
+        ("guards: {time_box: 1}", "guards.time_box", "time_box_us"),
+        ("bounds: {max: 1}", "bounds.max", "max_weight"),
+        ("metrics: {prot: 1}", "metrics.prot", "port"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_known_ones(
+    tmp_path: Path, text: str, field: str, known: str
+) -> None:
+    """The message names the key and lists those of its section."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"{field} is not a known setting.*{known}"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("classes: {chat: {ttft_ms: -5}}", "classes.chat.ttft_ms"),
+        ("default_class: gold", "gold"),
+        ("guards: {time_box_us: fast}", "guards.time_box_us"),
+        ("- a list", "mapping"),
+        ("a: [", "valid YAML"),
+    ],
+)
+def test_a_bad_value_is_named(tmp_path: Path, text: str, named: str) -> None:
+    """Wrong values and broken files stop the start with a reason."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=named):
+        load_config(path)
+
+
+def test_the_variable_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variable all is default; with a missing file the start is refused."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert load_config() == Config()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none.yaml"))
+    with pytest.raises(InputError, match=VARIABLE):
+        load_config()

@@ -1,0 +1,203 @@
+"""A policy that misbehaves costs a step's order at most."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from slosched.forecast import LengthForecast
+from slosched.integrations.vllm.config import GuardsConfig
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.planner import Planner
+from slosched.plan import Plan
+from slosched.policies.base import KeyPolicy, Policy
+from slosched.request import Request
+from slosched.snapshot import Snapshot
+from slosched.table import Floats, Ints
+
+
+def _snapshot(n: int = 6, step: int = 0) -> Snapshot:
+    requests = [
+        Request(request_id=str(i), prompt_tokens=8, forecast=LengthForecast.point(4), arrival_s=float(i))
+        for i in range(n)
+    ]
+    return replace(Snapshot.of(requests[: n - 2], requests[n - 2 :]), step=step)
+
+
+class Scripted(Policy):
+    """Does what a function says."""
+
+    name: ClassVar[str] = "scripted"
+
+    def __init__(self, do: Callable[[Snapshot], Plan]) -> None:
+        self.do = do
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return self.do(snapshot)
+
+
+def _plan(snapshot: Snapshot, **changes: object) -> Plan:
+    return Plan(snapshot=snapshot, policy="scripted", **{"order": snapshot.waiting, **changes})  # type: ignore[arg-type]
+
+
+def _raises(snapshot: Snapshot) -> Plan:
+    raise RuntimeError("policy is broken")
+
+
+BAD: dict[str, Callable[[Snapshot], Plan]] = {
+    "raises": _raises,
+    "duplicate": lambda s: _plan(s, order=np.array([0, 0])),
+    "unknown row": lambda s: _plan(s, order=np.array([9999])),
+    "negative row": lambda s: _plan(s, hold=np.array([-1])),
+    "running row ordered": lambda s: _plan(s, order=s.running),
+    "waiting row preempted": lambda s: _plan(s, preempt=s.waiting[:1]),
+    "half a running order": lambda s: _plan(s, running_order=s.running[:1]),
+    "floats": lambda s: _plan(s, order=np.array([0.0])),
+    "a list": lambda s: _plan(s, order=[0]),
+    "negative budget": lambda s: _plan(s, prefill_tokens=-1),
+    "not a plan": lambda s: None,  # type: ignore[dict-item, return-value]
+}
+
+
+@pytest.mark.parametrize("kind", list(BAD))
+def test_a_bad_plan_leaves_the_step_to_the_engine_and_opens_the_breaker(kind: str) -> None:
+    """Counted each time; after the configured number in a row the policy is off."""
+    stats = Stats()
+    planner = Planner(Scripted(BAD[kind]), GuardsConfig(breaker_failures=3), stats, boxed=False)
+    for failures in range(1, 4):
+        assert not planner.open
+        assert planner.decide(_snapshot()) is None
+        assert stats.fallbacks == {"policy": failures}
+    assert planner.open
+    assert planner.decide(_snapshot()) is None
+    assert stats.fallbacks == {"policy": 3}
+
+
+def test_one_good_plan_forgives_earlier_failures() -> None:
+    """The breaker counts failures in a row."""
+    turns = iter([True, True, False] * 5)
+
+    def sometimes(snapshot: Snapshot) -> Plan:
+        return _raises(snapshot) if next(turns) else _plan(snapshot)
+
+    planner = Planner(Scripted(sometimes), GuardsConfig(breaker_failures=3), Stats(), boxed=False)
+    made = [planner.decide(_snapshot()) is not None for _ in range(15)]
+    assert made == [False, False, True] * 5
+    assert not planner.open
+
+
+class NanKeys(KeyPolicy):
+    """Keys that cannot be sorted."""
+
+    name: ClassVar[str] = "nan"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        return np.full(len(rows), np.nan)
+
+
+def test_keys_that_are_not_numbers_are_a_failure() -> None:
+    """NaN has no place in an order."""
+    stats = Stats()
+    assert Planner(NanKeys(), GuardsConfig(), stats, boxed=False).decide(_snapshot()) is None
+    assert stats.fallbacks == {"policy": 1}
+
+
+def test_slow_plans_move_to_the_background_and_are_used_from_there() -> None:
+    """Plans beyond the time box are thrown away, then made by a thread and taken up when done."""
+
+    def slow(snapshot: Snapshot) -> Plan:
+        time.sleep(0.005)
+        return _plan(snapshot, order=snapshot.waiting[::-1].copy())
+
+    stats = Stats()
+    planner = Planner(Scripted(slow), GuardsConfig(time_box_us=1000), stats)
+    try:
+        assert [planner.decide(_snapshot()) for _ in range(3)] == [None] * 3
+        assert stats.fallbacks == {"overrun": 3}
+        assert planner.background is not None
+        assert planner.decide(_snapshot()) is None
+        planner.launch()
+        decision = None
+        for _ in range(400):
+            time.sleep(0.005)
+            decision = planner.decide(_snapshot())
+            planner.launch()
+            if decision is not None:
+                break
+        assert decision is not None
+        assert decision.order.tolist() == [3, 2, 1, 0]
+        assert planner.decide(_snapshot(step=1000)) is None  # too old to act on
+    finally:
+        planner.close()
+
+
+def test_failing_background_plans_open_the_breaker() -> None:
+    """A thread's exceptions are counted as those on the engine's thread are."""
+    calls = iter(range(10_000))
+
+    def fails_later(snapshot: Snapshot) -> Plan:
+        if next(calls) >= 3:
+            raise RuntimeError("later")
+        time.sleep(0.005)
+        return _plan(snapshot)
+
+    planner = Planner(Scripted(fails_later), GuardsConfig(time_box_us=500, breaker_failures=4), Stats())
+    try:
+        for _ in range(2000):
+            planner.decide(_snapshot())
+            planner.launch()
+            planner.launch()
+            if planner.open:
+                break
+            time.sleep(0.002)
+        assert planner.open
+    finally:
+        planner.close()
+
+
+class Deadline(KeyPolicy):
+    """By a number kept in the priority column."""
+
+    name: ClassVar[str] = "by-priority"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        return snapshot.table.priority[rows].astype(np.float64)
+
+
+def test_ranking_a_shortlist_gives_the_head_of_ranking_everybody() -> None:
+    """In a long queue with arrivals and admissions the first 64 are those of a full sort at every step."""
+    rng = np.random.default_rng(0)
+
+    def request(i: int) -> Request:
+        return Request(
+            request_id=str(i), prompt_tokens=8, forecast=LengthForecast.point(4), arrival_s=float(i),
+            priority=int(rng.integers(0, 50)),
+        )  # fmt: skip
+
+    first = Snapshot.of([request(i) for i in range(2000)])
+    table = first.table
+    queued = np.ones(table.capacity, dtype=np.bool_)
+    planner = Planner(Deadline(), GuardsConfig(time_box_us=1e6), Stats())
+    joined: list[int] = []
+    made = 2000
+    for _ in range(80):
+        waiting = np.flatnonzero(queued[: table.capacity] & (table.serial >= 0))
+        waiting = waiting[np.argsort(table.serial[waiting])]
+        decision = planner.decide(replace(first, waiting=waiting), joined, queued)
+        assert decision is not None
+        wanted = waiting[np.argsort(table.priority[waiting], kind="stable")][:64]
+        assert decision.order[:64].tolist() == wanted.tolist()
+        for row in wanted[:3].tolist():
+            queued[row] = False
+            table.release(row)
+        joined = []
+        for _ in range(3):
+            row = table.add(request(made))
+            made += 1
+            queued[row] = True
+            joined.append(row)

@@ -1,0 +1,153 @@
+"""The queue behaves as vLLM's own one in native order, and as planned otherwise."""
+
+from __future__ import annotations
+
+from collections import deque
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slosched.integrations.vllm.clock import VirtualClock
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.line import ArrivalLine
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.queue import SloQueue, smallest
+from slosched.integrations.vllm.state import Learned
+
+from .conftest import fake_request
+
+
+def _queue(ledger: Ledger, arrivals: list[float]) -> tuple[SloQueue, list[Any]]:
+    queue = SloQueue(ledger)
+    requests = [fake_request(str(i), arrival) for i, arrival in enumerate(arrivals)]
+    for request in requests:
+        queue.add_request(request)
+    return queue, requests
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=120))
+def test_native_order_is_that_of_a_deque(steps: list[tuple[int, int]]) -> None:
+    """Without a plan every operation gives what vLLM's first-come-first-served deque gives."""
+    ledger = Ledger(Config(), VirtualClock(), Learned("h100-llama-3.1-8b"), Stats())
+    queue, reference = SloQueue(ledger), deque[Any]()
+    out: list[Any] = []
+    made = 0
+    for kind, number in steps:
+        if kind <= 1:
+            request = fake_request(str(made), float(number % 7))
+            made += 1
+            queue.add_request(request)
+            reference.append(request)
+        elif kind == 2 and reference:
+            assert queue.peek_request() is reference[0]
+            out.append(queue.pop_request())
+            assert out[-1] is reference.popleft()
+        elif kind == 3 and out:
+            request = out.pop(number % len(out))
+            queue.prepend_request(request)
+            reference.appendleft(request)
+        elif kind == 4 and reference:
+            request = reference[number % len(reference)]
+            queue.remove_request(request)
+            reference.remove(request)
+        elif kind == 5 and len(out) > 1:
+            queue.prepend_requests(out)
+            reference.extendleft(out)
+            out = []
+        assert list(queue) == list(reference)
+        assert len(queue) == len(reference)
+        assert bool(queue) == bool(reference)
+
+
+def test_planned_requests_come_first_then_the_rest_as_they_arrived(ledger: Ledger) -> None:
+    """An order may name a part of the queue only."""
+    queue, _ = _queue(ledger, [0.0, 1.0, 2.0, 3.0])
+    order = np.array([2, 0])
+    queue.set_order(order, ledger.table.serial[order])
+    assert [queue.pop_request().request_id for _ in range(4)] == ["2", "0", "1", "3"]
+
+
+def test_held_requests_are_counted_but_not_offered(ledger: Ledger) -> None:
+    """A queue of held requests is false and has its full length."""
+    queue, requests = _queue(ledger, [0.0, 1.0])
+    queue.block([0], [1])
+    assert not queue
+    assert len(queue) == 2
+    with pytest.raises(IndexError):
+        queue.peek_request()
+    queue.block([0])
+    assert queue.pop_request() is requests[1]
+
+
+def test_a_starving_request_overrides_a_hold_but_not_a_fence(ledger: Ledger) -> None:
+    """Held requests can be put first; fenced ones, whose tokens are in flight, cannot."""
+    queue, requests = _queue(ledger, [0.0, 1.0])
+    queue.block([0], [1])
+    assert not queue.put_first(0)
+    assert queue.put_first(1)
+    assert queue.peek_request() is requests[1]
+
+
+def test_rows_reused_since_the_plan_are_passed_over(ledger: Ledger) -> None:
+    """A row that has changed hands does not inherit its predecessor's place."""
+    queue, requests = _queue(ledger, [0.0, 1.0])
+    order = np.array([1, 0])
+    serial = ledger.table.serial[order]
+    queue.remove_request(requests[1])
+    ledger.finish("1", 2.0)
+    queue.add_request(fake_request("new", 5.0))
+    assert ledger.rows["new"] == 1
+    queue.set_order(order, serial)
+    assert [queue.pop_request().request_id for _ in range(2)] == ["0", "new"]
+
+
+def test_removing_a_stranger_is_an_error(ledger: Ledger) -> None:
+    """As with vLLM's own queue."""
+    queue, _ = _queue(ledger, [0.0])
+    with pytest.raises(ValueError, match="stranger"):
+        queue.remove_request(fake_request("stranger"))
+    queue.remove_requests([fake_request("stranger")])
+    assert len(queue) == 1
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0, float("inf")]), max_size=300),
+    st.integers(1, 40),
+)
+def test_smallest_is_a_stable_sort_cut_short(keys: list[float], count: int) -> None:
+    """Same indices as sorting everything, ties included."""
+    key = np.array(keys)
+    assert smallest(key, count).tolist() == np.argsort(key, kind="stable")[:count].tolist()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=200))
+def test_the_line_is_sorted_by_arrival_and_serial(steps: list[tuple[bool, int]]) -> None:
+    """Whatever joins and leaves in whatever order."""
+    ledger = Ledger(Config(), VirtualClock(), Learned("h100-llama-3.1-8b"), Stats())
+    line, present = ArrivalLine(ledger.table, capacity=2), list[int]()
+    for i, (join, number) in enumerate(steps):
+        if join or not present:
+            row = ledger.row(fake_request(str(i), float(number)))
+            line.insert(row)
+            present.append(row)
+        else:
+            row = present.pop(number % len(present))
+            assert line.remove(row)
+            assert not line.remove(row)
+        table = ledger.table
+        wanted = sorted(present, key=lambda r: (float(table.arrival_s[r]), int(table.serial[r])))
+        assert line.rows.tolist() == wanted
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore")  # those of PyTorch
+def test_the_queue_has_every_method_of_vllm() -> None:
+    """No abstract method of the installed vLLM's queue is missing."""
+    abstract = import_module("vllm.v1.core.sched.request_queue").RequestQueue.__abstractmethods__
+    assert set(abstract) <= set(dir(SloQueue))

@@ -1,0 +1,280 @@
+"""The adapter in vLLM's real scheduler: right tokens, its own order where none is asked, no leftovers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from slosched.limits import EngineLimits
+from slosched.outcome import Run
+from slosched.plan import Plan
+from slosched.policies.base import KeyPolicy, Policy
+from slosched.simulator import simulate
+from slosched.simulator.engine import StepRecord
+from slosched.snapshot import Snapshot
+from slosched.steptime import StepTimeModel
+from slosched.table import Floats, Ints
+from slosched.workloads.workload import Workload
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),  # those of vLLM and PyTorch
+]
+
+STEPS = StepTimeModel(
+    base_s=0.01, prefill_token_s=2e-5, attention_work_s=8e-10, sequence_s=7e-5, kv_token_s=5e-8
+)
+LIMITS = EngineLimits(
+    max_num_seqs=8, max_num_batched_tokens=256, kv_blocks=60, block_tokens=16, max_model_len=512
+)
+
+
+def _work(seed: int, *, prefix: bool = False, n: int = 60) -> Workload:
+    from slosched.integrations.vllm.chaos import chaos_workload
+
+    rng = np.random.default_rng(seed)
+    workload = chaos_workload(n, seed, prefix_cache=prefix)
+    names = tuple(f"{i:05d}" for i in range(n))
+    return replace(workload, priority=rng.integers(0, 3, n).astype(np.int64), request_ids=names)
+
+
+def _virtual(workload: Workload, **settings: Any) -> tuple[Run, StepRecord]:
+    from slosched.integrations.vllm.virtual import simulate_vllm
+
+    record: list[StepRecord] = []
+    settings = {"limits": LIMITS, "step_time": STEPS, **settings}
+    return simulate_vllm(workload, record=record, **settings), record[0]
+
+
+def _steps(record: StepRecord) -> list[tuple[int, int, int]]:
+    return sorted(zip(record.step.tolist(), record.row.tolist(), record.tokens.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_chaos_loses_and_corrupts_nothing(asynchronous: bool, depth: int, prefix_cache: bool) -> None:
+    """Under random plans, aborts and resets every token is right and every block comes back."""
+    from slosched.integrations.vllm.chaos import run_chaos
+
+    done = run_chaos(100, depth, asynchronous=asynchronous, depth=depth, prefix_cache=prefix_cache)
+    assert done["preemptions"] > 50
+    assert done["aborted"] > 0
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize(("asynchronous", "depth"), [(False, 1), (True, 2), (False, 4)])
+def test_fcfs_and_priority_are_those_of_vllm(
+    policy: str, prefix: bool, asynchronous: bool, depth: int
+) -> None:
+    """The same tokens for the same requests in the same steps as vLLM alone."""
+    work = _work(3, prefix=prefix)
+    settings = {"asynchronous": asynchronous, "depth": depth, "limits": replace(LIMITS, prefix_cache=prefix)}
+    ours, steps = _virtual(work, policy=policy, **settings)
+    stock, wanted = _virtual(work, stock=policy, **settings)
+    assert _steps(steps) == _steps(wanted)
+    assert np.array_equal(ours.outcomes.finish_s, stock.outcomes.finish_s)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_the_simulator_schedules_as_vllm_does(seed: int, policy: str) -> None:
+    """Step by step, request by request, token by token, to the picosecond."""
+    limits = replace(LIMITS, prefix_cache=bool(seed % 2), long_prefill_token_threshold=48 * (seed % 3 == 0))
+    work = _work(seed, prefix=bool(seed % 2))
+    real, steps = _virtual(work, stock=policy, limits=limits)
+    record: list[StepRecord] = []
+    model = simulate(work, policy, limits=limits, step_time=STEPS, record=record)
+    assert _steps(steps) == _steps(record[0])
+    for name in (
+        "admitted_s",
+        "first_token_s",
+        "finish_s",
+        "preemptions",
+        "recomputed_tokens",
+        "cached_tokens",
+    ):
+        assert np.array_equal(getattr(real.outcomes, name), getattr(model.outcomes, name)), name
+
+
+def test_a_policy_that_preempts_agrees_with_the_simulator() -> None:
+    """Plans made at each step lead to the same outcome in both engines."""
+    work = _work(5)
+    real, _ = _virtual(work, policy="srpt")
+    model = simulate(work, "srpt", limits=LIMITS, step_time=STEPS)
+    assert real.outcomes.preemptions.sum() > 10
+    assert np.array_equal(real.outcomes.finish_s, model.outcomes.finish_s)
+
+
+class Backwards(KeyPolicy):
+    """Last come, first served."""
+
+    name: ClassVar[str] = "backwards"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        return -snapshot.table.arrival_s[rows]
+
+
+class Broken(Policy):
+    """Does what it is told, wrongly."""
+
+    name: ClassVar[str] = "broken"
+
+    def __init__(self, do: Callable[[Snapshot], Plan]) -> None:
+        self.do = do
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return self.do(snapshot)
+
+
+def _raise(snapshot: Snapshot) -> Plan:
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        _raise,
+        lambda s: Plan(snapshot=s, policy="broken", order=np.concatenate([s.waiting, s.waiting])),
+        lambda s: Plan(snapshot=s, policy="broken", order=np.array([10**6])),
+        lambda s: Plan(snapshot=s, policy="broken", order=s.waiting, hold=s.waiting, preempt=s.waiting),
+    ],
+)
+def test_a_broken_policy_leaves_the_engine_first_come_first_served(do: Callable[[Snapshot], Plan]) -> None:
+    """Same steps as vLLM alone, the failures counted, the breaker open."""
+    from slosched.integrations.vllm.virtual import VirtualEngine
+
+    work = _work(1)
+    engine = VirtualEngine(work, LIMITS, STEPS)
+    engine.use_policy(Broken(do))
+    while engine.next < len(work) or engine.live or engine.flights:
+        engine.advance()
+    _, wanted = _virtual(work, stock="fcfs")
+    assert _steps(engine.steps_recorded()) == _steps(wanted)
+    stats = engine.scheduler.slosched.stats
+    assert stats.breaker_open
+    assert sum(stats.fallbacks.values()) >= 5
+
+
+def test_a_policy_that_holds_everybody_is_overruled_when_nothing_runs() -> None:
+    """Holding all requests cannot stop the engine."""
+    from slosched.integrations.vllm.virtual import VirtualEngine
+
+    work = _work(2, n=10)
+    engine = VirtualEngine(work, LIMITS, STEPS)
+    engine.use_policy(Broken(lambda s: Plan(snapshot=s, policy="broken", order=s.waiting, hold=s.waiting)))
+    engine.run()
+    assert np.isfinite(engine.result(0.0).outcomes.finish_s).all()
+    assert engine.scheduler.slosched.stats.fallbacks["all-held"] > 0
+
+
+def test_nobody_waits_for_ever_under_an_unfair_policy() -> None:
+    """The starvation guard lets the oldest go first, whatever the policy says."""
+    from slosched.integrations.vllm.config import Config, GuardsConfig
+    from slosched.integrations.vllm.virtual import VirtualEngine
+
+    work = _work(4, n=120)
+    waits = []
+    for max_wait_s in (1e4, 0.5):
+        engine = VirtualEngine(work, LIMITS, STEPS)
+        guards = GuardsConfig(max_wait_s=max_wait_s, starvation_gap_s=0.01)
+        engine.use_policy(Backwards(), Config(guards=guards))
+        engine.run()
+        outcomes = engine.result(0.0).outcomes
+        waits.append(float(np.max(outcomes.admitted_s - work.arrival_s)))
+    assert waits[1] < 0.7 * waits[0]
+
+
+def _factory(**settings: Any) -> Any:
+    from slosched.integrations.vllm import Scheduler
+    from slosched.integrations.vllm.harness import make_scheduler
+
+    return make_scheduler(LIMITS, factory=Scheduler, **settings)
+
+
+@pytest.mark.parametrize(("asynchronous", "name"), [(False, "SloScheduler"), (True, "SloAsyncScheduler")])
+def test_the_factory_takes_the_class_vllm_would_use(
+    monkeypatch: pytest.MonkeyPatch, asynchronous: bool, name: str
+) -> None:
+    """A plain subclass under asynchronous scheduling would halve the speed."""
+    monkeypatch.delenv("SLOSCHED_CONFIG", raising=False)
+    scheduler = _factory(asynchronous=asynchronous)
+    assert type(scheduler).__name__ == name
+    assert scheduler.slosched.capability.level == "full"
+    scheduler.shutdown()
+
+
+def test_malformed_fields_never_disturb_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever clients send, every request is answered and the bad fields are counted."""
+    from slosched.integrations.vllm.harness import STOP, make_request, runner_output
+
+    monkeypatch.delenv("SLOSCHED_CONFIG", raising=False)
+    scheduler = _factory()
+    extras: list[Any] = [
+        None, {}, {"slo_ttft_ms": float("nan")}, {"slo_ttft_ms": -1}, {"slo_class": "x"},
+        {"slo_weight": 1e99},
+        {"slo_ttft_ms": 500, "slo_tpot_ms": 50}, {"slo_e2e_ms": "soon"}, {"pred_len": [1, 2]},
+    ]  # fmt: skip
+    for i, extra in enumerate(extras):
+        scheduler.add_request(
+            make_request(
+                str(i), [100 + i] * 20, max_tokens=9, arrival_s=0.0, priority=0, block_tokens=16, extra=extra,
+                hashed=False,
+            )
+        )  # fmt: skip
+    for _ in range(50):
+        output = scheduler.schedule()
+        ids = list(output.num_scheduled_tokens)
+        scheduler.update_from_output(output, runner_output(ids, [[STOP]] * len(ids)))
+        if not scheduler.has_unfinished_requests():
+            break
+    assert not scheduler.has_unfinished_requests()
+    assert scheduler.slosched.stats.malformed == {
+        "slo_ttft_ms": 2, "slo_class": 1, "slo_e2e_ms": 1, "predicted_output_tokens": 1
+    }  # fmt: skip
+    assert scheduler.slosched.ledger.rows == {}
+    assert not any(reason.startswith("hook") for reason in scheduler.slosched.stats.fallbacks)
+    scheduler.shutdown()
+
+
+def test_an_unknown_queue_method_means_observe_only() -> None:
+    """A vLLM whose queue has changed is left alone."""
+    from slosched.integrations.vllm.capability import OBSERVE_ONLY, ORDER_ONLY, probe
+
+    parallel = SimpleNamespace(distributed_executor_backend=None)
+    scheduler = SimpleNamespace(waiting=[], running=[], requests={}, finished_req_ids=set(), connector=None)
+    queue = SimpleNamespace(__abstractmethods__=frozenset({"steal_request"}))
+    config = SimpleNamespace(parallel_config=parallel)
+    assert probe(scheduler, config, queue).level == OBSERVE_ONLY
+    queue.__abstractmethods__ = frozenset({"pop_request"})
+    assert probe(scheduler, config, queue).level == ORDER_ONLY
+    parallel.distributed_executor_backend = "external_launcher"
+    assert probe(scheduler, config, queue).level == OBSERVE_ONLY
+
+
+def test_nothing_is_preempted_while_the_engine_is_paused() -> None:
+    """A request preempted under a pause could not be drained."""
+    from vllm.v1.core.sched.interface import PauseState
+
+    from slosched.integrations.vllm.chaos import RandomPolicy
+    from slosched.integrations.vllm.virtual import VirtualEngine
+
+    engine = VirtualEngine(_work(7), LIMITS, STEPS)
+    engine.use_policy(RandomPolicy(7, preempt=1.0))
+    for _ in range(40):
+        engine.advance()
+    stats = engine.scheduler.slosched.stats
+    before = stats.preempted
+    assert before > 0
+    engine.scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    for _ in range(20):
+        engine.advance()
+    assert stats.preempted == before
+    engine.scheduler.set_pause_state(PauseState.UNPAUSED)
+    engine.run()

@@ -1,0 +1,140 @@
+"""What is learned survives a restart; metrics count what happened; importing is light."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import slosched.integrations.vllm as package
+from slosched.errors import InputError
+from slosched.integrations.vllm.clock import VirtualClock
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.fields import read_claim
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.metrics import PrometheusExport, Stats
+from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.state import Learned, forecast_of
+
+from .conftest import fake_request
+
+PRESET = "h100-llama-3.1-8b"
+
+
+def test_what_is_learned_survives_a_restart(tmp_path: Path) -> None:
+    """Step time and class lengths come back from the file."""
+    learned = Learned(PRESET)
+    for tokens in range(1, 101):
+        learned.lengths.observe("chat", tokens)
+        learned.step_time.observe(0, 0, 4, 4000, 0.05)
+    learned.save(tmp_path / "state.json")
+    again = Learned(PRESET)
+    again.load(tmp_path / "state.json")
+    assert again.step_time.model == learned.step_time.model
+    assert again.lengths.forecast("chat") == learned.lengths.forecast("chat")
+    assert 40 < again.lengths.forecast("chat").mean_tokens < 60
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"format": 9}', '{"format": 1, "step_time": {}, "lengths": {}}']
+)
+def test_a_broken_state_file_is_refused_and_changes_nothing(tmp_path: Path, text: str) -> None:
+    """The engine goes on with what it has."""
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    learned = Learned(PRESET)
+    before = learned.step_time.model
+    with pytest.raises(InputError, match="state"):
+        learned.load(path)
+    assert learned.step_time.model == before
+
+
+def test_a_forecast_never_exceeds_max_tokens() -> None:
+    """Whether claimed, learned or general."""
+    learned = Learned(PRESET)
+    for extra in ({}, {"pred_len": 500}, {"pred_len": 50, "pred_len_p90": 900}):
+        assert forecast_of(read_claim(extra, Config()), learned.lengths, 64).atoms[-1] <= 64
+
+
+def test_attainment_is_counted_by_class_and_limit(clock: VirtualClock) -> None:
+    """A request that keeps TTFT and breaks e2e is missed as a whole."""
+    stats = Stats()
+    ledger = Ledger(Config(), clock, Learned(PRESET), stats)
+    request = fake_request("a", extra={"slo_ttft_ms": 1000, "slo_e2e_ms": 2000})
+    queue = SloQueue(ledger)
+    queue.add_request(request)
+    assert ledger.with_slo == 1
+    queue.pop_request()
+    ledger.admitted(queue.admitted, 0.2, 0.01)
+    clock.time_s = 0.5
+    request.output = 1
+    ledger.tokens_seen(0.5)
+    request.output = 11
+    request.status.name = "FINISHED_STOPPED"
+    ledger.finish("a", 3.0)
+    assert stats.attained == {("default", "ttft"): 1}
+    assert stats.missed == {("default", "e2e"): 1, ("default", "all"): 1}
+    assert stats.attainment() == 0.0
+    assert ledger.with_slo == 0
+    assert ledger.rows == {}
+    assert json.loads(json.dumps(stats.as_dict()))["missed"]["default/e2e"] == 1
+
+
+def test_many_requests_grow_the_ledger_and_leave_nothing(clock: VirtualClock) -> None:
+    """Rows are reused, arrays grow, and client-made names do not fill the memory."""
+    ledger = Ledger(Config(), clock, Learned(PRESET), Stats())
+    for i in range(1500):
+        ledger.row(fake_request(str(i), float(i), extra={"slo_tenant": f"tenant {i}", "slo_e2e_ms": 99}))
+    assert ledger.table.capacity == len(ledger.queued) == 2048
+    assert len(ledger.table.tenants) <= Config().bounds.max_tenants + 1
+    for i in range(1500):
+        request = ledger.requests[ledger.rows[str(i)]]
+        request.status.name = "FINISHED_ABORTED"
+        ledger.finish(str(i), 1.0)
+    assert ledger.rows == {}
+    assert ledger.with_slo == 0
+    assert bool(np.all(ledger.table.serial == -1))
+
+
+def test_prometheus_gets_what_was_counted() -> None:
+    """Counters rise by what is new, under the prefix."""
+    prometheus = pytest.importorskip("prometheus_client")
+    stats = Stats()
+    stats.attained["chat", "all"] = 3
+    stats.failure("policy")
+    stats.plan_s.observe(1e-4)
+    export = PrometheusExport(stats, None, prometheus.CollectorRegistry())
+    for _ in range(2):
+        export.publish()
+    text = prometheus.generate_latest(export.registry).decode()
+    assert 'slosched:slo_requests_total{limit="all",outcome="attained",slo_class="chat"} 3.0' in text
+    assert 'slosched:fallbacks_total{reason="policy"} 1.0' in text
+    assert "attainment 1.000" in stats.line()
+    assert math.isnan(Stats().attainment())
+
+
+def test_importing_the_integration_imports_neither_vllm_nor_torch() -> None:
+    """The dotted name for --scheduler-cls costs nothing until it is called."""
+    code = (
+        "import sys, slosched.integrations.vllm as v; assert callable(v.Scheduler); "
+        "import slosched.integrations.vllm.adapter; "
+        "assert not {'vllm', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    """Every metric named in the dashboard file is one that is exported."""
+    registry = pytest.importorskip("prometheus_client").CollectorRegistry()
+    PrometheusExport(Stats(), None, registry)
+    exported = {metric.name for metric in registry.collect()}
+    text = (Path(str(package.__file__)).parent / "dashboard.json").read_text()
+    asked = set(re.findall(r'__name__=\\"(slosched:[a-z_]+)\\"', text))
+    assert len(asked) > 8
+    assert {name.removesuffix("_total") for name in asked} <= exported
