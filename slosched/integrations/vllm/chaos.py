@@ -16,12 +16,16 @@ from slosched.snapshot import Snapshot
 from slosched.steptime import StepTimeModel
 from slosched.workloads.workload import PrefixBlocks, Workload
 
+MAX_TURNS = 200
+"""Turns of the engine per request after which a request counts as stuck; a dozen is usual."""
+
 
 class RandomPolicy(Policy):
     """Random order, holds, preemptions, running order and prefill budget in every step."""
 
     name: ClassVar[str] = "random-plans"
     preempts: ClassVar[bool] = True
+    paces: ClassVar[bool] = True
 
     def __init__(self, seed: int, preempt: float = 0.3) -> None:
         self._rng = np.random.default_rng(seed)
@@ -44,6 +48,12 @@ class RandomPolicy(Policy):
         )
 
 
+class RandomWorstVictim(RandomPolicy):
+    """The same, with memory taken from the running request of the worst priority."""
+
+    victim_worst: ClassVar[bool] = True
+
+
 class ChaosEngine(VirtualEngine):
     """A virtual engine in which clients abort and operators reset the prefix cache at random."""
 
@@ -51,13 +61,16 @@ class ChaosEngine(VirtualEngine):
         """Set the chances of an abort and of a reset in each turn."""
         self._rng = np.random.default_rng(seed)
         self._abort, self._reset = abort, reset
-        self.aborted = 0
-        self.resets = 0
+        self.aborted = self.resets = self.turns = 0
 
     def advance(self) -> None:
         """One turn of the engine, perhaps preceded by a disturbance."""
         from vllm.v1.request import RequestStatus
 
+        self.turns += 1
+        if self.turns > MAX_TURNS * len(self.ids):
+            left = {"waiting": len(self.scheduler.waiting), "running": len(self.scheduler.running)}
+            raise InputError(f"no request may be lost or stuck, got {len(self.live)} without an end, {left}.")
         if self.live and self._rng.random() < self._abort:
             request_id = str(self._rng.choice(list(self.live)))
             self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
@@ -117,6 +130,7 @@ def run_chaos(
     depth: int,
     prefix_cache: bool,
     kv_blocks: int = 60,
+    worst_victim: bool = False,
     reset: float | None = None,
 ) -> dict[str, Any]:
     """Put `n` requests through the real scheduler under random plans, aborts and resets.
@@ -127,7 +141,7 @@ def run_chaos(
     Returns
     -------
     dict
-        Counts: requests, aborted, resets, preemptions, steps.
+        Counts: requests, aborted, resets, preemptions, held (one a step and request), steps.
 
     Raises
     ------
@@ -143,17 +157,19 @@ def run_chaos(
         workload, limits, StepTimeModel(base_s=0.01, prefill_token_s=2e-5), depth=depth,
         asynchronous=asynchronous,
     )  # fmt: skip
-    engine.use_policy(RandomPolicy(seed))
+    engine.use_policy(RandomWorstVictim(seed) if worst_victim else RandomPolicy(seed))
     if reset is None:
         reset = 0.0 if asynchronous and not keeps_stale_output() else 0.01
     engine.disturb(seed + 1, reset=reset)
     engine.run()
     engine.scheduler.schedule()  # vLLM's own clean-up after the last abort
     engine.check_empty()
+    stats = engine.scheduler.slosched.stats
     return {
         "requests": n,
         "aborted": engine.aborted,
         "resets": engine.resets,
-        "preemptions": engine.scheduler.slosched.stats.preempted,
+        "preemptions": stats.preempted,
+        "held": stats.held,
         "steps": engine.steps,
     }

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,16 @@ def _call(target: Any, **keywords: Any) -> Any:
 
 def _known(target: Any, **keywords: Any) -> dict[str, Any]:
     """Those of the keywords that a class takes, its bases included."""
+    known = _names(target)
+    return {name: value for name, value in keywords.items() if name in known}
+
+
+@cache
+def _names(target: Any) -> frozenset[str]:
     known = set(inspect.signature(target).parameters)
     if is_dataclass(target):
         known.update(field.name for field in fields(target))
     for base in getattr(target, "__mro__", ()):
         if "__init__" in vars(base):
             known.update(inspect.signature(vars(base)["__init__"]).parameters)
-    return {name: value for name, value in keywords.items() if name in known}
+    return frozenset(known)
