@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from slosched.sources import Generated, Replayed
     from slosched.study import Bench
 
+ENGINES = {
+    "simulator": "simulator of vLLM's V1 scheduler",
+    "vllm": "the installed vLLM's own scheduler under a virtual clock",
+}
 DEFAULT_PRESET = "h100-llama-3.1-8b"
 
 Seed = Annotated[int, typer.Option(min=0, help="First seed.")]
@@ -150,18 +154,36 @@ def source_of(
     )
 
 
-def bench_of(preset: Preset, source: Generated | Replayed) -> Bench:
-    """The engine of a preset with its requests."""
+def bench_of(
+    preset: Preset,
+    source: Generated | Replayed,
+    *,
+    engine: str = "simulator",
+    depth: int = 1,
+    asynchronous: bool = False,
+) -> Bench:
+    """The engine of a preset with its requests: the simulator, or vLLM's scheduler under a virtual clock."""
+    from slosched.errors import require
     from slosched.study import Bench
 
+    require(engine in ENGINES, "engine", f"one of {', '.join(ENGINES)}", engine)
+    if engine == "vllm":
+        from slosched.integrations.vllm.virtual import VllmBench
+
+        return VllmBench(
+            source=source, limits=preset.limits, step_time=preset.step_time, depth=depth,
+            asynchronous=asynchronous,
+        )  # fmt: skip
+    require(depth == 1, "depth", "given with --engine vllm", depth)
+    require(not asynchronous, "async", "given with --engine vllm", asynchronous)
     return Bench(source=source, limits=preset.limits, step_time=preset.step_time)
 
 
-def about_engine(preset: Preset) -> str:
+def about_engine(preset: Preset, engine: str = "simulator") -> str:
     """One sentence on the engine for a report."""
     limits = preset.limits
     return (
-        f"Engine: simulator of vLLM's V1 scheduler, preset {preset.name} ({preset.source}); at most "
+        f"Engine: {ENGINES[engine]}, preset {preset.name} ({preset.source}); at most "
         f"{limits.max_num_seqs} sequences, {limits.max_num_batched_tokens} tokens a step, "
         f"{limits.kv_tokens} tokens of KV cache."
     )

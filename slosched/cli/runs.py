@@ -18,6 +18,11 @@ DEMO_LOADS = (0.3, 0.7, 1.0, 1.2, 1.4)
 DEMO_SEEDS = 3
 
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="Policy; several; all by default.")]
+Engine = Annotated[
+    str, typer.Option(help="simulator, or vllm: the installed vLLM's own scheduler under a virtual clock.")
+]
+Depth = Annotated[int, typer.Option(min=1, help="Steps in flight at once, engine vllm.")]
+Asynchronous = Annotated[bool, typer.Option("--async", help="Asynchronous scheduling, engine vllm.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for report, results, pictures, timeline.")]
 
 
@@ -80,7 +85,10 @@ def compare(
     forecast: c.Forecast = None,
     duration: Annotated[float | None, typer.Option(help="Seconds of traffic, built-in workloads.")] = None,
     requests: Annotated[int | None, typer.Option(help="Requests of one replay, traces.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Engine.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Step time and limits.")] = None,
+    engine: Engine = "simulator",
+    depth: Depth = 1,
+    asynchronous: Asynchronous = False,
     seed: Annotated[int | None, typer.Option(min=0, help="First seed.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.")] = None,
     jobs: c.Jobs = None,
@@ -108,20 +116,20 @@ def compare(
     plan = load_config(config, given)
     if out is not None:
         check_folder(out)
-    engine = c.engine_preset(plan.preset)
+    machine = c.engine_preset(plan.preset)
     source = c.source_of(
-        preset=engine, workload=plan.workload, traces=plan.traces, slos=plan.slos, forecast=plan.forecast,
+        preset=machine, workload=plan.workload, traces=plan.traces, slos=plan.slos, forecast=plan.forecast,
         duration_s=plan.duration_s, requests=plan.requests,
     )  # fmt: skip
     study = Study(
-        bench=c.bench_of(engine, source),
+        bench=c.bench_of(machine, source, engine=engine, depth=depth, asynchronous=asynchronous),
         policies=tuple(plan.policies) or tuple(POLICIES),
         seeds=tuple(range(plan.seed, plan.seed + plan.seeds)),
         loads=tuple(plan.loads) if plan.loads or plan.rates_rps else DEMO_LOADS,
         rates_rps=tuple(plan.rates_rps),
         jobs=plan.jobs or cores(),
     )
-    _finish(study, [c.about_engine(engine)], out=out, as_json=as_json, as_csv=as_csv)
+    _finish(study, [c.about_engine(machine, engine)], out=out, as_json=as_json, as_csv=as_csv)
 
 
 def simulate(
@@ -133,7 +141,9 @@ def simulate(
     forecast: c.Forecast = None,
     duration: c.Duration = 300.0,
     requests: c.Requests = 2000,
-    engine: Annotated[str, typer.Option(help="Where to run: simulator.")] = "simulator",
+    engine: Engine = "simulator",
+    depth: Depth = 1,
+    asynchronous: Asynchronous = False,
     preset: c.PresetName = c.DEFAULT_PRESET,
     seed: c.Seed = 0,
     timeline: Annotated[
@@ -151,14 +161,14 @@ def simulate(
     from slosched.report.table import run_table
     from slosched.report.trace import trace_bytes
 
-    require(engine == "simulator", "engine", "simulator", engine)
     machine = c.engine_preset(preset)
     source = c.source_of(
         preset=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
     require(0 < rate < float("inf"), "rate", "a finite number of requests per second above 0", rate)
-    run = c.bench_of(machine, source).run(policy, rate, seed)
+    bench = c.bench_of(machine, source, engine=engine, depth=depth, asynchronous=asynchronous)
+    run = bench.run(policy, rate, seed)
     metrics = Metrics.of(run)
     if timeline is not None:
         write_file(timeline, trace_bytes(run, compress=timeline.suffix == ".gz"))

@@ -39,8 +39,8 @@ QUEUE = {
 }
 SMALL = ("--duration", 20, "--jobs", 1)
 COMMANDS = (
-    "demo", "compare", "simulate", "capacity", "order", "fit", "policies", "warmup", "instances",
-    "workload describe", "workload generate", "workload convert", "workload get",
+    "demo", "compare", "simulate", "capacity", "load", "doctor", "order", "fit", "policies", "warmup",
+    "instances", "workload describe", "workload generate", "workload convert", "workload get",
 )  # fmt: skip
 
 

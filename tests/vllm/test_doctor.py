@@ -21,15 +21,31 @@ def test_a_broken_configuration_is_a_finding(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_plan_is_made_without_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dry plan needs no engine; the missing vLLM is a warning."""
+    """The dry plan needs no engine; the missing vLLM is an error of its own."""
     path = tmp_path / "c.yaml"
     path.write_text("policy: edf\n")
     monkeypatch.setenv("SLOSCHED_CONFIG", str(path))
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     report = doctor.examine()
-    assert report.healthy
     found = {finding.topic: finding for finding in report.findings}
+    assert found["dry plan"].status == "ok"
     assert "policy edf" in found["dry plan"].text
-    assert found["vLLM"].status == "warning"
+    assert found["vLLM"].status == "error"
+    assert "pip install 'slosched[vllm]'" in found["vLLM"].text
     path.write_text("policy: nonsense\n")
-    assert not doctor.examine().healthy
+    assert {f.topic: f for f in doctor.examine().findings}["dry plan"].status == "error"
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore")
+def test_the_installed_vllm_is_probed_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both base classes, what a connector would change, the prefix cache, and a trial with right tokens."""
+    monkeypatch.delenv("SLOSCHED_CONFIG", raising=False)
+    report = doctor.examine()
+    assert report.healthy, report.findings
+    texts = {topic: [f.text for f in report.findings if f.topic == topic] for topic in
+             ("vLLM", "capability", "prefix cache", "KV connector", "trial run")}  # fmt: skip
+    assert [t.split()[0] for t in texts["capability"]] == ["sync", "async"]
+    assert all(": full" in t for t in texts["capability"])
+    assert "every token right" in texts["trial run"][0]
+    assert all(texts.values())

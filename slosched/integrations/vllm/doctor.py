@@ -47,7 +47,7 @@ def examine() -> Report:
     if config is not None:
         _dry_plan(report, config)
     if find_spec("vllm") is None:
-        report.add("vLLM", "warning", "not installed: pip install 'slosched[vllm]'")
+        report.add("vLLM", "error", "not installed in this environment: pip install 'slosched[vllm]'")
         return report
     _scheduler(report)
     return report

@@ -26,6 +26,7 @@ from slosched.request import Request
 from slosched.simulator.engine import StepRecord, refuse_oversize
 from slosched.slo import Slo
 from slosched.steptime import StepTimeModel
+from slosched.study import Bench
 from slosched.workloads.workload import Workload
 
 PS = 1e-12
@@ -102,6 +103,27 @@ def simulate_vllm(
     if record is not None:
         record.append(engine.steps_recorded())
     return engine.result(time.perf_counter() - begin, seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmBench(Bench):
+    """A `slosched.study.Bench` whose runs take place in the installed vLLM's scheduler.
+
+    Parameters
+    ----------
+    depth, asynchronous
+        As in `simulate_vllm`.
+    """
+
+    depth: int = 1
+    asynchronous: bool = False
+
+    def run(self, policy: str, rate_rps: float, seed: int) -> Run:
+        """Replay the workload of one rate and seed under one policy."""
+        return simulate_vllm(
+            self.source(rate_rps, seed), policy, limits=self.limits, step_time=self.step_time,
+            depth=self.depth, asynchronous=self.asynchronous, seed=seed,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
