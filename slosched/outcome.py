@@ -32,6 +32,8 @@ class Outcomes:
         Tokens computed again after preemptions.
     cached_tokens
         Prompt tokens served from the prefix cache at its first admission.
+    rejected
+        Which requests the policy refused, or None where no engine could refuse any.
     """
 
     workload: Workload
@@ -41,6 +43,7 @@ class Outcomes:
     preemptions: Ints
     recomputed_tokens: Ints
     cached_tokens: Ints
+    rejected: NDArray[np.bool_] | None = None
 
     @property
     def finished(self) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ def _nobody() -> Ints:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Who goes next, who is held, who is preempted, how much prefill.
+    """Who goes next, who is held, preempted, refused or passed over, how much prefill.
 
     All rows index `snapshot.table`.
 
@@ -42,6 +42,13 @@ class Plan:
         Most prompt tokens to compute in this step, recomputation included, or None for what the engine's
         token budget allows. The engine sees it as a budget of that many tokens plus one per decoding
         request.
+    reject
+        Waiting rows that are refused for good: they leave the queue with no further token and count as
+        missed.
+    skip
+        Running rows that get no tokens in this step; they keep their KV, and may lose it to a request that
+        needs memory as any other may. Ignored by the engine where nothing at all would be scheduled
+        otherwise.
 
     Examples
     --------
@@ -63,6 +70,8 @@ class Plan:
     preempt: Ints = field(default_factory=_nobody)
     running_order: Ints | None = None
     prefill_tokens: int | None = None
+    reject: Ints = field(default_factory=_nobody)
+    skip: Ints = field(default_factory=_nobody)
 
     def check(self) -> None:
         """Raise `InputError` unless every row is where it should be: for tests and for engine adapters."""
@@ -71,6 +80,8 @@ class Plan:
             ("order", self.order, waiting),
             ("hold", self.hold, waiting),
             ("preempt", self.preempt, running),
+            ("reject", self.reject, waiting),
+            ("skip", self.skip, running),
         ):
             listed = rows.tolist()
             if len(set(listed)) != len(listed) or not set(listed) <= allowed:
@@ -80,13 +91,14 @@ class Plan:
 
     @cached_property
     def sequence(self) -> Ints:
-        """All waiting rows in the planned order, those the policy left out at the end, by arrival."""
+        """Waiting rows in the planned order, then by arrival those the policy left out; none refused."""
         rest = self.snapshot.waiting[~np.isin(self.snapshot.waiting, self.order)]
-        return np.concatenate([self.order, rest])
+        everyone = np.concatenate([self.order, rest])
+        return everyone[~np.isin(everyone, self.reject)] if len(self.reject) else everyone
 
     @property
     def request_ids(self) -> list[str]:
-        """Names of the waiting requests in the planned order."""
+        """Names of the waiting requests in the planned order, none refused."""
         return [self.snapshot.table.request_ids[row] for row in self.sequence.tolist()]
 
     @cached_property
@@ -102,4 +114,7 @@ class Plan:
         InputError
             If no waiting or running request has this name.
         """
+        names = [self.snapshot.table.request_ids[row] for row in self.reject.tolist()]
+        if request_id in names:
+            return f"{request_id} is refused by policy {self.policy}: it gets no answer."
         return explain(self.snapshot, self.sequence, self.policy, self.prefill_tokens, request_id)

@@ -18,6 +18,10 @@ class Policy(ABC):
     A policy object serves one engine for one run. What it must remember about a request it keeps in
     `table.extra` columns.
 
+    An engine asks for a plan only where one could matter: before a step at which somebody could be admitted,
+    and at further steps as the attributes below say. They also say what an engine must be able to carry
+    out. A policy that counts steps or time reads them from the snapshot, since steps may go by unasked.
+
     Attributes
     ----------
     name
@@ -31,6 +35,11 @@ class Policy(ABC):
     paces
         Whether plans may limit prefill: an engine then asks for a plan at every step in which a running
         request is in prefill, too.
+    rejects
+        Whether plans may refuse waiting requests: an engine then asks whenever somebody waits.
+    skips
+        Whether plans may pass over running requests, or order them by the state of this step: an engine then
+        asks at every step.
     victim_worst
         Whose memory is taken when the KV cache runs short: the running request with the largest key (as
         vLLM's priority policy does), or else the last in running order (as its FCFS policy does).
@@ -40,6 +49,8 @@ class Policy(ABC):
     static: ClassVar[bool] = False
     preempts: ClassVar[bool] = False
     paces: ClassVar[bool] = False
+    rejects: ClassVar[bool] = False
+    skips: ClassVar[bool] = False
     victim_worst: ClassVar[bool] = False
 
     @abstractmethod

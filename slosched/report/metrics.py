@@ -117,8 +117,8 @@ class Metrics:
     ----------
     policy, engine, workload, seed
         What was run.
-    requests, finished
-        Requests asked, and those whose whole answer came.
+    requests, finished, rejected
+        Requests asked, those whose whole answer came, and those the policy refused.
     offered_rps
         Requests over the span of arrivals.
     span_s
@@ -138,7 +138,8 @@ class Metrics:
     ttft_s, tpot_s, e2e_s
         Latencies of the requests that have them.
     max_wait_s
-        Longest time from arrival to first admission; a request never admitted waits to the end of the run.
+        Longest time from arrival to first admission; a request never admitted waits to the end of the run,
+        a refused one does not count.
     best_effort_p99_e2e_s
         Latency that 99 % of the best-effort requests stay under; NaN if there are none.
     preemptions, recomputed_tokens
@@ -159,6 +160,7 @@ class Metrics:
     seed: int
     requests: int
     finished: int
+    rejected: int
     offered_rps: float
     span_s: float
     attainment: Share
@@ -209,6 +211,7 @@ class Metrics:
             seed=run.seed,
             requests=len(work),
             finished=int(out.finished.sum()),
+            rejected=0 if out.rejected is None else int(out.rejected.sum()),
             offered_rps=(len(work) - 1) / arrivals_s if arrivals_s > 0 else math.nan,
             span_s=span_s,
             attainment=Share.of(int(met.sum()), len(work)),
@@ -335,7 +338,8 @@ def _max_wait_s(out: Outcomes, span_s: float) -> float:
         return math.nan
     end_s = float(work.arrival_s[0]) + span_s
     until_s = np.where(np.isfinite(out.admitted_s), out.admitted_s, np.maximum(end_s, work.arrival_s))
-    return float((until_s - work.arrival_s).max())
+    kept = np.ones(len(work), dtype=np.bool_) if out.rejected is None else ~out.rejected
+    return float((until_s - work.arrival_s)[kept].max(initial=0.0))
 
 
 def _weighted(out: Outcomes) -> Share:

@@ -93,8 +93,9 @@ def run_table(metrics: Metrics) -> Table:
 
 
 def _run_rows(m: Metrics) -> list[tuple[str, str]]:
+    rejected = f", {m.rejected} rejected" if m.rejected else ""
     rows = [
-        ("requests", f"{m.requests} ({m.finished} finished) at {_number(m.offered_rps)}/s"),
+        ("requests", f"{m.requests} ({m.finished} finished{rejected}) at {_number(m.offered_rps)}/s"),
         ("met their SLOs", _share(m.attainment)),
         ("… by weight", _share(m.weighted)),
     ]

@@ -18,7 +18,7 @@ from slosched.policies.base import KeyPolicy, Policy
 from slosched.simulator import kernel as k
 from slosched.snapshot import Snapshot
 from slosched.steptime import StepTimeModel
-from slosched.table import RequestTable
+from slosched.table import Ints, RequestTable
 from slosched.workloads.workload import Workload
 
 _PS = 1e-12
@@ -161,8 +161,9 @@ class _Engine:
         self.bounds[k.LONG_PREFILL] = limits.long_prefill_token_threshold
         self.bounds[k.VICTIM_WORST] = policy.victim_worst
         self.bounds[k.STATIC] = policy.static
-        self.bounds[k.ASK_ALWAYS] = policy.preempts or policy.paces
+        self.bounds[k.ASK_ALWAYS] = policy.preempts or policy.paces or policy.rejects or policy.skips
         self.bounds[k.ASK_PREFILL] = policy.paces
+        self.bounds[k.ASK_EACH] = policy.skips
         self.bounds[k.RECORD] = record
         self.coef = step_time.coefficients_ps()
         if policy.static:
@@ -244,6 +245,7 @@ class _Engine:
             preemptions=r.preemptions,
             recomputed_tokens=r.recomputed,
             cached_tokens=np.maximum(r.hit, 0),
+            rejected=r.finish_ps == k.REJECTED,
         )
         log = RunLog(
             steps=int(state[k.STEPS]),
@@ -274,10 +276,10 @@ def table_of(workload: Workload) -> RequestTable:
 
 def _plan_arrays(
     plan: Plan,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
+) -> tuple[Ints, Ints, Ints, Ints, int, Ints, Ints]:
     running_order = _NOBODY if plan.running_order is None else plan.running_order
     prefill = -1 if plan.prefill_tokens is None else max(0, plan.prefill_tokens)
-    return plan.order, plan.hold, plan.preempt, running_order, prefill
+    return plan.order, plan.hold, plan.preempt, running_order, prefill, plan.reject, plan.skip
 
 
 def _pool(workload: Workload, limits: EngineLimits) -> k.Pool:

@@ -40,15 +40,19 @@ STATE_SIZE = 14
     STATIC,
     ASK_ALWAYS,
     ASK_PREFILL,
+    ASK_EACH,
     RECORD,
-) = range(11)
-LIMITS_SIZE = 11
+) = range(12)
+LIMITS_SIZE = 12
 
 # Why `advance` returned.
 DONE, NEED_PLAN, PAUSED, STUCK, LOG_FULL, BAD_PLAN = range(6)
 
 MAX_IDLE_STEPS = 20_000
 """Steps in a row that schedule nothing while requests wait: beyond this the policy holds them for ever."""
+
+REJECTED = -2
+"""Finish time of a request that was refused."""
 
 REFRESHED = 8
 """Waiting requests whose prefix-cache hits are looked up again before each step, for policies to see."""
@@ -340,14 +344,17 @@ def _worst_running(R: Requests, Q: Queues, state: Ints) -> int:
 
 @njit(nogil=True, cache=True)
 def _schedule_running(
-    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int
+    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int, skip: int
 ) -> tuple[int, bool]:
-    """Schedule running requests; returns the budget left and whether anybody was preempted."""
+    """Schedule running requests not marked `skip`; returns the budget left and whether one was preempted."""
     block = limits[BLOCK]
     preempted = False
     i = 0
     while i < state[RUNNING] and budget > 0:
         row = Q.running[i]
+        if skip > 0 and Q.mark[row] == skip:
+            i += 1
+            continue
         new = R.prompt[row] + R.generated[row] - R.computed[row]
         if 0 < long_prefill < new:
             new = long_prefill
@@ -528,15 +535,17 @@ def _sample(Q: Queues, state: Ints) -> None:
 
 @njit(nogil=True, cache=True)
 def _step(
-    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, budget: int, line: int
+    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, budget: int, line: int, skip: int
 ) -> None:
-    """Schedule one step and carry it out."""
+    """Schedule one step and carry it out; running rows with the mark `skip` above 0 are passed over."""
     state[SCHEDULED] = 0
     several = state[RUNNING] + state[WAITING] > 1
     long_prefill = limits[LONG_PREFILL] if several else 0
-    left, preempted = _schedule_running(R, Q, P, state, limits, budget, long_prefill)
+    left, preempted = _schedule_running(R, Q, P, state, limits, budget, long_prefill, skip)
     if not preempted:
         _schedule_waiting(R, Q, P, state, limits, left, long_prefill, line)
+    if skip > 0 and state[SCHEDULED] == 0:  # never an empty step while somebody runs
+        _schedule_running(R, Q, P, state, limits, budget, long_prefill, 0)
     _sample(Q, state)
     if limits[RECORD]:
         for k in range(state[SCHEDULED]):
@@ -711,7 +720,7 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
             if limits[CACHE]:  # only here, so that runs of steps in closed form change nothing
                 _refresh_hits(R, Q, P, state, limits)
             return NEED_PLAN
-        if limits[ASK_PREFILL] and _in_prefill(R, Q, state):
+        if limits[ASK_EACH] or (limits[ASK_PREFILL] and _in_prefill(R, Q, state)):
             return NEED_PLAN
         if blocked:
             # A newcomer changes nothing while the slots are full, nor behind a static head that does not fit
@@ -720,7 +729,7 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
             stop_ps = -1 if full or state[NEXT] == n else R.arrival_ps[state[NEXT]]
             if _decode_run(R, Q, P, state, limits, coef, stop_ps):
                 continue
-        _step(R, Q, P, state, limits, coef, limits[BUDGET], 0)
+        _step(R, Q, P, state, limits, coef, limits[BUDGET], 0, 0)
         if state[IDLE] > MAX_IDLE_STEPS:
             return STUCK
     return PAUSED
@@ -730,6 +739,21 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
 def _are_rows(R: Requests, rows: Ints) -> bool:
     """Whether all numbers are rows of the workload: compiled code does not check bounds."""
     return bool(len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(R.prompt)))
+
+
+@njit(nogil=True, cache=True)
+def _reject(R: Requests, Q: Queues, state: Ints, refused: int) -> None:
+    """Take the waiting rows with the mark `refused` out for good."""
+    kept = 0
+    for i in range(state[WAITING]):
+        row = Q.waiting[i]
+        if Q.mark[row] == refused:
+            R.finish_ps[row] = REJECTED
+            state[FINISHED] += 1
+        else:
+            Q.waiting[kept] = row
+            kept += 1
+    state[WAITING] = kept
 
 
 @njit(nogil=True, cache=True)
@@ -745,10 +769,15 @@ def apply_plan(
     preempt: Ints,
     running_order: Ints,
     prefill_tokens: int,
+    reject: Ints,
+    skip: Ints,
 ) -> int:
     """Carry out one step as planned; arguments as in `Plan`, empty and -1 where it leaves the choice."""
-    open_, taken = 2 * state[STEPS] + 2, 2 * state[STEPS] + 3
+    open_ = 4 * state[STEPS] + 2
+    taken, refused, skipped = open_ + 1, open_ + 2, open_ + 3
     if not (_are_rows(R, order) and _are_rows(R, hold) and _are_rows(R, running_order)):
+        return BAD_PLAN
+    if not (_are_rows(R, reject) and _are_rows(R, skip)):
         return BAD_PLAN
     if len(running_order) > 0:
         if len(running_order) != state[RUNNING]:
@@ -760,12 +789,29 @@ def apply_plan(
                 return BAD_PLAN
             Q.mark[running_order[i]] = 0
         Q.running[: state[RUNNING]] = running_order
+    if len(skip) > 0:
+        for i in range(state[RUNNING]):
+            Q.mark[Q.running[i]] = open_
+        for i in range(len(skip)):
+            if Q.mark[skip[i]] != open_:
+                return BAD_PLAN
+            Q.mark[skip[i]] = skipped
+        for i in range(state[RUNNING]):
+            if Q.mark[Q.running[i]] == open_:
+                Q.mark[Q.running[i]] = 0
     for i in range(state[WAITING]):
         Q.mark[Q.waiting[i]] = open_
-    for i in range(len(hold)):
-        if Q.mark[hold[i]] != open_:
+    for i in range(len(reject)):
+        if Q.mark[reject[i]] != open_:
             return BAD_PLAN
-        Q.mark[hold[i]] = taken
+        Q.mark[reject[i]] = refused
+    for i in range(len(hold)):
+        if Q.mark[hold[i]] == open_:
+            Q.mark[hold[i]] = taken
+        elif Q.mark[hold[i]] != refused:
+            return BAD_PLAN
+    if len(reject) > 0:
+        _reject(R, Q, state, refused)
     # A row preempted now is not marked open: the step that preempts it must not admit it again.
     for i in range(len(preempt)):
         place = 0
@@ -781,7 +827,7 @@ def apply_plan(
             Q.mark[order[i]] = taken
             Q.line[line] = order[i]
             line += 1
-        elif Q.mark[order[i]] != taken:
+        elif Q.mark[order[i]] != taken and Q.mark[order[i]] != refused:
             return BAD_PLAN
     for i in range(state[WAITING]):
         row = Q.waiting[i]
@@ -793,8 +839,10 @@ def apply_plan(
         decodes = 0
         for i in range(state[RUNNING]):
             row = Q.running[i]
-            if R.computed[row] + 1 == R.prompt[row] + R.generated[row]:
+            if Q.mark[row] != skipped and R.computed[row] + 1 == R.prompt[row] + R.generated[row]:
                 decodes += 1
         budget = min(budget, decodes + prefill_tokens)
-    _step(R, Q, P, state, limits, coef, budget, line)
+    if state[RUNNING] == 0 and state[WAITING] == 0:  # all were refused
+        return PAUSED
+    _step(R, Q, P, state, limits, coef, budget, line, skipped if len(skip) > 0 else 0)
     return STUCK if state[IDLE] > MAX_IDLE_STEPS else PAUSED

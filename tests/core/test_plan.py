@@ -56,6 +56,10 @@ def snapshot() -> Snapshot:
         ("running_order", rows(3)),
         ("running_order", rows(3, 3)),
         ("running_order", rows(3, 4, 0)),
+        ("reject", rows(3)),
+        ("reject", rows(1, 1)),
+        ("skip", rows(2)),
+        ("skip", rows(4, 4)),
     ],
 )
 def test_unlawful_rows_are_named(snapshot: Snapshot, field: str, value: Ints) -> None:
@@ -80,6 +84,16 @@ def test_lawful_plans_pass(snapshot: Snapshot) -> None:
     plan.check()
     assert plan.sequence.tolist() == [2, 0, 1]
     assert plan.request_ids == ["c", "a", "b"]
+
+
+def test_refused_requests_are_out_of_line(snapshot: Snapshot) -> None:
+    """A refused request stands in no order, is in no prediction, and is told so."""
+    plan = Plan(snapshot=snapshot, policy="test", order=rows(2, 1), reject=rows(2), skip=rows(3))
+    plan.check()
+    assert plan.request_ids == ["b", "a"]
+    assert plan.prediction.rows.tolist() == [3, 4, 1, 0]
+    assert plan.explain("c") == "c is refused by policy test: it gets no answer."
+    assert plan.explain("a").startswith("a is number 2 of 2 waiting")
 
 
 def test_prediction_is_near_the_simulator() -> None:

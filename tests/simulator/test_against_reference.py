@@ -112,6 +112,8 @@ class Decision:
     preempt: list[int]
     running_order: list[int]
     prefill_tokens: int | None
+    reject: list[int]
+    skip: list[int]
 
 
 class Reference:
@@ -183,42 +185,55 @@ class Reference:
     def decide(self) -> Decision | None:
         """The script's decision; none where the engine need not ask."""
         prefilling = any(j.computed + 1 < j.known for j in self.running)
-        if self.policy != "script" or not (self.waiting or prefilling):
+        wide = self.policy == "wide script"  # asks at every step
+        if not (wide or (self.policy == "script" and (self.waiting or prefilling))):
             return None
-        return script(self.seed, self.step, [j.row for j in self.waiting], [j.row for j in self.running])
+        waiting, running = [j.row for j in self.waiting], [j.row for j in self.running]
+        return script(self.seed, self.step, waiting, running, wide)
 
     def one_step(self) -> None:
         """Schedule one step, let its time pass, and hand out tokens."""
         budget = self.limits.max_num_batched_tokens
         line = list(self.waiting)
+        skip: list[Job] = []
         decision = self.decide()
         if decision is not None:
+            self.waiting = [j for j in self.waiting if j.row not in decision.reject]
+            skip = [self.jobs[row] for row in decision.skip]
             self.running = [self.jobs[row] for row in decision.running_order]
             for row in decision.preempt:
                 self.preempt(self.jobs[row])
             rest = [j.row for j in line if j.row not in decision.order]
-            line = [self.jobs[row] for row in decision.order + rest if row not in decision.hold]
+            out = decision.hold + decision.reject
+            line = [self.jobs[row] for row in decision.order + rest if row not in out]
             if decision.prefill_tokens is not None:
-                decodes = sum(j.computed + 1 == j.known for j in self.running)
+                decodes = sum(j.computed + 1 == j.known for j in self.running if j not in skip)
                 budget = min(budget, decodes + decision.prefill_tokens)
+            if not self.waiting and not self.running:
+                return
         several = len(self.waiting) + len(self.running) > 1
         cap = self.limits.long_prefill_token_threshold if several else 0
         scheduled: dict[Job, int] = {}
-        preempted = self.serve_running(scheduled, budget, cap)
+        preempted = self.serve_running(scheduled, budget, cap, skip)
         if not preempted:
             self.admit(scheduled, budget - sum(scheduled.values()), cap, line)
+        if skip and not scheduled:
+            self.serve_running(scheduled, budget, cap, [])
         self.log += [(self.step, job.row, tokens) for job, tokens in scheduled.items()]
         self.busiest = max(self.busiest, len(self.running))
         self.now += self.duration_ps(scheduled)
         self.step += 1
         self.hand_out(scheduled)
 
-    def serve_running(self, scheduled: dict[Job, int], budget: int, cap: int) -> bool:
+    def serve_running(self, scheduled: dict[Job, int], budget: int, cap: int, skip: list[Job]) -> bool:
         """Running requests in list order; whoever needs memory takes it from a victim."""
         preempted = False
         place = 0
         while place < len(self.running) and sum(scheduled.values()) < budget:
             job = self.running[place]
+            if job in skip:
+                place += 1
+                continue
             tokens = job.known - job.computed
             if 0 < cap < tokens:
                 tokens = cap
@@ -316,8 +331,8 @@ def contents_of(workload: Workload, row: int, size: int) -> list[Content]:
     return contents
 
 
-def script(seed: int, step: int, waiting: list[int], running: list[int]) -> Decision:
-    """A wild but lawful decision that depends on its arguments only."""
+def script(seed: int, step: int, waiting: list[int], running: list[int], wide: bool) -> Decision:
+    """A wild but lawful decision that depends on its arguments only; if wide, it refuses and skips, too."""
     rng = np.random.default_rng((seed, step))
     order = rng.permutation(np.array(waiting, dtype=np.int64)).tolist()
     kept = int(rng.integers(len(order) + 1)) if rng.random() < 0.3 else len(order)
@@ -325,7 +340,9 @@ def script(seed: int, step: int, waiting: list[int], running: list[int]) -> Deci
     victims = [row for row in running if rng.random() < 0.1]
     prefill = int(rng.integers(0, 30)) if rng.random() < 0.3 else None
     running_order = rng.permutation(np.array(running, dtype=np.int64)).tolist()
-    return Decision(order[:kept], hold, victims, running_order, prefill)
+    reject = [row for row in waiting if wide and rng.random() < 0.05]
+    skip = [row for row in running if wide and rng.random() < 0.5]
+    return Decision(order[:kept], hold, victims, running_order, prefill, reject, skip)
 
 
 class Scripted(Policy):
@@ -340,14 +357,23 @@ class Scripted(Policy):
 
     def plan(self, snapshot: Snapshot) -> Plan:
         """Follow the script."""
-        d = script(self.seed, snapshot.step, snapshot.waiting.tolist(), snapshot.running.tolist())
-        rows = [np.array(part, dtype=np.int64) for part in (d.order, d.hold, d.preempt, d.running_order)]
+        d = script(self.seed, snapshot.step, snapshot.waiting.tolist(), snapshot.running.tolist(), self.skips)
+        parts = (d.order, d.hold, d.preempt, d.running_order, d.reject, d.skip)
+        rows = [np.array(part, dtype=np.int64) for part in parts]
         plan = Plan(
             snapshot=snapshot, policy=self.name, order=rows[0], hold=rows[1], preempt=rows[2],
-            running_order=rows[3], prefill_tokens=d.prefill_tokens,
+            running_order=rows[3], prefill_tokens=d.prefill_tokens, reject=rows[4], skip=rows[5],
         )  # fmt: skip
         plan.check()
         return plan
+
+
+class WideScripted(Scripted):
+    """The scripted decisions that refuse and skip, too."""
+
+    name: ClassVar[str] = "wide-scripted"
+    rejects: ClassVar[bool] = True
+    skips: ClassVar[bool] = True
 
 
 MODEL = StepTimeModel(
@@ -408,15 +434,23 @@ def compare(case: tuple[Workload, EngineLimits], name: str, policy: str | Policy
     log = list(zip(logs[0].step.tolist(), logs[0].row.tolist(), logs[0].tokens.tolist(), strict=True))
     assert log == reference.log
     o, jobs = run.outcomes, reference.jobs
-    assert np.rint(o.admitted_s * 1e12).tolist() == [j.admitted_ps for j in jobs]
-    assert np.rint(o.first_token_s * 1e12).tolist() == [j.first_ps for j in jobs]
-    assert np.rint(o.finish_s * 1e12).tolist() == [j.finish_ps for j in jobs]
+    assert picoseconds(o.admitted_s) == [j.admitted_ps for j in jobs]
+    assert picoseconds(o.first_token_s) == [j.first_ps for j in jobs]
+    assert picoseconds(o.finish_s) == [j.finish_ps for j in jobs]
+    assert o.rejected is not None
+    assert o.rejected.tolist() == [j.finish_ps < 0 for j in jobs]
+    assert name == "wide script" or not o.rejected.any()
     assert o.preemptions.tolist() == [j.preemptions for j in jobs]
     assert o.recomputed_tokens.tolist() == [j.recomputed for j in jobs]
-    assert o.cached_tokens.tolist() == [j.hit for j in jobs]
+    assert o.cached_tokens.tolist() == [max(0, j.hit) for j in jobs]
     assert run.log.steps == reference.step
     assert reference.busiest <= limits.max_num_seqs
     assert len(reference.pool.free) == limits.kv_blocks
+
+
+def picoseconds(seconds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[int]:
+    """Times as the reference has them: -1 for what never came."""
+    return [-1 if np.isnan(s) else round(s * 1e12) for s in seconds.tolist()]
 
 
 @settings(max_examples=120, deadline=None)
@@ -467,3 +501,17 @@ def test_wild_plans(case: tuple[Workload, EngineLimits], seed: int) -> None:
 def test_wild_plans_with_prefix_cache(case: tuple[Workload, EngineLimits], seed: int) -> None:
     """Also with shared and evicted blocks."""
     compare(case, "script", Scripted(seed), seed)
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(prefix_cache=False), seed=st.integers(0, 2**31))
+def test_wide_plans(case: tuple[Workload, EngineLimits], seed: int) -> None:
+    """Refused requests leave without a token, and running ones that are passed over keep their place."""
+    compare(case, "wide script", WideScripted(seed), seed)
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(prefix_cache=True), seed=st.integers(0, 2**31))
+def test_wide_plans_with_prefix_cache(case: tuple[Workload, EngineLimits], seed: int) -> None:
+    """Also with shared and evicted blocks."""
+    compare(case, "wide script", WideScripted(seed), seed)

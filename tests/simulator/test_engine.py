@@ -20,6 +20,7 @@ from slosched.limits import EngineLimits
 from slosched.plan import Plan
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import KeyPolicy, Policy
+from slosched.report.metrics import Metrics
 from slosched.simulator import StepRecord, simulate
 from slosched.simulator import engine as engine_module
 from slosched.simulator import kernel as k
@@ -259,6 +260,11 @@ def test_oversize_is_refused(request_: tuple[float, int, int], limits: EngineLim
         ({"preempt": rows(0)}, "preempt must be distinct rows"),
         ({"preempt": rows(-1)}, "preempt must be distinct rows"),
         ({"running_order": rows(0)}, "running_order must be all running rows"),
+        ({"reject": rows(2)}, "reject must be distinct rows"),
+        ({"reject": rows(0, 0)}, "reject must be distinct rows"),
+        ({"reject": rows(-1)}, "reject must be distinct rows"),
+        ({"skip": rows(0)}, "skip must be distinct rows"),
+        ({"skip": rows(10**9)}, "skip must be distinct rows"),
     ],
 )
 def test_bad_plans_are_refused(changes: dict[str, Ints], message: str) -> None:
@@ -318,6 +324,65 @@ def test_holding_for_ever_is_an_error() -> None:
 
     with pytest.raises(InputError, match="policy 'returns' must not hold all requests for ever"):
         simulate(plain((0.0, 10, 1)), Holds())
+
+
+def test_refused_requests_miss_and_are_counted() -> None:
+    """A refused request leaves at once, never finishes, and is counted; the engine goes on."""
+
+    class Refuses(Returns):
+        rejects: ClassVar[bool] = True
+
+        def plan(self, snapshot: Snapshot) -> Plan:
+            long = snapshot.waiting[snapshot.table.prompt_tokens[snapshot.waiting] > 50]
+            return replace(super().plan(snapshot), reject=long, hold=long)
+
+    work = plain((0.0, 90, 3), (0.0, 10, 3), (5.0, 60, 3), (9.0, 20, 3))
+    run = simulate(work, Refuses(), step_time=StepTimeModel(base_s=0.01))
+    o, m = run.outcomes, Metrics.of(run)
+    assert o.rejected is not None
+    assert o.rejected.tolist() == [True, False, True, False]
+    assert o.finished.tolist() == o.met.tolist() == [False, True, False, True]
+    assert np.isnan(o.first_token_s[o.rejected]).all()
+    assert (m.requests, m.finished, m.rejected) == (4, 2, 2)
+    assert m.max_wait_s == pytest.approx(0.0, abs=1e-9)
+    assert o.finish_s[3] == pytest.approx(9.03, abs=1e-9)  # refusing took no time
+    assert run.log.steps == 6
+
+
+def test_skipped_requests_keep_their_memory() -> None:
+    """A running request that is passed over gets no token and computes nothing again."""
+
+    class Skips(Returns):
+        skips: ClassVar[bool] = True
+
+        def plan(self, snapshot: Snapshot) -> Plan:
+            skip = snapshot.running[:1] if 2 <= snapshot.step < 7 else rows()
+            return replace(super().plan(snapshot), skip=skip)
+
+    work = plain((0.0, 10, 4), (0.0, 10, 4))
+    o = simulate(work, Skips(), step_time=StepTimeModel(base_s=0.01)).outcomes
+    # The second is done in 4 steps; then nothing else could run, and the first goes on in spite of the plan.
+    assert o.finish_s == pytest.approx([0.06, 0.04], abs=1e-9)
+    assert o.recomputed_tokens.tolist() == [0, 0]
+
+
+def test_decodes_can_follow_new_prefills() -> None:
+    """With a short budget, skipping decodes leaves its tokens to a newcomer."""
+
+    class PrefillFirst(Returns):
+        skips: ClassVar[bool] = True
+
+        def plan(self, snapshot: Snapshot) -> Plan:
+            t, running = snapshot.table, snapshot.running
+            decodes = running[t.computed_tokens[running] >= t.prompt_tokens[running]]
+            return replace(super().plan(snapshot), skip=decodes if len(snapshot.waiting) else rows())
+
+    logs: list[StepRecord] = []
+    limits = EngineLimits(max_num_batched_tokens=10)
+    work = plain((0.0, 10, 3), (0.015, 10, 2))
+    simulate(work, PrefillFirst(), limits=limits, step_time=StepTimeModel(base_s=0.01), record=logs)
+    steps = list(zip(logs[0].step.tolist(), logs[0].row.tolist(), logs[0].tokens.tolist(), strict=True))
+    assert steps == [(0, 0, 10), (1, 0, 1), (2, 1, 10), (3, 0, 1), (3, 1, 1)]
 
 
 def test_unknown_policy() -> None:
