@@ -75,6 +75,8 @@ class Controller:
         self.in_flight: deque[dict[str, int]] = deque()
         self._orders = capability.level != OBSERVE_ONLY
         self._native = policy.name == "fcfs"
+        # Only vLLM itself preempts under FCFS, and releases that track stale output resume at once, safely.
+        self._fences = not (self._native and capability.preempt_keyword)
         self._by_slo = policy.name.startswith(BY_SLO)
         self._preempts, self._paces = policy.preempts, getattr(policy, "paces", False)
         self._knobs: dict[str, Any] = {}
@@ -95,7 +97,7 @@ class Controller:
         queue = self.queue
         if not len(queue) and not self._paces:
             return
-        fenced = self._fenced() if queue.preempted else []
+        fenced = self._fenced() if queue.preempted and self._fences else []
         wanted = self._wants_plan(scheduler)
         if not wanted and not fenced and queue.native:
             queue.joined.clear()

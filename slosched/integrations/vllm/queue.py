@@ -114,12 +114,19 @@ class SloQueue:
         return len(self.line)
 
     def __iter__(self) -> Iterator[Any]:
+        """Everybody, held ones too, in the order last planned and then in the native one."""
         rows = self.line.rows
         order = rows[np.argsort(self._ledger.rank[rows], kind="stable")]
+        if self._planned:
+            alive = self._ledger.queued[self._order] & (
+                self._ledger.table.serial[self._order] == self._serial
+            )
+            first = self._order[alive]
+            order = np.concatenate([first, order[~np.isin(order, first)]])
         return iter([self._ledger.requests[row] for row in order.tolist()])
 
     def __getitem__(self, place: int) -> Any:
-        """The request at a place of the native order; for inspection, not for the loop."""
+        """The request at a place of that order; for inspection, not for the loop."""
         return list(self)[place]
 
     def __contains__(self, request: Any) -> bool:
