@@ -1,0 +1,132 @@
+"""Hidden states out of vLLM without a fork: a general plugin that wraps the model runner.
+
+vLLM loads `register` in each of its processes. It does nothing unless the environment asks for it:
+``SLOSCHED_PROBE=FOLDER`` serves a trained probe (``forecast: {probe: FOLDER}`` in the file that
+``SLOSCHED_CONFIG`` names does the same), ``SLOSCHED_STATES=FOLDER`` writes training data, of the layer
+``SLOSCHED_STATES_LAYER``, the middle one if not given. The model then hands out one layer's states through
+vLLM's auxiliary-hidden-state interface, made for EAGLE-3. They are read before each step's tokens are
+sampled, and what is found rides on the runner's output to the scheduler. On any surprise the plugin logs one
+line and stays out of the way for good; tokens are never touched.
+
+This module must import nothing heavy: vLLM 0.32 cannot start its CPU worker in a process with numba loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from slosched.errors import InputError
+
+logger = logging.getLogger("vllm.slosched")
+
+PROBE = "SLOSCHED_PROBE"
+STATES = "SLOSCHED_STATES"
+LAYER = "SLOSCHED_STATES_LAYER"
+EVERY = "SLOSCHED_STATES_EVERY"
+
+ATTRIBUTE = "slosched_atoms"
+"""Attribute of vLLM's runner output: forecast atoms of the whole output length by request id."""
+
+_MARK = "_slosched_probe"
+
+
+def register() -> None:
+    """Entry point of the group ``vllm.general_plugins``: wrap vLLM's model runner if asked to."""
+    try:
+        if not wanted():
+            return
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        _wrap(GPUModelRunner)
+    except Exception as error:
+        _give_up(None, error)
+
+
+def wanted() -> bool:
+    """Whether environment or configuration ask for a probe or for training data."""
+    return bool(os.environ.get(STATES) or probe_folder())
+
+
+def probe_folder() -> str | None:
+    """Folder of the probe to serve, from the environment or the configuration."""
+    return os.environ.get(PROBE) or _configured()
+
+
+def watch_of(runner: Any) -> Any:
+    """The watch of a model runner; None if it has none or it gave up."""
+    return runner.__dict__.get(_MARK)
+
+
+def _configured() -> str | None:
+    if not os.environ.get("SLOSCHED_CONFIG"):
+        return None
+    from slosched.integrations.vllm.config import load_config
+
+    forecast = getattr(load_config(), "forecast", None)
+    probe = getattr(forecast, "probe", None)
+    return None if probe is None else str(probe)
+
+
+def _wrap(runner_class: Any) -> None:
+    if getattr(runner_class, _MARK, False):
+        return
+    set_up, sample = runner_class._setup_eagle3_aux_hidden_state_outputs, runner_class.sample_tokens
+
+    def set_up_and_watch(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            watch = _attach(runner)
+        except Exception as error:
+            _give_up(runner, error)
+            return set_up(runner, *args, **kwargs)
+        setattr(runner, _MARK, watch)
+        return None
+
+    def sample_and_watch(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        watch = watch_of(runner)
+        if watch is None:
+            return sample(runner, *args, **kwargs)
+        found: dict[str, Any] = {}
+        try:
+            found = watch.before(runner)
+        except Exception as error:
+            _give_up(runner, error)
+        output = sample(runner, *args, **kwargs)
+        try:
+            watch.after(runner, output, found)
+        except Exception as error:
+            _give_up(runner, error)
+        return output
+
+    runner_class._setup_eagle3_aux_hidden_state_outputs = set_up_and_watch
+    runner_class.sample_tokens = sample_and_watch
+    setattr(runner_class, _MARK, True)
+
+
+def _attach(runner: Any) -> Any:
+    from vllm.model_executor.models.interfaces import supports_eagle3
+
+    from slosched.integrations.vllm.probe import Watch, reader_for
+
+    config, model = runner.vllm_config, runner.get_model()
+    if runner.use_aux_hidden_state_outputs or config.speculative_config is not None:
+        raise InputError("the engine must run without speculative decoding.")
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise InputError("the engine must run without pipeline parallelism.")
+    if not supports_eagle3(model):
+        raise InputError(f"{type(model).__name__} must support auxiliary hidden states (EAGLE-3).")
+    text = config.model_config.hf_text_config
+    reader = reader_for(config.model_config.model, int(text.hidden_size), int(text.num_hidden_layers))
+    # vLLM counts layers passed: number k is what leaves the k-th decoder layer.
+    model.set_aux_hidden_state_layers((reader.layer,))
+    runner.use_aux_hidden_state_outputs = True
+    logger.info("slosched: %s reads layer %d", type(reader).__name__.lower(), reader.layer)
+    return Watch(reader)
+
+
+def _give_up(runner: Any, error: Exception) -> None:
+    """One line, and no more probing in this process."""
+    logger.warning("slosched: no hidden states are read: %s: %s", type(error).__name__, error)
+    if runner is not None:
+        setattr(runner, _MARK, None)

@@ -1,0 +1,350 @@
+"""Training of a probe from hidden states, after TRAIL: bins, cross-entropy, AdamW, cosine schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.errors import InputError, MissingExtraError, require
+from slosched.predictors.probe import About, Belief, Mlp, Probe, bin_of, decode_inputs
+from slosched.predictors.refinement import REFINEMENTS
+from slosched.predictors.states import States
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+TRAIL_EDGES = tuple(51.2 * i for i in range(11))
+"""TRAIL's bins: ten of equal width up to 512 tokens."""
+
+LEAST_REQUESTS = 20
+HELD_OUT = 0.1
+"""Share of requests kept from training; by request, since states of one answer resemble each other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a probe is trained; TRAIL's values where it gives them.
+
+    Parameters
+    ----------
+    refinement
+        ``none``, ``bayes`` or ``prior``.
+    bins
+        Bins of remaining tokens.
+    spacing
+        ``quantile``: as many training labels in each; ``trail``: ten of equal width up to 512 tokens.
+    every_tokens
+        A running request gets a new forecast each so many tokens.
+    width
+        Units of the hidden layer.
+    epochs, batch, learning_rate, weight_decay
+        Of AdamW; the rate falls to zero along a cosine.
+    seed
+        Of weights, order and held-out requests.
+    """
+
+    refinement: str = "prior"
+    bins: int = 20
+    spacing: str = "quantile"
+    every_tokens: int = 8
+    width: int = 512
+    epochs: int = 30
+    batch: int = 256
+    learning_rate: float = 0.003
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = ", ".join(REFINEMENTS)
+        require(self.refinement in REFINEMENTS, "refinement", f"one of {known}", self.refinement)
+        require(self.spacing in ("quantile", "trail"), "spacing", "quantile or trail", self.spacing)
+        for name in ("every_tokens", "width", "epochs", "batch"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.bins >= 2, "bins", "at least 2", self.bins)
+        require(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
+        require(0 <= self.weight_decay < 1, "weight_decay", "at least 0 and below 1", self.weight_decay)
+
+
+@dataclass(slots=True)
+class Curve:
+    """Cross-entropy in nats on the data trained on and on the held-out requests, by epoch."""
+
+    train: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+
+
+def train_probe(
+    data: States, settings: Settings | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[Probe, dict[str, Curve]]:
+    """Train both networks of a probe.
+
+    Answers that were cut off count with what is known, that they would have been longer: their loss is minus
+    the logarithm of the probability of all bins from the cut on.
+
+    Parameters
+    ----------
+    data
+        Hidden states of answered requests.
+    settings
+        How to train.
+    progress
+        Called with (epochs done, all epochs).
+
+    Returns
+    -------
+    Probe
+        With the measures of the held-out requests in ``about.report``.
+    dict
+        Learning curve of each network.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 20 requests, no state, or all lengths are equal.
+    MissingExtraError
+        If torch is not installed.
+    """
+    settings = settings or Settings()
+    data, dropped = data.finite()
+    count = len(data.names)
+    require(count >= LEAST_REQUESTS, "data", f"states of at least {LEAST_REQUESTS} requests", f"{count}")
+    require(len(data.states) > 0, "data", "states of at least one generated token", "none")
+    lengths = data.output_tokens[~data.cut]
+    if len(lengths) == 0 or lengths.min() == lengths.max():
+        words = "none that ended by itself" if len(lengths) == 0 else f"all of {lengths[0]} tokens"
+        raise InputError(f"data must hold answers of different lengths, got {words}.")
+    rng = np.random.default_rng(settings.seed)
+    order = rng.permutation(count)
+    held = order[: max(1, int(HELD_OUT * count))]
+    rest = order[len(held) :]
+    seen, unseen = data.select(rest), data.select(held)
+    edges = _edges(seen, settings)
+    values = _values(seen, edges)
+    # The prior, where the decode network takes it, is of networks that have not seen the request.
+    folds = 2 if settings.refinement == "prior" else 0
+    total = settings.epochs * (2 + folds)
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    fit = _Fit(settings, edges, tick)
+    curves = {"prompt": Curve(), "decode": Curve()}
+    target, target_unseen = _target(seen, None, edges), _target(unseen, None, edges)
+    prompt = fit.mlp(
+        seen.prompt_states, target, unseen.prompt_states, target_unseen, curves["prompt"], seed=settings.seed
+    )
+    inputs, inputs_unseen = seen.states, unseen.states
+    if folds:
+        prior = np.empty((len(rest), len(values)))
+        half = np.arange(len(rest)) % 2
+        for part in (0, 1):
+            mine, other = np.flatnonzero(half == part), np.flatnonzero(half != part)
+            mlp = fit.mlp(
+                seen.prompt_states[other], target[other], seen.prompt_states[mine], target[mine], None,
+                seed=settings.seed + 1 + part,
+            )  # fmt: skip
+            prior[mine] = mlp.probabilities(seen.prompt_states[mine])
+        inputs = decode_inputs(seen.states, prior[seen.request], seen.generated_tokens)
+        prior = prompt.probabilities(unseen.prompt_states)
+        inputs_unseen = decode_inputs(unseen.states, prior[unseen.request], unseen.generated_tokens)
+    decode = fit.mlp(
+        inputs, _target(seen, seen.request, edges), inputs_unseen, _target(unseen, unseen.request, edges),
+        curves["decode"], seed=settings.seed,
+    )  # fmt: skip
+    about = About(
+        model=data.model, hidden_size=data.hidden_size, layer=data.layer, edges=edges, values=values,
+        refinement=settings.refinement, every_tokens=settings.every_tokens,
+    )  # fmt: skip
+    probe = Probe(about, prompt, decode)
+    report = {
+        "requests": count,
+        "held_out_requests": len(held),
+        "cut_requests": int(data.cut.sum()),
+        "states": len(data.states),
+        "not_finite_dropped": dropped,
+        "held_out": measure(probe, unseen),
+    }
+    return Probe(about.model_copy(update={"report": report}), prompt, decode), curves
+
+
+# measures ---------------------------------------------------------------------------------------------------
+
+
+def replay(probe: Probe, data: States) -> tuple[Floats, Floats, Floats]:
+    """A probe's forecasts over recorded answers, as it would make them while serving.
+
+    Returns
+    -------
+    ndarray, ndarray
+        Expected remaining tokens at each prompt's end, shape (R,), and at each state that is due by
+        ``every_tokens``, shape (n,), NaN at the others.
+    ndarray
+        Forecast atoms of the whole length at each state, shape (n, atoms), NaN where not due.
+    """
+    beliefs = probe.begin(data.prompt_states)
+    start = np.array([np.nan if b is None else probe.remaining_tokens(b) for b in beliefs])
+    expected = np.full(len(data.states), np.nan)
+    atoms = np.full((len(data.states), len(probe.atoms(_any(probe)))), np.nan)
+    order = np.lexsort((data.generated_tokens, data.request))
+    # All requests at once, each at its next due state: few large calls instead of many small ones.
+    following: dict[int, list[int]] = {}
+    for i in order.tolist():
+        following.setdefault(int(data.request[i]), []).append(i)
+    due = {r: probe.about.every_tokens for r, b in enumerate(beliefs) if b is not None}
+    queues = {r: iter(rows) for r, rows in following.items() if r in due}
+    while queues:
+        rows: list[int] = []
+        for r in list(queues):
+            i = next((i for i in queues[r] if data.generated_tokens[i] >= due[r]), None)
+            if i is None:
+                del queues[r]
+            else:
+                rows.append(i)
+                due[r] = int(data.generated_tokens[i]) + probe.about.every_tokens
+        if rows:
+            held: list[Belief] = [b for i in rows if (b := beliefs[data.request[i]]) is not None]
+            probe.update(held, data.states[rows], data.generated_tokens[rows].tolist())
+            for i, belief in zip(rows, held, strict=True):
+                expected[i] = probe.remaining_tokens(belief)
+                atoms[i] = probe.atoms(belief)
+    return start, expected, atoms
+
+
+def measure(probe: Probe, data: States) -> dict[str, Any]:
+    """Mean absolute error of the remaining length, in tokens, at the prompt's end and later, over answers
+    that ended by themselves; bias on the longest tenth.
+    """
+    start, expected, _ = replay(probe, data)
+    whole = np.flatnonzero(~data.cut)
+    found: dict[str, Any] = {"prompt_end": _errors(start[whole], data.output_tokens[whole])}
+    rows = np.flatnonzero(~data.cut[data.request] & ~np.isnan(expected))
+    if len(rows):
+        long = data.output_tokens >= np.quantile(data.output_tokens[whole], 0.9) if len(whole) else data.cut
+        found["later"] = _errors(expected[rows], data.remaining_tokens[rows])
+        tail = rows[long[data.request[rows]]]
+        if len(tail):
+            found["later_longest_tenth"] = _errors(expected[tail], data.remaining_tokens[tail])
+    return found
+
+
+def _errors(expected: Floats, true: NDArray[np.generic]) -> dict[str, float]:
+    error = expected - true
+    error = error[~np.isnan(error)]
+    if len(error) == 0:
+        return {"count": 0}
+    return {
+        "count": len(error),
+        "mae_tokens": float(np.abs(error).mean()),
+        "bias_tokens": float(error.mean()),
+    }
+
+
+def _any(probe: Probe) -> Belief:
+    bins = len(probe.about.values)
+    flat = np.full(bins, 1.0 / bins)
+    return Belief(prior=flat, now=flat)
+
+
+# fitting ----------------------------------------------------------------------------------------------------
+
+
+class _Fit:
+    """Fits one multilayer perceptron after the other with the same settings."""
+
+    def __init__(self, settings: Settings, edges: Sequence[float], tick: Callable[[], None]) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("torch", "predict") from error
+        self.torch, self.settings, self.bins, self.tick = torch, settings, len(edges) - 1, tick
+
+    def mlp(
+        self, x: Vectors, y: Ints, x_unseen: Vectors, y_unseen: Ints, curve: Curve | None, *, seed: int
+    ) -> Mlp:
+        """Train on (x, y); keep the weights of the epoch that is best on unseen data.
+
+        Targets have shape (n, 2): first and last bin the label may lie in.
+        """
+        torch, s = self.torch, self.settings
+        generator = torch.Generator().manual_seed(seed)
+        mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+        inputs, unseen = (torch.from_numpy((a - mean) / scale) for a in (x, x_unseen))
+        target, target_unseen = torch.from_numpy(y), torch.from_numpy(y_unseen)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(x.shape[1], s.width), torch.nn.ReLU(), torch.nn.Linear(s.width, self.bins)
+        )
+        with torch.no_grad():
+            for layer in (net[0], net[2]):
+                bound = layer.in_features**-0.5
+                for parameter in (layer.weight, layer.bias):
+                    parameter.uniform_(-bound, bound, generator=generator)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
+        steps = s.epochs * -(-len(x) // s.batch)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        best, kept = float("inf"), {k: v.clone() for k, v in net.state_dict().items()}
+        for _ in range(s.epochs):
+            order = torch.randperm(len(x), generator=generator)
+            losses = []
+            for chosen in order.split(s.batch):
+                loss = self._loss(net(inputs[chosen]), target[chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses.append(float(loss.detach()))
+            with torch.no_grad():
+                unseen_loss = float(self._loss(net(unseen), target_unseen))
+            if curve is not None:
+                curve.train.append(float(np.mean(losses)))
+                curve.held_out.append(unseen_loss)
+            if unseen_loss < best:
+                best, kept = unseen_loss, {k: v.clone() for k, v in net.state_dict().items()}
+            self.tick()
+        # The scaling of the inputs goes into the first layer: serving needs none.
+        w1 = kept["0.weight"].numpy().T / scale[:, None]
+        b1 = kept["0.bias"].numpy() - mean @ w1
+        w2, b2 = kept["2.weight"].numpy().T, kept["2.bias"].numpy()
+        return Mlp(*(np.ascontiguousarray(a, dtype=np.float32) for a in (w1, b1, w2, b2)))
+
+    def _loss(self, logits: Any, target: Any) -> Any:
+        """Minus the log probability of the bins from first to last, mean over the batch."""
+        torch = self.torch
+        bins = torch.arange(self.bins)
+        allowed = (bins >= target[:, :1]) & (bins <= target[:, 1:])
+        log_p = torch.log_softmax(logits, dim=1).masked_fill(~allowed, -torch.inf)
+        return -torch.logsumexp(log_p, dim=1).mean()
+
+
+def _target(data: States, request: Ints | None, edges: Sequence[float]) -> Ints:
+    """First and last bin of each label: one where the answer ended by itself, else all from the cut."""
+    labels = data.output_tokens if request is None else data.remaining_tokens
+    cut = data.cut if request is None else data.cut[request]
+    first = bin_of(labels, edges)
+    return np.stack([first, np.where(cut, len(edges) - 2, first)], axis=1)
+
+
+def _edges(data: States, settings: Settings) -> tuple[float, ...]:
+    if settings.spacing == "trail":
+        return TRAIL_EDGES
+    labels = np.concatenate([data.output_tokens, data.remaining_tokens])
+    inner = np.quantile(labels, np.linspace(0, 1, settings.bins + 1))
+    return tuple(float(e) for e in np.unique(np.concatenate([[0.0], inner[1:]])))
+
+
+def _values(data: States, edges: Sequence[float]) -> tuple[float, ...]:
+    """Mean label of each bin; its middle where there is none."""
+    labels = np.concatenate([data.output_tokens[~data.cut], data.remaining_tokens[~data.cut[data.request]]])
+    bins = bin_of(labels, edges)
+    middle = (np.asarray(edges[1:]) + np.asarray(edges[:-1])) / 2
+    count = np.bincount(bins, minlength=len(middle))
+    total = np.bincount(bins, weights=labels, minlength=len(middle))
+    return tuple(float(v) for v in np.where(count > 0, total / np.maximum(count, 1), middle))
