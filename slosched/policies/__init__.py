@@ -9,8 +9,16 @@ from slosched.errors import InputError
 from slosched.policies import orders
 from slosched.policies.base import KeyPolicy as KeyPolicy
 from slosched.policies.base import Policy as Policy
+from slosched.policies.cascade import Cascade
+from slosched.policies.fairbatching import FairBatching
 from slosched.policies.huang import Huang
+from slosched.policies.jitserve import JitServe, JitServeCode
 from slosched.policies.ltr import Ltr
+from slosched.policies.proserve import ProServe
+from slosched.policies.qoserve import QoServe
+from slosched.policies.scorpio import Scorpio
+from slosched.policies.slidingserve import SlidingServe
+from slosched.policies.slos_serve import SlosServe
 from slosched.policies.slosched import Slosched
 from slosched.policies.trail import Trail
 
@@ -19,7 +27,8 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     for p in (
         orders.Fcfs, orders.Priority, orders.Edf, orders.EdfDemote, orders.LeastLaxity,
         orders.LeastLaxityDemote, orders.Sjf, orders.SjfDemote, orders.Srpt, orders.Hrrn, orders.HrrnDemote,
-        Huang, Ltr, Trail, Slosched,
+        Huang, Ltr, Trail, QoServe, Scorpio, ProServe, JitServe, JitServeCode, Cascade, FairBatching,
+        SlidingServe, SlosServe, Slosched,
     )
 }  # fmt: skip
 """Every policy by name; call one to get a fresh object."""

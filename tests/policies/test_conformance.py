@@ -55,7 +55,7 @@ def test_plans_are_lawful(name: str, random_snapshot: RandomSnapshot) -> None:
         plan = policy(name).plan(snapshot)
         plan.check()
         assert plan.policy == name
-        assert sorted(plan.sequence.tolist()) == sorted(snapshot.waiting.tolist())
+        assert sorted([*plan.sequence.tolist(), *plan.reject.tolist()]) == sorted(snapshot.waiting.tolist())
         assert plan.prefill_tokens is None or plan.prefill_tokens >= 1
 
 
@@ -68,7 +68,7 @@ def test_empty_and_single(name: str, random_snapshot: RandomSnapshot) -> None:
         assert len(empty.sequence) == 0
         single = policy(name).plan(random_snapshot(2, waiting=1, running=running))
         single.check()
-        assert single.sequence.tolist() == single.snapshot.waiting.tolist()
+        assert [*single.sequence.tolist(), *single.reject.tolist()] == single.snapshot.waiting.tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,12 +109,15 @@ def test_the_snapshot_is_left_alone(name: str, random_snapshot: RandomSnapshot) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_serves_everybody_without_idling(name: str) -> None:
-    """In overload everybody finishes, and no step goes by without tokens while requests wait."""
+    """In overload all but the refused finish, and no step goes by without tokens while requests wait."""
     for seed in range(3):
         work, limits = overloaded(seed)
         logs: list[StepRecord] = []
         run = simulate(work, name, limits=limits, step_time=MODEL, record=logs)
-        assert run.outcomes.finished.all()
+        refused = run.outcomes.rejected
+        assert refused is not None
+        assert (run.outcomes.finished | refused).all()
+        assert policy(name).rejects or not refused.any()
         assert len(np.unique(logs[0].step)) == run.log.steps
 
 
