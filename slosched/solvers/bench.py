@@ -105,9 +105,8 @@ def anneal_within(
     if clock == "wall":
         result = solve(problem, objective=objective, budget_ms=budget_ms, seed=seed)
         return result.sequence, result.batches
-    thorough = budget_ms >= 4 * (0.2 + 0.001 * problem.n)
     begin = time.thread_time()
-    start = constructive.portfolio(problem, objective, thorough=thorough)
+    start = constructive.portfolio(problem, objective, budget_ms=budget_ms)
     left_s = budget_ms / 1e3 - (time.thread_time() - begin)
     probe = 20_000
     begin = time.thread_time()

@@ -1,6 +1,11 @@
-"""Plans built at once: dispatch orders, Moore-Hodgson on the fluid surrogate, best fit, the best of them."""
+"""Plans built at once: dispatch orders, Moore-Hodgson on the fluid surrogate, lists of batches, best fit, the
+best of them.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +20,8 @@ from slosched.solvers.static_reference import full_batches
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-PHIS = (1.0, 1.3, 1.6, 1.9, 2.2, 2.5)
-"""Inflations of fluid time that the portfolio tries: a batch holds its slots until its longest ends."""
+LAWLER_MOORE_CELLS = 4_000_000
+"""Most (request, weight) cells of the portfolio's Lawler-Moore."""
 
 
 def _size(problem: StaticProblem) -> int:
@@ -127,29 +132,63 @@ def _sorted_in_windows(order: Ints, key: Floats, window: int) -> Ints:
     return out
 
 
-def candidates(problem: StaticProblem, *, thorough: bool = True) -> list[Plan]:
-    """Plans of the portfolio: shortest first, best fit and Moore-Hodgson in several inflations.
+def batch_list(problem: StaticProblem, phi: float = 1.5, patience: float = 1.0) -> Plan:
+    """`one_machine.batch_list`: batches of like length around the most urgent of Moore-Hodgson's kept set."""
+    size = _size(problem)
+    cap = np.clip(problem.bmax, 1, size)
+    latest = np.minimum(problem.c - problem.a * cap, problem.c2 - problem.a2 * cap)
+    latest = np.where(problem.bmax > 0, latest, -np.inf)
+    run = problem.u * cap + problem.v
+    return one_machine.batch_list(run, latest, problem.weight, cap, size, phi=phi, patience=patience)
 
-    At max_batch 1 one inflation is exact already; otherwise ``thorough=False`` tries two instead of six.
+
+def candidates(problem: StaticProblem, *, budget_ms: float | None = None) -> list[Plan]:
+    """Plans of the portfolio: shortest first, and what else fits 40 % of a budget, the most useful first.
+
+    What a plan costs is estimated from the size of the problem, not measured, so that the same problem and
+    budget give the same plans on every machine. At max_batch 1 Moore-Hodgson is exact for equal weights and
+    Lawler-Moore for whole ones; otherwise lists of batches, best fit and sorted windows, in several shapes.
     """
-    size, run = _size(problem), sjf_key(problem)
+    size, n, run = _size(problem), problem.n, sjf_key(problem)
     shortest = _by(run)
-    plans = [_cut(problem, shortest), best_fit(problem, 1.0)]
+    plans = [_cut(problem, shortest)]
+    left_ms = math.inf if budget_ms is None else 0.4 * budget_ms
+    recipes: list[tuple[float, Callable[[], list[Plan]]]] = []
     if size == 1:
         plans.append(moore_hodgson(problem))
-        whole = np.array_equal(problem.weight, np.floor(problem.weight))
-        small = problem.n * (float(problem.weight.sum()) + 1.0) <= (2_000_000 if thorough else 200_000)
-        if whole and small and np.ptp(problem.weight) > 0:
-            plans.append(lawler_moore(problem))
-        return plans
-    if thorough:
-        plans.append(best_fit(problem, 3.0))
-    for phi in PHIS if thorough else (1.3, 1.9):
-        order = moore_hodgson_order(problem, phi, shortest)
-        plans.extend(
-            _cut(problem, order if window == 1 else _sorted_in_windows(order, run, window * size))
-            for window in (1, 2, 4)
-        )
+        equal = n == 0 or np.ptp(problem.weight) == 0
+        cells = n * (float(problem.weight.sum()) + 1.0)
+        if not equal and cells <= LAWLER_MOORE_CELLS and np.all(problem.weight % 1 == 0):
+            recipes.append((0.03 + 1e-6 * cells, lambda: [lawler_moore(problem)]))
+        if not equal:
+            recipes.append((0.02 + 4e-4 * n, lambda: [best_fit(problem)]))
+    else:
+        list_ms, fit_ms, window_ms = 0.02 + 6e-4 * n, 0.02 + 3e-4 * n, 0.03 + 2e-4 * n
+
+        def windows(phi: float) -> list[Plan]:
+            order = moore_hodgson_order(problem, phi, shortest)
+            sorted_ = (_sorted_in_windows(order, run, k * size) for k in (2, 4))
+            return [_cut(problem, one) for one in (order, *sorted_)]
+
+        recipes = [
+            (list_ms, lambda: [batch_list(problem, 1.5, 1.0)]),
+            (fit_ms, lambda: [best_fit(problem, 1.0)]),
+            (list_ms, lambda: [batch_list(problem, 1.3, 0.6)]),
+            (window_ms, lambda: windows(1.3)),
+            (list_ms, lambda: [batch_list(problem, 2.4, 0.8)]),
+            (window_ms, lambda: windows(1.9)),
+            (list_ms, lambda: [batch_list(problem, 1.15, 0.8)]),
+            (list_ms, lambda: [batch_list(problem, 2.0, 1.0)]),
+            (list_ms, lambda: [batch_list(problem, 1.7, 0.6)]),
+            (fit_ms, lambda: [best_fit(problem, 3.0)]),
+        ]
+        plans.extend(recipes.pop(0)[1]())  # it beats all others together: always
+        left_ms -= list_ms
+    for cost_ms, build in recipes:
+        left_ms -= cost_ms
+        if left_ms < 0:
+            break
+        plans.extend(build())
     return plans
 
 
@@ -167,6 +206,8 @@ def best_of(problem: StaticProblem, plans: list[Plan], objective: Objective = Ob
     return best[0]
 
 
-def portfolio(problem: StaticProblem, objective: Objective = Objective.LEX, *, thorough: bool = True) -> Plan:
+def portfolio(
+    problem: StaticProblem, objective: Objective = Objective.LEX, *, budget_ms: float | None = None
+) -> Plan:
     """The best of `candidates` by the objective."""
-    return best_of(problem, candidates(problem, thorough=thorough), objective)
+    return best_of(problem, candidates(problem, budget_ms=budget_ms), objective)

@@ -3,6 +3,7 @@
 On one machine with processing times p and due dates d these are exact (Moore 1968 with Hodgson's rule; Smith
 1956; Lawler and Moore 1969), which makes them oracles for tests. On a queue they work through a fluid
 surrogate: a machine that serves b requests at once is taken as one that serves each in a b-th of its time.
+`batch_list` turns that surrogate into batches: it serves what Moore-Hodgson keeps, like lengths together.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ Flags = NDArray[np.bool_]
 
 LAWLER_MOORE_CELLS = 50_000_000
 """Most (request, weight) cells of the Lawler-Moore table; one byte each."""
+STRETCH = 2.0
+"""Most a batch may be longer than its most urgent member."""
 
 
 @njit(nogil=True, cache=True)
@@ -83,6 +86,115 @@ def _moore_hodgson(order: Any, p: Any, d: Any, key: Any) -> Any:
             if gone == i:
                 break
     return kept
+
+
+@njit(nogil=True, cache=True)
+def _batch_list(
+    run: Any, latest: Any, p: Any, key: Any, cap: Any, by_due: Any, by_run: Any, b: Any, patience: Any,
+    stretch: Any, replan: Any,
+) -> Any:  # fmt: skip
+    n = len(run)
+    free, kept = np.ones(n, np.bool_), np.zeros(n, np.bool_)
+    due, length, heap = by_due.copy(), by_run.copy(), np.empty(n, np.int64)
+    dues, lengths, head = n, n, 0
+    sequence, size = np.empty(n, np.int64), np.empty(n, np.int64)
+    score, pick, chosen = np.empty(b), np.empty(b, np.int64), np.empty(b, np.int64)
+    last = 0.0
+    for i in range(n):
+        if latest[i] < np.inf:
+            last = max(last, latest[i])
+    clock, rows, at, since = 0.0, 0, 0, replan
+    while True:
+        if since >= replan:  # Moore-Hodgson from here on, over all that could still be on time
+            since, head, count, total, alive = 0, 0, 0, 0.0, 0
+            for x in range(dues):
+                i = due[x]
+                kept[i] = False
+                if not free[i] or latest[i] < clock:
+                    continue
+                due[alive] = i
+                alive += 1
+                room = latest[i] + p[i] - clock
+                count = _push(heap, count, key, i)
+                kept[i] = True
+                total += p[i]
+                while total > room:
+                    count = _pop(heap, count, key)
+                    gone = heap[count]
+                    kept[gone] = False
+                    total -= p[gone]
+                    if gone == i:
+                        break
+            dues, alive = alive, 0
+            for x in range(lengths):
+                i = length[x]
+                if free[i] and latest[i] >= clock:
+                    length[alive] = i
+                    alive += 1
+            lengths = alive
+        while head < dues and not (kept[due[head]] and free[due[head]] and latest[due[head]] >= clock):
+            head += 1
+        if head == dues:
+            if since == 0:
+                break
+            since = replan
+            continue
+        urgent = due[head]
+        batch, longest = cap[urgent], run[urgent] * stretch
+        scale = patience / max(last - clock, 1e-9)
+        count, members, total, best, seeded = 0, 0, 0.0, -1.0, False
+        for x in range(lengths):  # by length: what is looked at now would be the longest member
+            i = length[x]
+            e = run[i]
+            if e > longest:
+                break
+            if not free[i] or cap[i] < batch or latest[i] < clock:
+                continue
+            if i == urgent:
+                worth, value, seeded = np.inf, e, True
+            else:
+                worth = e * max(0.0, 1.0 - scale * (latest[i] - clock)) * (1.0 if kept[i] else 0.3)
+                value = worth
+            if count < batch:
+                y = count
+                count += 1
+            elif worth > score[count - 1]:
+                y = count - 1
+                total -= score[y]
+            else:
+                continue
+            total += value
+            while y > 0 and score[y - 1] < worth:
+                score[y], pick[y] = score[y - 1], pick[y - 1]
+                y -= 1
+            score[y], pick[y] = worth, i
+            if seeded and total > best * e:
+                best, members = total / e, count
+                chosen[:count] = pick[:count]
+        duration = 0.0
+        for y in range(members):
+            i = chosen[y]
+            free[i] = False
+            sequence[at] = i
+            at += 1
+            duration = max(duration, run[i])
+        size[rows] = members
+        rows += 1
+        since += 1
+        clock += duration
+    room_left = 0
+    for x in range(n):
+        i = by_run[x]
+        if free[i]:
+            if room_left == 0:
+                size[rows] = 0
+                rows += 1
+                room_left = b
+            sequence[at] = i
+            at += 1
+            size[rows - 1] += 1
+            room_left -= 1
+    return sequence, size[:rows].copy()
 
 
 @njit(nogil=True, cache=True)
@@ -165,6 +277,55 @@ def moore_hodgson(
     order = np.argsort(due_s, kind="stable") if order is None else order
     kept: Flags = _moore_hodgson(order, processing_s, due_s, key)
     return kept
+
+
+def batch_list(
+    run_s: Floats, latest_s: Floats, weight: Floats, cap: Ints, max_batch: int, *, phi: float, patience: float
+) -> tuple[Ints, Ints]:
+    """Batches for a machine that serves `max_batch` at once and is held by the longest of a batch.
+
+    Moore-Hodgson on the fluid surrogate says whom to serve at all, and is asked again 8 times on the way.
+    The next batch is built around the most urgent of them: out of the requests of at most twice its length,
+    those that use the batch best, most time of their own first, less the longer they could still wait; and
+    of all lengths that the batch could have, the one that wastes the least. The others come last, shortest
+    first.
+
+    Parameters
+    ----------
+    run_s, latest_s
+        Execution time and latest start of each request in a batch of its own `cap`, shape (n,); latest start
+        below 0 if never on time, infinity if always.
+    weight
+        Shape (n,), at least 0.
+    cap
+        Largest batch in which each request can be on time, 1 to `max_batch`.
+    max_batch
+        Places of a batch.
+    phi
+        Seconds of a place that a second of work takes, at least 1: a batch holds its places to its end.
+    patience
+        From 0 to 1: how much less a request is worth to a batch if it could wait until the last latest start.
+
+    Returns
+    -------
+    tuple
+        A permutation and the sizes of its batches.
+
+    Examples
+    --------
+    >>> run, latest = np.array([1.0, 4.0, 4.0, 1.0]), np.array([5.0, 0.0, 9.0, 5.0])
+    >>> order, sizes = batch_list(run, latest, np.ones(4), np.full(4, 2), 2, phi=1.0, patience=0.5)
+    >>> order.tolist(), sizes.tolist()
+    ([1, 2, 0, 3], [2, 2])
+    """
+    p = phi * run_s / cap
+    key = np.where(weight > 0, p / np.where(weight > 0, weight, 1.0), np.inf)
+    by_due, by_run = np.argsort(latest_s + p, kind="stable"), np.argsort(run_s, kind="stable")
+    replan = -(-len(run_s) // (8 * max_batch))
+    found: tuple[Ints, Ints] = _batch_list(
+        run_s, latest_s, p, key, cap, by_due, by_run, max_batch, patience, STRETCH, replan
+    )
+    return found
 
 
 def smith_backward(processing_s: Floats, due_s: Floats, order: Ints) -> Ints:

@@ -74,13 +74,8 @@ def _portfolio(task: Task) -> tuple[Plan, int]:
     return constructive.best_of(task.problem, plans, task.objective), len(plans)
 
 
-def _thorough(task: Task) -> bool:
-    """Whether the budget leaves room for the whole portfolio, about 0.2 ms and 1 us a request."""
-    return task.budget_ms is None or task.budget_ms >= 4 * (0.2 + 0.001 * task.problem.n)
-
-
 def _anneal(task: Task) -> tuple[Plan, int]:
-    start = task.start or constructive.portfolio(task.problem, task.objective, thorough=_thorough(task))
+    start = task.start or constructive.portfolio(task.problem, task.objective, budget_ms=task.budget_ms)
     if task.budget_ms == 0 or task.moves == 0:
         return start, 0
     if task.objective is Objective.TARDINESS:
@@ -119,6 +114,7 @@ SOLVERS: dict[str, Solver] = {
     "moore-hodgson": _build(constructive.moore_hodgson),
     "lawler-moore": _build(constructive.lawler_moore),
     "best-fit": _build(constructive.best_fit),
+    "batch-list": _build(constructive.batch_list),
     "portfolio": _portfolio,
     "anneal": _anneal,
     "huang-literal": _huang(False),
