@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, Generic, Self, TypeVar
 
-from slosched.errors import InputError
+from slosched.errors import InputError, MissingExtraError
 
 Shared = TypeVar("Shared")
 Cell = TypeVar("Cell")
@@ -56,15 +56,16 @@ class Workers(Generic[Shared]):
     ) -> list[Result]:
         """Results in the order of the cells."""
         results: dict[int, Result] = {}
-        for index, result in self._results(task, cells):
+        for index, result in self.each(task, cells):
             results[index] = result
             if progress is not None:
                 progress(len(results), len(cells))
         return [results[i] for i in range(len(cells))]
 
-    def _results(
+    def each(
         self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell]
     ) -> Iterator[tuple[int, Result]]:
+        """Results as they come, each with the index of its cell."""
         if self._pool is None:
             for index, cell in enumerate(cells):
                 yield index, task(self._shared, cell)
@@ -77,6 +78,45 @@ class Workers(Generic[Shared]):
             yield futures[future], result
 
 
+class RayWorkers(Workers[Shared]):
+    """The same on every machine of a Ray cluster, or on this one if no cluster is found; needs ``ray``.
+
+    Parameters
+    ----------
+    shared
+        First argument of every task; must mean the same on every machine (a path must exist there).
+    jobs
+        Ignored: Ray knows its cores.
+    """
+
+    def __init__(self, shared: Shared, jobs: int = 1) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise MissingExtraError("ray", "cluster") from None
+        super().__init__(shared, 1)
+        self._ray: Any = ray
+        ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+
+    def __exit__(self, *_: object) -> None:
+        self._ray.shutdown()
+
+    def each(
+        self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell]
+    ) -> Iterator[tuple[int, Result]]:
+        """Results as they come, each with the index of its cell."""
+        remote = self._ray.remote(_with_complaint)
+        shared = self._ray.put(self._shared)
+        index = {remote.remote(task, shared, cell): i for i, cell in enumerate(cells)}
+        waiting = list(index)
+        while waiting:
+            (ready,), waiting = self._ray.wait(waiting)
+            result, complaint = self._ray.get(ready)
+            if complaint is not None:
+                raise InputError(complaint)
+            yield index[ready], result
+
+
 _shared: Any = None
 """The object of a worker process."""
 
@@ -87,8 +127,12 @@ def _remember(shared: Any) -> None:
 
 
 def _guarded(task: Callable[[Any, Any], Any], cell: Any) -> tuple[Any, str | None]:
+    return _with_complaint(task, _shared, cell)
+
+
+def _with_complaint(task: Callable[[Any, Any], Any], shared: Any, cell: Any) -> tuple[Any, str | None]:
     """A task's result, or the words of its `InputError`: not every exception survives pickling."""
     try:
-        return task(_shared, cell), None
+        return task(shared, cell), None
     except InputError as error:
         return None, str(error)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from slosched.cli import data, instances, order, runs, serving, tools
+from slosched.cli import data, evidence, instances, order, runs, serving, tools
 from slosched.errors import InputError, MissingExtraError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (runs, order, serving, tools, instances):
+for module in (runs, order, serving, tools, instances, evidence):
     for command in module.COMMANDS:
         app.command()(command)
 _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slosched.configfile import config_words, parse_config
 from slosched.errors import InputError
 
 
@@ -48,30 +47,10 @@ def load_config(path: Path | None, options: dict[str, Any]) -> CompareConfig:
         If the file is malformed, has an unknown key (the message lists the known ones), or a value is
         outside its domain.
     """
-    content = {} if path is None else _parse(path)
+    content = {} if path is None else parse_config(path)
     content |= {key: value for key, value in options.items() if value not in (None, [])}
     try:
         return CompareConfig.model_validate(content)
     except ValidationError as error:
-        raise InputError(_words(error, "options" if path is None else str(path))) from None
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} must be valid {path.suffix.lstrip('.').upper()}: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold keys with values, got {content!r}.")
-    return {str(key): value for key, value in content.items()}
-
-
-def _words(error: ValidationError, where: str) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{where}: key must be one of {', '.join(CompareConfig.model_fields)}, got {key!r}."
-    return f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."
+        where = "options" if path is None else str(path)
+        raise InputError(config_words(error, where, CompareConfig)) from None

@@ -81,13 +81,18 @@ def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
         *(f"<p>{escape(line)}</p>" for line in notes(comparison)),
         *(_picture(name, content) for name, content in pictures.items()),
         "<h2>Workload and engine</h2>",
-        _list([*([comparison.source] if comparison.source else []), *comparison.about]),
+        bullets([*([comparison.source] if comparison.source else []), *comparison.about]),
         "<h2>Method</h2>",
-        _list(METHOD),
+        bullets(METHOD),
         *(_detail_table(comparison, rate) for rate in reversed(comparison.rates_rps)),
         "<h2>Environment</h2>",
-        _list([f"{key}: {_words(value)}" for key, value in environment().items()]),
+        bullets([f"{key}: {_words(value)}" for key, value in environment().items()]),
     ]
+    return page(title, body)
+
+
+def page(title: str, body: Sequence[str]) -> bytes:
+    """A page with our style from pieces of HTML."""
     template = Template(files("slosched.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), body="\n".join(body)).encode()
 
@@ -114,7 +119,7 @@ def _attainment_table(comparison: Comparison) -> str:
             mark = ' class="best"' if round(100 * spread.mean, 1) == round(100 * best[rate], 1) else ""
             cells.append(f'<td{mark} data-value="{spread.mean:.6f}">{text}</td>')
         rows.append(_row(policy, cells))
-    return _table(
+    return table(
         heads, rows, "In %, by weight, mean ± half of the 95 % interval. Underlined: best of its column."
     )
 
@@ -134,7 +139,7 @@ def _detail_table(comparison: Comparison, rate_rps: float) -> str:
         rows.append(_row(policy, cells))
     heading = f"<h2>All figures at {escape(comparison.label(rate_rps))} load ({rate_rps:.3g} requests/s)</h2>"
     heads = ["policy", *(head for head, _, _ in columns)]
-    return heading + _table(heads, rows, "Means over seeds; – where there is nothing to measure.")
+    return heading + table(heads, rows, "Means over seeds; – where there is nothing to measure.")
 
 
 def _cell(value: float, form: str) -> str:
@@ -148,7 +153,8 @@ def _row(policy: str, cells: Sequence[str]) -> str:
     return f"<tr{mark}><td>{escape(policy)}</td>{''.join(cells)}</tr>"
 
 
-def _table(heads: Sequence[str], rows: Sequence[str], caption: str) -> str:
+def table(heads: Sequence[str], rows: Sequence[str], caption: str) -> str:
+    """A table that sorts by a click on a heading; `rows` are pieces of HTML, the rest is escaped here."""
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
     return (
         f'<div class="wide"><table class="sortable"><caption>{escape(caption)}</caption>'
@@ -165,7 +171,8 @@ def _picture(name: str, content: bytes) -> str:
     )
 
 
-def _list(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """Sentences as a list; escaped here."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 

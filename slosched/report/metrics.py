@@ -195,6 +195,19 @@ class Metrics:
         return {key: _plain(value) for key, value in plain.items()}
 
     @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Metrics:
+        """The figures that `to_dict` made plain."""
+        plain = {k: v for k, v in content.items() if k != "queued"}
+        for name in ("ttft_s", "tpot_s", "e2e_s"):
+            plain[name] = Latency(**_numbers(plain[name]))
+        for name in ("attainment", "weighted"):
+            plain[name] = Share(**_numbers(plain[name]))
+        for name in ("by_class", "by_limit"):
+            plain[name] = {key: Share(**_numbers(share)) for key, share in plain[name].items()}
+        plain["queue"] = Queue(**plain["queue"])
+        return cls(**_numbers(plain))
+
+    @classmethod
     def of(cls, run: Run) -> Metrics:
         """Figures of one run."""
         out, log = run.outcomes, run.log
@@ -378,3 +391,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _numbers(content: dict[str, Any]) -> dict[str, Any]:
+    """NaN again where `_plain` put None."""
+    return {key: math.nan if value is None else value for key, value in content.items()}

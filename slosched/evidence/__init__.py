@@ -1,0 +1,1 @@
+"""The evidence: a grid of runs, what nobody can beat, statistics, and a static site to read them on."""
