@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from slosched.cli import data, evidence, instances, order, runs, serving, tools
+from slosched.cli import data, evidence, instances, order, predictors, runs, serving, tools
 from slosched.errors import InputError, MissingExtraError
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ for module in (runs, order, serving, tools, instances, evidence):
 _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}
 app.command(context_settings=_passed_on)(tools.bench)
 app.add_typer(data.app, name="workload")
+app.add_typer(predictors.train)
+app.add_typer(predictors.evaluate)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,92 @@
+"""What every predictor of output lengths can do, and how one is read from disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from slosched.errors import InputError
+from slosched.table import Floats
+
+ABOUT = "predictor.json"
+"""File of a predictor's folder that says what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is known of a request before its first token.
+
+    Parameters
+    ----------
+    text
+        The prompt; empty where only its length is known.
+    tokens
+        Its length in tokens, at least 1.
+    slo_class
+        Name of its class.
+    """
+
+    text: str
+    tokens: int = 1
+    slo_class: str = "default"
+
+
+class Predictor(Protocol):
+    """Forecasts output lengths from prompts."""
+
+    def forecast(self, prompts: Sequence[Prompt]) -> Floats:
+        """Whole output lengths in tokens as equally likely values.
+
+        Returns
+        -------
+        ndarray
+            Shape (n, FORECAST_ATOMS), finite, ascending within a row, at least 1.
+        """
+        ...
+
+
+def load_predictor(folder: str | Path) -> Predictor:
+    """Read a ranker, a transformer ranker or a class history; nothing in it is executed.
+
+    Raises
+    ------
+    InputError
+        If the folder or a file is missing, or is not what it should be.
+    """
+    kind = about_of(folder)["kind"]
+    if kind == "light":
+        from slosched.predictors.ranker import Ranker
+
+        return Ranker.load(folder)
+    if kind == "transformer":
+        from slosched.predictors.transformer import TransformerRanker
+
+        return TransformerRanker.load(folder)
+    if kind == "history":
+        from slosched.predictors.history import ClassHistory
+
+        return ClassHistory.load(folder)
+    raise InputError(f"{Path(folder) / ABOUT}: kind must be light, transformer or history, got {kind!r}.")
+
+
+def about_of(folder: str | Path) -> dict[str, Any]:
+    """Content of a predictor's description, with its ``kind``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is not JSON with a kind.
+    """
+    path = Path(folder) / ABOUT
+    if not path.is_file():
+        raise InputError(f"predictor must be a folder with {ABOUT}, got {str(folder)!r}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} must be JSON: {error}.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        raise InputError(f"{path} must hold a kind, got {str(content)[:80]!r}.")
+    return content
