@@ -13,14 +13,15 @@ from slosched.errors import require
 from slosched.snapshot import Snapshot
 from slosched.solvers import continuous as c
 from slosched.solvers.background import BackgroundSearch, Task
+from slosched.solvers.pacing import safe_room
 from slosched.solvers.queue_orders import CONSTRUCTIVE, QueueOrders
 from slosched.table import Floats, Ints
 
-BUDGET_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
+BUDGET_SHARES = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
 """Prefill limits tried, as shares of the engine's token budget."""
 
 PACING_GAIN = 0.1
-"""Expected met requests that a prefill limit must gain."""
+"""Expected met requests that a prefill limit must gain over the largest safe one (`safe_room`)."""
 
 FORGET_S = 20.0
 """Time constant of the estimate of how much prompt work arrives."""
@@ -126,7 +127,7 @@ class Planner:
         self._mark = np.zeros(0, dtype=np.bool_)
         self._turn = 0  # index into CONSTRUCTIVE
         self._serials: Ints = np.empty(0, dtype=np.int64)
-        self._share = 0  # index into BUDGET_SHARES
+        self._limit = np.inf  # prompt tokens a step may hold
         self._plans = 0
         self._future = 0.0
         self._seen_s = 0.0
@@ -154,11 +155,11 @@ class Planner:
             jobs, count = c.jobs_of(snapshot, pool), len(pool) - len(fresh)
             order = np.arange(len(snapshot.running), len(jobs), dtype=np.int64)
         running, scratch = len(snapshot.running), c.scratch_for(jobs)
-        cap = self._limit(self._share, engine)
+        cap = self._limit
         while count < len(order) and self._used() < 1.0:  # without time they stay at the end of the head
             self.value = c.insert(jobs, running, order, count, engine, self._aim, cap, scratch)
             count += 1
-        cap = self._cap(jobs, running, order, len(order), engine, scratch, everything=due)
+        cap = self._cap(jobs, running, order, engine, scratch, everything=due)
         self._search(jobs, running, order, engine, cap, scratch)
         self._rows = np.concatenate([pool[order - running], tail])
         self._serials = snapshot.table.serial[self._rows]
@@ -258,7 +259,7 @@ class Planner:
         place[members] = np.arange(running, running + len(members))
         jobs = c.jobs_of(snapshot, rows[members])
         scratch = c.scratch_for(jobs)
-        cap = self._limit(self._share, engine)
+        cap = self._limit
         best, best_name = -np.inf, ""
         for name, head in heads.items():
             if best_name and name != "kept" and self._used() > CONSTRUCTION_SHARE:
@@ -272,40 +273,31 @@ class Planner:
         named[head] = False
         return rows[members], jobs, place[head], np.concatenate([rows[named], waiting[len(rows) :]])
 
-    @staticmethod
-    def _limit(share: int, engine: Floats) -> float:
-        """A prefill limit by its index."""
-        return np.inf if share == 0 else float(int(BUDGET_SHARES[share] * engine[c.BUDGET]))
-
     def _cap(
-        self,
-        jobs: Floats,
-        running: int,
-        order: Ints,
-        count: int,
-        engine: Floats,
-        scratch: c.Scratch,
-        everything: bool,
+        self, jobs: Floats, running: int, order: Ints, engine: Floats, scratch: c.Scratch, everything: bool
     ) -> float:
         """The best prefill limit: of all when `everything`, else of the present one and its neighbours."""
         if not self.params.pace:
             return np.inf
-        last = len(BUDGET_SHARES) - 1
+        budget = float(engine[c.BUDGET])
+        shares = [max(1.0, float(int(share * budget))) for share in BUDGET_SHARES]
         if everything and self._used() < CONSTRUCTION_SHARE:
-            low, high = 0, last
+            limits = [np.inf, *shares]
         else:
-            low, high = max(0, self._share - 1), min(last, self._share + 1)
-        # Small steps make others wait for their first token: only for a gain that is more than latency.
-        best, chosen = -np.inf, 0
-        for i in (0, *range(max(1, low), high + 1)):
-            cap = self._limit(i, engine)
-            value = c.evaluate(jobs, running, order, count, engine, self._aim, cap, scratch)
-            if i == 0:
-                value += PACING_GAIN
-            if value > best:
-                best, chosen = value, i
-        self._share, self.value = chosen, best
-        return self._limit(chosen, engine)
+            now = min(self._limit, budget)
+            above, below = [x for x in shares if x > now], [x for x in shares if x < now]
+            limits = [np.inf, *above[-1:], self._limit, *below[:1]]
+        # The largest step that endangers no answer, unless another one gains more than this one's latency.
+        room = safe_room(jobs, running, order, engine)
+        safe = np.inf if room >= budget else max(shares[-1], float(int(room)))
+        self._limit = safe
+        self.value = c.evaluate(jobs, running, order, len(order), engine, self._aim, safe, scratch)
+        least = self.value + PACING_GAIN
+        for limit in limits:
+            value = c.evaluate(jobs, running, order, len(order), engine, self._aim, limit, scratch)
+            if value > least:
+                self._limit, self.value, least = limit, value, value
+        return self._limit
 
 
 @njit(nogil=True, cache=True)

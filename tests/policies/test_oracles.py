@@ -301,12 +301,12 @@ def test_poisson_arrivals_wait_as_in_theory() -> None:
 
 
 def test_slosched_is_no_worse_than_simple_orders(random_snapshot: RandomSnapshot) -> None:
-    """By its own model the plan is worth at least as much as each simple order of the queue."""
+    """By its own model the plan is worth at least as much as each simple order, at the same prefill limit."""
     better = 0
     for seed in range(30):
         snapshot = random_snapshot(seed, waiting=25)
         planner = Planner(seed=seed)
-        order, _ = planner.plan(snapshot)
+        order, cap = planner.plan(snapshot)
         engine = c.engine_of(snapshot)
         engine[c.FUTURE] = min(MOST_FUTURE, planner._future)
         aim = np.array(c.DEFAULT_AIM)
@@ -314,7 +314,7 @@ def test_slosched_is_no_worse_than_simple_orders(random_snapshot: RandomSnapshot
         scratch = c.scratch_for(jobs)
         orders = QueueOrders(snapshot, snapshot.waiting)
         worth = [
-            c.evaluate(jobs, running, orders.first(name, 25) + running, 25, engine, aim, np.inf, scratch)
+            c.evaluate(jobs, running, orders.first(name, 25) + running, 25, engine, aim, cap, scratch)
             for name in CONSTRUCTIVE
         ]
         assert planner.value >= max(worth) - 1e-9

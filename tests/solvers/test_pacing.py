@@ -1,0 +1,89 @@
+"""How many prompt tokens a step may hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slosched.forecast import LengthForecast
+from slosched.limits import EngineLimits
+from slosched.request import Request
+from slosched.simulator import simulate
+from slosched.slo import Slo
+from slosched.snapshot import Snapshot
+from slosched.solvers import continuous as c
+from slosched.solvers.pacing import SAFE_SHARE, safe_room
+from slosched.solvers.planner import Planner
+from slosched.workloads import Workload
+
+
+def engine_with(
+    tpot_s: float | None, *, generated: int = 1, took_s: float = 0.0, alone: bool = False
+) -> Snapshot:
+    """One request decodes, `took_s` since its first token; another waits with 4000 tokens unless `alone`."""
+    decodes = Request(
+        request_id="decodes", prompt_tokens=700, generated_tokens=generated, slo=Slo(tpot_s=tpot_s),
+        forecast=LengthForecast.point(generated + 40),
+    )  # fmt: skip
+    waits = Request(request_id="waits", prompt_tokens=4000, forecast=LengthForecast.point(10))
+    return Snapshot.of([] if alone else [waits], [decodes], now_s=took_s)
+
+
+def room_of(snapshot: Snapshot) -> float:
+    """Its safe room, waiting rows by arrival."""
+    jobs = c.jobs_of(snapshot)
+    order = np.arange(len(snapshot.running), len(jobs), dtype=np.int64)
+    return float(safe_room(jobs, len(snapshot.running), order, c.engine_of(snapshot)))
+
+
+@pytest.mark.parametrize("tpot_s", [0.012, 0.015, 0.03, 0.1])
+def test_a_step_with_that_many_tokens_takes_the_share_of_the_limit(tpot_s: float) -> None:
+    """Below and above the knee: the step-time model gives back `SAFE_SHARE` of the limit."""
+    snapshot = engine_with(tpot_s)
+    room = room_of(snapshot)
+    pairs = room * 4000 / 2  # on average over the waiting prompt
+    step_s = snapshot.step_time.predict(room, pairs, 1, 700)
+    assert room > 0
+    assert float(step_s) == pytest.approx(SAFE_SHARE * tpot_s, rel=0.01)
+
+
+def test_saved_time_allows_larger_steps_and_lost_time_smaller_ones() -> None:
+    """The limit is on the mean over the answer."""
+    saved, even, lost = (engine_with(0.03, generated=11, took_s=t) for t in (0.1, 0.3, 0.5))
+    assert room_of(saved) > room_of(even) > room_of(lost) > 0
+
+
+def test_no_limit_no_bound() -> None:
+    """Nobody with a TPOT limit, nobody whose limit can be kept, or no prompt: no bound."""
+    assert room_of(engine_with(None)) == np.inf
+    assert room_of(engine_with(0.001)) == np.inf
+    assert room_of(engine_with(0.03, alone=True)) == np.inf
+
+
+def test_the_planner_paces_where_nothing_is_lost_by_it() -> None:
+    """A best-effort prompt does not stall an answer; without answers it gets whole steps."""
+    snapshot = engine_with(0.03)
+    _, cap = Planner().plan(snapshot)
+    assert cap == int(room_of(snapshot))
+    _, cap = Planner().plan(replace(snapshot, running=snapshot.running[:0]))
+    assert cap == np.inf
+
+
+def test_short_answers_keep_their_pace_under_a_stream_of_prompts() -> None:
+    """Short chat answers beside a burst of best-effort prompts: by EDF most miss TPOT, by ours none."""
+    arrival = np.concatenate([np.linspace(0, 4, 40), np.full(12, 0.2)])
+    prompt = np.concatenate([np.full(40, 30), np.full(12, 9000)])
+    output = np.concatenate([np.full(40, 12), np.full(12, 30)])
+    tpot = np.where(prompt == 30, 0.04, np.inf)
+    by_time = np.argsort(arrival, kind="stable")
+    plain = Workload.plain(arrival[by_time], prompt[by_time], output[by_time])
+    work = replace(plain, ttft_s=25 * tpot[by_time], tpot_s=tpot[by_time])
+    missed = {}
+    for policy in ("edf", "slosched"):
+        o = simulate(work, policy, limits=EngineLimits()).outcomes
+        pace = (o.finish_s - o.first_token_s) / (work.output_tokens - 1)
+        missed[policy] = int(np.sum(pace > work.tpot_s))
+    assert missed["edf"] > 15
+    assert missed["slosched"] == 0
