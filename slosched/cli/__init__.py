@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from slosched.cli import data, evidence, instances, order, predictors, runs, serving, tools
+from slosched.cli import data, evidence, instances, order, predictors, probe, runs, serving, tools
 from slosched.errors import InputError, MissingExtraError
 
 app = typer.Typer(
@@ -18,12 +18,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (runs, order, serving, tools, instances, evidence):
+for module in (runs, order, serving, tools, instances, evidence, probe):
     for command in module.COMMANDS:
         app.command()(command)
 _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}
 app.command(context_settings=_passed_on)(tools.bench)
 app.add_typer(data.app, name="workload")
+predictors.train.command("probe")(probe.train_probe)
 app.add_typer(predictors.train)
 app.add_typer(predictors.evaluate)
 

@@ -27,6 +27,7 @@ Vectors = NDArray[np.float32]
 
 FORMAT = "slosched-probe-1"
 LEVELS = (np.arange(FORECAST_ATOMS) + 0.5) / FORECAST_ATOMS
+PROMPT_INPUTS = ("mean", "mean+last")
 TINY = 1e-6
 """Least probability whose logarithm is taken."""
 
@@ -47,6 +48,8 @@ class About(BaseModel):
         last counts in the last bin.
     values
         Remaining tokens that stand for each bin: their mean in training.
+    prompt_input
+        ``mean`` over the prompt's states, as TRAIL, or ``mean+last``: beside it the last prompt token's.
     refinement
         ``none``, ``bayes`` or ``prior``; see `slosched.predictors.refinement`.
     every_tokens
@@ -63,6 +66,7 @@ class About(BaseModel):
     layer: int = Field(ge=1)
     edges: tuple[float, ...] = Field(min_length=2)
     values: tuple[float, ...]
+    prompt_input: str = "mean+last"
     refinement: str = "prior"
     every_tokens: int = Field(default=8, ge=1)
     report: dict[str, Any] = Field(default_factory=dict)
@@ -71,6 +75,10 @@ class About(BaseModel):
     def _consistent(self) -> About:
         if self.format != FORMAT:
             raise ValueError(f"format must be {FORMAT!r}, got {self.format!r}")
+        if self.prompt_input not in PROMPT_INPUTS:
+            raise ValueError(
+                f"prompt_input must be one of {', '.join(PROMPT_INPUTS)}, got {self.prompt_input!r}"
+            )
         if self.refinement not in REFINEMENTS:
             raise ValueError(f"refinement must be one of {', '.join(REFINEMENTS)}, got {self.refinement!r}")
         if self.edges[0] != 0 or not all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False)):
@@ -129,10 +137,11 @@ class Probe:
     _edges: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        bins = len(self.about.values)
-        extra = bins + 1 if self.about.refinement == "prior" else 0
-        for name, mlp, inputs in (("prompt", self.prompt, 0), ("decode", self.decode, extra)):
-            wanted = (self.about.hidden_size + inputs, bins)
+        bins, hidden = len(self.about.values), self.about.hidden_size
+        prompt = hidden * len(self.about.prompt_input.split("+"))
+        decode = hidden + (bins + 1 if self.about.refinement == "prior" else 0)
+        for name, mlp, inputs in (("prompt", self.prompt, prompt), ("decode", self.decode, decode)):
+            wanted = (inputs, bins)
             got = (mlp.w1.shape[0], mlp.w2.shape[1])
             if got != wanted or mlp.w1.shape[1:] != mlp.b1.shape or mlp.w2.shape[:1] != mlp.b1.shape:
                 raise InputError(f"{name}: inputs and bins of the weights must be {wanted}, got {got}.")
@@ -141,10 +150,14 @@ class Probe:
     # belief -----------------------------------------------------------------------------------------------
 
     def begin(self, prompt_states: Vectors) -> list[Belief | None]:
-        """Beliefs at the prompt's end from mean prompt states, shape (n, hidden size).
+        """Beliefs at the prompt's end; None where a state is not finite.
 
-        A state that is not finite gives None.
+        Parameters
+        ----------
+        prompt_states
+            Mean over each prompt's states, then its last token's, shape (n, 2 * hidden size).
         """
+        prompt_states = prompt_states[:, : self.prompt.w1.shape[0]]
         good = np.isfinite(prompt_states).all(axis=1)
         beliefs = iter(self.prompt.probabilities(prompt_states[good]))
         return [_fresh(next(beliefs)) if ok else None for ok in good]

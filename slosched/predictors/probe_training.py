@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slosched.errors import InputError, MissingExtraError, require
-from slosched.predictors.probe import About, Belief, Mlp, Probe, bin_of, decode_inputs
+from slosched.predictors.probe import PROMPT_INPUTS, About, Belief, Mlp, Probe, bin_of, decode_inputs
 from slosched.predictors.refinement import REFINEMENTS
 from slosched.predictors.states import States
 
@@ -32,6 +34,8 @@ class Settings:
 
     Parameters
     ----------
+    prompt_input
+        ``mean`` over the prompt's states, as TRAIL, or ``mean+last``: beside it the last prompt token's.
     refinement
         ``none``, ``bayes`` or ``prior``.
     bins
@@ -48,6 +52,7 @@ class Settings:
         Of weights, order and held-out requests.
     """
 
+    prompt_input: str = "mean+last"
     refinement: str = "prior"
     bins: int = 20
     spacing: str = "quantile"
@@ -60,8 +65,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        known = ", ".join(REFINEMENTS)
-        require(self.refinement in REFINEMENTS, "refinement", f"one of {known}", self.refinement)
+        for name, known in (("refinement", REFINEMENTS), ("prompt_input", PROMPT_INPUTS)):
+            got = getattr(self, name)
+            require(got in known, name, f"one of {', '.join(known)}", got)
         require(self.spacing in ("quantile", "trail"), "spacing", "quantile or trail", self.spacing)
         for name in ("every_tokens", "width", "epochs", "batch"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -123,6 +129,8 @@ def train_probe(
     held = order[: max(1, int(HELD_OUT * count))]
     rest = order[len(held) :]
     seen, unseen = data.select(rest), data.select(held)
+    inputs = data.hidden_size * len(settings.prompt_input.split("+"))
+    asked, asked_unseen = seen.prompt_states[:, :inputs], unseen.prompt_states[:, :inputs]
     edges = _edges(seen, settings)
     values = _values(seen, edges)
     # The prior, where the decode network takes it, is of networks that have not seen the request.
@@ -139,30 +147,27 @@ def train_probe(
     fit = _Fit(settings, edges, tick)
     curves = {"prompt": Curve(), "decode": Curve()}
     target, target_unseen = _target(seen, None, edges), _target(unseen, None, edges)
-    prompt = fit.mlp(
-        seen.prompt_states, target, unseen.prompt_states, target_unseen, curves["prompt"], seed=settings.seed
-    )
-    inputs, inputs_unseen = seen.states, unseen.states
+    prompt = fit.mlp(asked, target, asked_unseen, target_unseen, curves["prompt"], seed=settings.seed)
+    x, x_unseen = seen.states, unseen.states
     if folds:
         prior = np.empty((len(rest), len(values)))
         half = np.arange(len(rest)) % 2
         for part in (0, 1):
             mine, other = np.flatnonzero(half == part), np.flatnonzero(half != part)
-            mlp = fit.mlp(
-                seen.prompt_states[other], target[other], seen.prompt_states[mine], target[mine], None,
-                seed=settings.seed + 1 + part,
-            )  # fmt: skip
-            prior[mine] = mlp.probabilities(seen.prompt_states[mine])
-        inputs = decode_inputs(seen.states, prior[seen.request], seen.generated_tokens)
-        prior = prompt.probabilities(unseen.prompt_states)
-        inputs_unseen = decode_inputs(unseen.states, prior[unseen.request], unseen.generated_tokens)
+            seed = settings.seed + 1 + part
+            mlp = fit.mlp(asked[other], target[other], asked[mine], target[mine], None, seed=seed)
+            prior[mine] = mlp.probabilities(asked[mine])
+        x = decode_inputs(seen.states, prior[seen.request], seen.generated_tokens)
+        prior = prompt.probabilities(asked_unseen)
+        x_unseen = decode_inputs(unseen.states, prior[unseen.request], unseen.generated_tokens)
     decode = fit.mlp(
-        inputs, _target(seen, seen.request, edges), inputs_unseen, _target(unseen, unseen.request, edges),
+        x, _target(seen, seen.request, edges), x_unseen, _target(unseen, unseen.request, edges),
         curves["decode"], seed=settings.seed,
     )  # fmt: skip
     about = About(
         model=data.model, hidden_size=data.hidden_size, layer=data.layer, edges=edges, values=values,
-        refinement=settings.refinement, every_tokens=settings.every_tokens,
+        prompt_input=settings.prompt_input, refinement=settings.refinement,
+        every_tokens=settings.every_tokens,
     )  # fmt: skip
     probe = Probe(about, prompt, decode)
     report = {
@@ -348,3 +353,24 @@ def _values(data: States, edges: Sequence[float]) -> tuple[float, ...]:
     count = np.bincount(bins, minlength=len(middle))
     total = np.bincount(bins, weights=labels, minlength=len(middle))
     return tuple(float(v) for v in np.where(count > 0, total / np.maximum(count, 1), middle))
+
+
+def write_curves(curves: dict[str, Curve], folder: str | Path) -> None:
+    """Write ``curves.json``, and ``curves.svg`` where matplotlib is installed."""
+    target = Path(folder)
+    content = {name: {"train": c.train, "held_out": c.held_out} for name, c in curves.items()}
+    (target / "curves.json").write_text(json.dumps(content, indent=1))
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, (name, curve) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
+        epochs = range(1, len(curve.train) + 1)
+        axes.plot(epochs, curve.train, label="trained on")
+        axes.plot(epochs, curve.held_out, label="held out")
+        axes.set(title=name, xlabel="epoch", ylabel="cross-entropy, nats")
+        axes.legend()
+    figure.savefig(target / "curves.svg")

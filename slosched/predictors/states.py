@@ -32,7 +32,7 @@ class States:
     names
         Request names, R of them.
     prompt_states
-        Mean over each prompt's states, shape (R, hidden size).
+        Mean over each prompt's states, then the state of its last token, shape (R, 2 * hidden size).
     output_tokens
         Answer lengths in tokens, the end token included, shape (R,), at least 1.
     cut
@@ -58,8 +58,9 @@ class States:
     def __post_init__(self) -> None:
         requests, pairs = len(self.names), len(self.states)
         shapes = {
-            "prompt_states": (requests, self.hidden_size), "output_tokens": (requests,), "cut": (requests,),
-            "states": (pairs, self.hidden_size), "request": (pairs,), "generated_tokens": (pairs,),
+            "prompt_states": (requests, 2 * self.hidden_size), "output_tokens": (requests,),
+            "cut": (requests,), "states": (pairs, self.hidden_size), "request": (pairs,),
+            "generated_tokens": (pairs,),
         }  # fmt: skip
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
@@ -72,7 +73,7 @@ class States:
     @property
     def hidden_size(self) -> int:
         """Numbers in a state."""
-        return int(self.prompt_states.shape[1])
+        return int(self.states.shape[1])
 
     @property
     def remaining_tokens(self) -> NDArray[np.int64]:

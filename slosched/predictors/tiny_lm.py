@@ -28,7 +28,7 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 """Words 0, 1, 2: unknown, begin, end."""
 
 TOPICS = {
-    topic: [f"{topic}-{i}" for i in range(12)]
+    topic: [f"{topic}-{i}" for i in range(24)]
     for topic in ("rivers", "birds", "tools", "songs", "cities", "metals", "games", "plants")
 }
 VERBS = {"name": 0.35, "list": 0.7, "describe": 1.4, "explain": 2.0}
@@ -45,6 +45,8 @@ REMARKS = [f"remark-{i}" for i in range(40)]
 WORDS_PER_ITEM = 4.0
 MOST_ITEMS = 20
 MOST_WORDS = 24
+CHOICE = 4
+"""Words that may come next within an item."""
 MOST_REMARKS = 24
 LENGTH_TOKENS = 1024
 """Context of the model; no answer of the language comes near it."""
@@ -62,7 +64,7 @@ class Meaning:
 
 def vocabulary() -> list[str]:
     """Every word of the language; a word's place is its token number."""
-    words = [*SPECIAL, "please", "no", "instead", "not", "?", "sure", ":", ".", "done"]
+    words = [*SPECIAL, "please", "no", "instead", "not", "?", ":", ".", "done"]
     words += [*TOPICS, *VERBS, *AMOUNTS, *(style for style in STYLES if style), *REMARKS]
     words += [f"#{k}" for k in range(1, MOST_ITEMS + 1)]
     return words + [word for topic in TOPICS.values() for word in topic]
@@ -119,20 +121,23 @@ def _one(rng: np.random.Generator, names: Sequence[str] | dict[str, object]) -> 
 def answer(meaning: Meaning, rng: np.random.Generator) -> list[str]:
     """An answer: how many items, then the items counted down, each of as many words as chance will have.
 
+    Which words an item gets depends on its number, so that a model must know at every word how far it is, as
+    models of real language do.
+
     Examples
     --------
     >>> words = answer(Meaning("name", "one", "birds", "briefly"), np.random.default_rng(0))
     >>> words[:3], words[-1]
-    (['sure', '#1', ':'], 'done')
+    (['#1', ':', '#1'], 'done')
     """
     least, most = AMOUNTS[meaning.amount]
     items = int(rng.integers(least, most + 1))
     mean = WORDS_PER_ITEM * VERBS[meaning.verb] * STYLES[meaning.style]
     mean *= math.exp(rng.normal(0.0, 0.2))
-    words = ["sure", f"#{items}", ":"]
+    words = [f"#{items}", ":"]
     for k in range(items, 0, -1):
         count = min(MOST_WORDS, 1 + int(rng.poisson(mean)))
-        chosen = rng.integers(0, len(TOPICS[meaning.topic]), count)
+        chosen = k - 1 + rng.integers(0, CHOICE, count)
         words += [f"#{k}", *(TOPICS[meaning.topic][i] for i in chosen), "."]
     return [*words, "done"]
 

@@ -52,8 +52,8 @@ class Reader(Protocol):
     every_tokens: int
 
     def take(self, step: Step, at: dict[int, int], prompts: dict[int, NDArray[np.float32]]) -> dict[str, Any]:
-        """Use a step: newest states `at` {place in the batch: generated tokens}, mean prompt states of those
-        whose prompt was completed; returns forecasts by request id.
+        """Use a step: newest states `at` {place in the batch: generated tokens}, and prompt states, mean then
+        last, of those whose prompt was completed; returns forecasts by request id.
         """
         ...
 
@@ -106,7 +106,7 @@ class Watch:
             total = self._sums.pop(name, None)
             if total is not None:
                 if name not in self._next:
-                    prompts[i] = total[0] / total[1]
+                    prompts[i] = np.concatenate([total[0] / total[1], step.rows([i])[0]])
                     self._next[name] = self.reader.every_tokens
                 if tokens == 0:
                     continue
@@ -255,7 +255,7 @@ class Collector:
         if not self._done:
             return
         done, self._done = self._done, []
-        hidden = len(done[0][1].prompt_state)
+        hidden = len(done[0][1].prompt_state) // 2
         rows = [row for _, a, _, _ in done for row in a.states]
         states = States(
             model=self.model,

@@ -1,0 +1,147 @@
+"""Commands of the probe: collect training data, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slosched.cli import common as c
+
+
+def collect(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Root of an OpenAI-compatible server (http://…), a log file, or the folder of a model, "
+            "which vLLM then runs here, writing hidden states for a probe as well."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="File of JSON lines to write; for a model's folder a folder.")
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Prompts: one a line, or JSON lines with 'prompt'.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 2048,
+    temperature: Annotated[float, typer.Option(help="Of sampling, from 0 to 2.")] = 1.0,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 32,
+    model: Annotated[
+        str | None, typer.Option(help="Name at the server; its first model if not given.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Let the server put its chat template around.")
+    ] = False,
+    layer: Annotated[
+        int | None, typer.Option(help="Layer of the hidden states; the middle if not given.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="A hidden state each so many tokens.")] = 4,
+    seed: c.Seed = 0,
+    as_json: c.AsJson = False,
+) -> None:
+    """Collect prompts with the lengths of their answers, to train a predictor on.
+
+    Example: slosched collect http://localhost:8000 --prompts prompts.txt --samples 3 --out answers.jsonl
+    """
+    from slosched.errors import InputError
+    from slosched.predictors.collect import (
+        CollectSettings,
+        collect_log,
+        collect_server,
+        collect_states,
+        read_prompts,
+        write_records,
+    )
+
+    settings = CollectSettings(
+        samples=samples, max_tokens=max_tokens, temperature=temperature, concurrency=concurrency,
+        model=model, chat=chat, seed=seed,
+    )  # fmt: skip
+    served = source.startswith(("http://", "https://"))
+    if not served and not Path(source).exists():
+        raise InputError(f"source must be a server's URL, a log file or a model's folder, got {source!r}.")
+    if served or Path(source).is_dir():
+        if prompts is None:
+            raise InputError("prompts must be a file of prompts, got none.")
+        asked = read_prompts(prompts)
+    if not served and Path(source).is_dir():
+        found = collect_states(source, asked, out, settings, layer=layer, every_tokens=every)
+    else:
+        if not out.absolute().parent.is_dir():
+            raise InputError(f"out must lie in a folder that exists, got {str(out)!r}.")
+        if served:
+            with c.progress_bar("answers") as progress:
+                found = collect_server(source, asked, settings, progress=progress)
+        else:
+            found = collect_log(source)
+        if not found.records:
+            raise InputError(f"{source} must give at least one answer, got {dict(found.failed)}.")
+        write_records(found.records, out)
+    cut = sum(record["cut"] for record in found.records)
+    facts = {"answers": len(found.records), "cut": cut, "failed": dict(found.failed), "out": str(out)}
+    if as_json:
+        c.print_json(facts)
+    else:
+        print(f"{facts['answers']} answers, {cut} of them cut off, in {out}")
+        for reason, count in found.failed.items():
+            c.say(f"{count} failed: {reason}")
+
+
+def train_probe(
+    data: Annotated[
+        Path, typer.Option("--data", help="Hidden states: a file or folder of slosched collect.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    refinement: Annotated[str, typer.Option(help="none, bayes (TRAIL) or prior.")] = "prior",
+    prompt_input: Annotated[str, typer.Option(help="mean (TRAIL) or mean+last.")] = "mean+last",
+    spacing: Annotated[
+        str, typer.Option(help="Bins: quantile, or trail: ten up to 512 tokens.")
+    ] = "quantile",
+    bins: Annotated[int, typer.Option(help="Bins, with quantile spacing.")] = 20,
+    every: Annotated[int, typer.Option(help="While serving, a new forecast each so many tokens.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 30,
+    seed: c.Seed = 0,
+    as_json: c.AsJson = False,
+) -> None:
+    """Train a probe that tells the remaining length of an answer from a model's hidden states.
+
+    Writes probe.safetensors, probe.json with the measures on held-out requests, and learning curves.
+
+    Example: slosched train probe --data states/ --out probe/
+    """
+    from slosched.predictors.probe_training import Settings, train_probe, write_curves
+    from slosched.predictors.states import load_states
+
+    settings = Settings(
+        refinement=refinement, prompt_input=prompt_input, spacing=spacing, bins=bins, every_tokens=every,
+        epochs=epochs, seed=seed,
+    )  # fmt: skip
+    states = load_states(data)
+    with c.progress_bar("epochs") as progress:
+        probe, curves = train_probe(states, settings, progress=progress)
+    probe.save(out)
+    write_curves(curves, out)
+    report = probe.about.report
+    if as_json:
+        c.print_json({"out": str(out), **report})
+        return
+    from rich.table import Table
+
+    names = {
+        "prompt_end": "at the prompt's end",
+        "later": f"every {every} tokens",
+        "later_longest_tenth": "every {every} tokens, longest tenth of answers",
+    }
+    table = Table(title=f"Remaining length on {report['held_out_requests']} held-out requests, tokens")
+    for column in ("when", "forecasts", "mean absolute error", "bias"):
+        table.add_column(column)
+    for name, errors in report["held_out"].items():
+        words = [f"{errors[k]:.1f}" if k in errors else "–" for k in ("mae_tokens", "bias_tokens")]
+        table.add_row(names[name].format(every=every), str(errors["count"]), *words)
+    c.print_table(table)
+    print(f"{report['requests']} requests, {report['states']} states; written to {out}")
+
+
+COMMANDS = (collect,)

@@ -1,0 +1,410 @@
+"""Training data for length predictors: prompts with the lengths of the answers a model gave to them.
+
+Data are records, one JSON object a line: ``prompt``, ``output_tokens``, ``cut`` (the answer was cut off, so
+that its length is only a lower bound), ``sample`` (number of the answer to the same prompt), ``model``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from slosched.errors import DataError, InputError, MissingExtraError, require
+from slosched.predictors.states import load_states
+
+Record = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+CUT_REASONS = ("length", "abort", "content_filter")
+"""Finish reasons of an OpenAI-compatible server that do not mean that the model ended its answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectSettings:
+    """How a server is asked.
+
+    Parameters
+    ----------
+    samples
+        Answers to each prompt.
+    max_tokens
+        Longest answer; a longer one is cut.
+    temperature
+        Of sampling; 0 makes all samples equal.
+    concurrency
+        Requests at a time.
+    model
+        Name at the server; None asks it for its first one.
+    chat
+        Send prompts as a user's message, so that the server puts its chat template around them.
+    timeout_s
+        A request that takes longer counts as failed.
+    api_key
+        Sent as a bearer token.
+    seed
+        Sample i of prompt j is asked for with seed `seed` + i.
+    """
+
+    samples: int = 1
+    max_tokens: int = 2048
+    temperature: float = 1.0
+    concurrency: int = 32
+    model: str | None = None
+    chat: bool = False
+    timeout_s: float = 600.0
+    api_key: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_tokens", "concurrency"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(0 <= self.temperature <= 2, "temperature", "from 0 to 2", self.temperature)
+        require(0 < self.timeout_s < math.inf, "timeout_s", "a finite number above 0", self.timeout_s)
+
+
+@dataclass(slots=True)
+class Collected:
+    """Records, and what failed by reason."""
+
+    records: list[Record] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+
+
+# prompts and records ----------------------------------------------------------------------------------------
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a file: JSON objects with ``prompt`` if it ends in ``.jsonl``, else a prompt a line.
+
+    Raises
+    ------
+    InputError
+        If there is none, or a line is not what it should be.
+    """
+    path = Path(path)
+    lines = _lines(path)
+    if path.suffix != ".jsonl":
+        prompts = [line for _, line in lines]
+    else:
+        prompts = []
+        for row, line in lines:
+            prompt = _object(path, row, line).get("prompt")
+            if not isinstance(prompt, str) or not prompt:
+                raise DataError(path, row, "prompt", "a text", prompt)
+            prompts.append(prompt)
+    require(len(prompts) > 0, "prompts", f"at least one in {path}", 0)
+    return prompts
+
+
+def write_records(records: Sequence[Record], path: str | Path) -> None:
+    """Write records, one JSON object a line, in one move."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    partial.replace(path)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8 text: {error}") from error
+    for row, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield row, line
+
+
+def _object(path: Path, row: int, line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(path, row, "line", "a JSON object", line[:60])
+    return content
+
+
+# a running server -------------------------------------------------------------------------------------------
+
+
+def collect_server(
+    url: str,
+    prompts: Sequence[str],
+    settings: CollectSettings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Collected:
+    """Ask an OpenAI-compatible server and note the lengths of its answers.
+
+    Parameters
+    ----------
+    url
+        Root of the server, such as ``http://localhost:8000``.
+    prompts
+        What to ask.
+    settings
+        How to ask.
+    progress
+        Called with (answers, all answers).
+
+    Returns
+    -------
+    Collected
+        Records by prompt, then sample; what failed is counted, not retried.
+
+    Raises
+    ------
+    MissingExtraError
+        If aiohttp is not installed.
+    InputError
+        If the server cannot be reached.
+    """
+    if find_spec("aiohttp") is None:
+        raise MissingExtraError("aiohttp", "load")
+    return asyncio.run(_ask(url.rstrip("/"), list(prompts), settings or CollectSettings(), progress))
+
+
+async def _ask(
+    url: str, prompts: list[str], settings: CollectSettings, progress: Progress | None
+) -> Collected:
+    import aiohttp
+
+    failures = (aiohttp.ClientError, TimeoutError, KeyError, IndexError, TypeError, ValueError)
+    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    timeout = aiohttp.ClientTimeout(total=settings.timeout_s)
+    found: dict[tuple[int, int], Record] = {}
+    failed: Counter[str] = Counter()
+    total = len(prompts) * settings.samples
+    todo = iter([(i, s) for i in range(len(prompts)) for s in range(settings.samples)])
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
+        model = settings.model
+        try:
+            if model is None:
+                async with session.get(f"{url}/v1/models") as answer:
+                    model = (await answer.json())["data"][0]["id"]
+        except failures as error:
+            raise InputError(
+                f"url must be that of an OpenAI-compatible server, got {url!r}: {error}"
+            ) from error
+
+        async def worker() -> None:
+            for i, sample in todo:
+                asked: Record = {
+                    "model": model, "max_tokens": settings.max_tokens, "seed": settings.seed + sample,
+                    "temperature": settings.temperature,
+                }  # fmt: skip
+                if settings.chat:
+                    path, asked["messages"] = "chat/completions", [{"role": "user", "content": prompts[i]}]
+                else:
+                    path, asked["prompt"] = "completions", prompts[i]
+                try:
+                    async with session.post(f"{url}/v1/{path}", json=asked) as answer:
+                        if answer.status == 200:
+                            content = await answer.json()
+                            record = _of_response(prompts[i], content, sample, str(model))
+                            found[i, sample] = record
+                        else:
+                            failed[f"HTTP {answer.status}"] += 1
+                except failures as error:
+                    failed[type(error).__name__] += 1
+                if progress is not None:
+                    progress(len(found) + failed.total(), total)
+
+        await asyncio.gather(*(worker() for _ in range(min(settings.concurrency, total))))
+    return Collected([found[key] for key in sorted(found)], failed)
+
+
+def _of_response(prompt: str, response: Any, sample: int, model: str) -> Record:
+    tokens = int(response["usage"]["completion_tokens"])
+    reason = response["choices"][0].get("finish_reason")
+    if tokens < 1:
+        raise ValueError(f"completion_tokens must be at least 1, got {tokens}")
+    return _record(prompt, tokens, reason in CUT_REASONS or reason is None, sample, model)
+
+
+def _record(prompt: str, tokens: int, cut: bool, sample: int, model: str) -> Record:
+    return {"prompt": prompt, "output_tokens": tokens, "cut": cut, "sample": sample, "model": model}
+
+
+# logs -------------------------------------------------------------------------------------------------------
+
+_TEXT = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_GIVEN = r"Generated response (\S+?)(?: \(streaming complete\))?"
+_ASKED = re.compile(rf"Request (\S+) details: prompt: ({_TEXT}), prompt_token_ids")
+_IDS = re.compile(_GIVEN + r" details: output_token_ids: \[([^]]*)\]")
+_ENDED = re.compile(_GIVEN + r": output: .*finish_reason: (\w+)")
+
+
+def collect_log(path: str | Path) -> Collected:
+    """Records from a log.
+
+    Three kinds are read: records as `write_records` writes them (``completion_tokens`` or ``finish_reason``
+    may stand instead); OpenAI bodies, ``{"request": {…}, "response": {…}}`` a line, as proxies log them; and
+    vLLM's own log with ``--enable-log-requests --enable-log-outputs`` at level DEBUG. Answers to the same
+    prompt are its samples. Lines that hold no answer are counted as failed.
+
+    Raises
+    ------
+    InputError
+        If the file is not UTF-8, or there is no answer in it.
+    """
+    path = Path(path)
+    lines = list(_lines(path))
+    found = _of_vllm(line for _, line in lines) if not any(s.lstrip()[:1] == "{" for _, s in lines) else None
+    if found is None:
+        found = Collected()
+        for row, line in lines:
+            try:
+                found.records.append(_of_line(_object(path, row, line)))
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                found.failed[f"{type(error).__name__}: {error}"[:80]] += 1
+    if not found.records:
+        raise InputError(f"log must hold prompts with answers, got {str(path)!r} with none.")
+    samples: Counter[tuple[str, str]] = Counter()
+    for record in found.records:
+        key = (record["model"], record["prompt"])
+        record["sample"] = samples[key]
+        samples[key] += 1
+    return found
+
+
+def _of_line(content: dict[str, Any]) -> Record:
+    if "response" in content:
+        request, response = content["request"], content["response"]
+        prompt = request["prompt"] if "prompt" in request else request["messages"][-1]["content"]
+        model = str(response.get("model") or request.get("model") or "unknown")
+        record = _of_response(prompt, response, 0, model)
+    else:
+        name = "output_tokens" if "output_tokens" in content else "completion_tokens"
+        tokens = int(content[name])
+        cut = bool(content.get("cut", content.get("finish_reason", "stop") in CUT_REASONS))
+        record = _record(content["prompt"], tokens, cut, 0, str(content.get("model", "unknown")))
+    if not isinstance(record["prompt"], str) or record["output_tokens"] < 1:
+        raise ValueError("no text prompt, or an empty answer")
+    return record
+
+
+def _of_vllm(lines: Iterator[str]) -> Collected:
+    import ast
+
+    prompts: dict[str, str] = {}
+    tokens: dict[str, int] = {}
+    found = Collected()
+    for line in lines:
+        if match := _ASKED.search(line):
+            prompts[match[1]] = str(ast.literal_eval(match[2]))
+        elif match := _IDS.search(line):
+            tokens[match[1]] = len(match[2].split(",")) if match[2].strip() else 0
+        elif match := _ENDED.search(line):
+            # vLLM numbers the prompts of one request: the answer may carry the request's name only.
+            name = match[1]
+            asked = next((n for n in (name, f"{name}-0") if n in prompts), None)
+            if asked is None or tokens.get(name, 0) < 1:
+                found.failed["answer without prompt or tokens"] += 1
+            else:
+                cut = match[2] in CUT_REASONS
+                found.records.append(_record(prompts[asked], tokens[name], cut, 0, "unknown"))
+    return found
+
+
+# the engine itself ------------------------------------------------------------------------------------------
+
+
+def collect_states(
+    model: str | Path,
+    prompts: Sequence[str],
+    out: str | Path,
+    settings: CollectSettings | None = None,
+    *,
+    layer: int | None = None,
+    every_tokens: int = 4,
+    engine: dict[str, Any] | None = None,
+) -> Collected:
+    """Run vLLM on prompts in this process; write hidden states for a probe, and the records beside them.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    prompts
+        What to ask.
+    out
+        Folder to write: ``*.safetensors`` as `slosched.predictors.states` reads, ``answers.jsonl``.
+    settings
+        Samples, longest answer, temperature, seed, concurrency.
+    layer
+        Decoder layers a state has passed; the middle if not given.
+    every_tokens
+        A state each so many tokens.
+    engine
+        Further arguments of ``vllm.LLM``.
+
+    Returns
+    -------
+    Collected
+        Records, each with ``name``, the request's name in the states.
+
+    Raises
+    ------
+    MissingExtraError
+        If vLLM is not installed.
+    InputError
+        If the folder holds states already, or vLLM handed out none.
+    """
+    import os
+
+    if find_spec("vllm") is None:
+        raise MissingExtraError("vllm", "vllm")
+    settings, out = settings or CollectSettings(), Path(out)
+    require(every_tokens >= 1, "every_tokens", "at least 1", every_tokens)
+    if any(out.glob("*.safetensors")):
+        raise InputError(f"out must be a folder without states, got {str(out)!r}.")
+    asked = {
+        "SLOSCHED_STATES": str(out), "SLOSCHED_STATES_EVERY": str(every_tokens), "SLOSCHED_PROBE": "",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }  # fmt: skip
+    if layer is not None:
+        asked["SLOSCHED_STATES_LAYER"] = str(layer)
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
+    try:
+        from vllm import LLM, SamplingParams
+
+        from slosched.integrations.vllm.plugin import watch_of
+
+        arguments = {"max_num_seqs": settings.concurrency, "enable_prefix_caching": False, **(engine or {})}
+        llm = LLM(model=str(model), seed=settings.seed, **arguments)
+        runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        watch = watch_of(runner)
+        if watch is None:
+            raise InputError("the engine must hand out hidden states; its log says why it does not.")
+        params = SamplingParams(
+            n=1, temperature=settings.temperature, max_tokens=settings.max_tokens, seed=None
+        )
+        todo = [(i, s) for i in range(len(prompts)) for s in range(settings.samples)]
+        answers = llm.generate([prompts[i] for i, _ in todo], params)
+        watch.reader.flush()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    # vLLM adds a random ending to the names it uses inside.
+    names = {name.rsplit("-", 1)[0]: name for name in load_states(out).names}
+    records = []
+    for (i, sample), answer in zip(todo, answers, strict=True):
+        given = answer.outputs[0]
+        cut = given.finish_reason in CUT_REASONS or given.finish_reason is None
+        record = _record(prompts[i], len(given.token_ids), cut, sample, str(model))
+        records.append({**record, "name": names.get(answer.request_id)})
+    write_records(records, out / "answers.jsonl")
+    return Collected(records)
