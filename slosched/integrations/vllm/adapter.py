@@ -14,6 +14,7 @@ from slosched.integrations.vllm.capability import OBSERVE_ONLY, probe
 from slosched.integrations.vllm.clock import Clock, WallClock
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.controller import Controller
+from slosched.integrations.vllm.foretold import foretold
 from slosched.integrations.vllm.state import Learned
 from slosched.policies import POLICIES
 from slosched.policies import policy as policy_by_name
@@ -50,6 +51,7 @@ class SloMixin:
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Let vLLM take in a step's output and note who got tokens and who is done."""
         result = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        _hook(self, foretold, *args)
         _hook(self, Controller.updated, self, scheduler_output.num_scheduled_tokens)
         return result
 
