@@ -15,9 +15,9 @@ FIRST_SHARE = 0.5
 
 
 def in_decode(snapshot: Snapshot, rows: Ints) -> NDArray[np.bool_]:
-    """Which rows have all but the next output token in the cache."""
+    """Which rows have answered and have but one token to compute for the next."""
     t = snapshot.table
-    last = t.computed_tokens[rows] + 1 == t.prompt_tokens[rows] + t.generated_tokens[rows]
+    last = t.computed_tokens[rows] + 1 >= t.prompt_tokens[rows] + t.generated_tokens[rows]
     return np.asarray(last & (t.generated_tokens[rows] > 0))
 
 
