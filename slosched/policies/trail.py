@@ -19,8 +19,10 @@ class Trail(Policy):
     """Shortest predicted remaining length first; a running request may be preempted only while young.
 
     With age a (tokens produced) and initial prediction r, a request is preemptible while a < C·r and then
-    never again. As in the authors' released scheduler, preemption happens only when nobody can be admitted,
-    one victim a step, the largest remaining length, if the head of the queue is shorter by `margin_tokens`.
+    never again. The rank follows the forecast in the table, which a probe may refine as tokens come; r stays
+    what it was when the request was first seen. As in the authors' released scheduler, preemption happens
+    only when nobody can be admitted, one victim a step, the largest remaining length, if the head of the
+    queue is shorter by `margin_tokens`.
     A preempted request past its cut-off goes to the head of the queue (the released code sends it to the
     tail, a sign error by its own description).
 
@@ -53,7 +55,10 @@ class Trail(Policy):
         return Plan(snapshot=snapshot, policy=self.name, order=order, preempt=preempt)
 
     def _cutoff(self, snapshot: Snapshot, rows: Ints) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return np.asarray(self.preemptible_share * snapshot.table.atoms[rows].mean(axis=1))
+        first = snapshot.table.extra("trail_first_tokens", np.nan)
+        new = rows[np.isnan(first[rows])]
+        first[new] = snapshot.table.atoms[new].mean(axis=1)
+        return np.asarray(self.preemptible_share * first[rows])
 
     def _victim(self, snapshot: Snapshot, head: int, mine: float) -> Ints:
         t, running = snapshot.table, snapshot.running
