@@ -1,4 +1,4 @@
-"""Command evidence: the whole study, resumable, as a site."""
+"""Commands that answer: evidence (does it help?), whatif (how many engines?), why (what happened?)."""
 
 from __future__ import annotations
 
@@ -73,4 +73,100 @@ def evidence(
     c.say(f"Site: {index}")
 
 
-COMMANDS = (evidence,)
+def whatif(
+    rate: Annotated[float, typer.Option(help="Requests per second of the whole traffic.")],
+    preset: Annotated[list[str] | None, typer.Option(help="Kind of engine; several.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Policy; several.")] = None,
+    target: Annotated[float, typer.Option(help="Share of requests, by weight, to keep.")] = 0.95,
+    most: Annotated[int, typer.Option(min=1, help="Most engines to try.")] = 64,
+    workload: c.WorkloadName = "mixed",
+    trace: c.Traces = None,
+    slo: c.Slos = None,
+    forecast: c.Forecast = None,
+    duration: c.Duration = 120.0,
+    requests: c.Requests = 1000,
+    seed: c.Seed = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
+    jobs: c.Jobs = None,
+    as_json: c.AsJson = False,
+) -> None:
+    """Find how few engines keep 95 % of a traffic's SLOs under each policy, and what reordering saves.
+
+    Requests go to the engines in turn; each engine runs the policy on its own queue.
+
+    Example: slosched whatif --rate 40 --preset h100-llama-3.1-8b --preset a100-llama-3.1-8b
+    """
+    import dataclasses
+
+    from rich.table import Table
+
+    from slosched.errors import require
+    from slosched.parallel import cores
+    from slosched.policies import POLICIES
+    from slosched.whatif import instances_needed
+
+    policies = policy or ["fcfs", "priority", "edf+d", "slosched"]
+    for name in policies:
+        require(name in POLICIES, "policy", "one of " + ", ".join(POLICIES), name)
+    sources = {
+        name: c.source_of(
+            preset=c.engine_preset(name), workload=workload, traces=trace, slos=slo, forecast=forecast,
+            duration_s=duration, requests=requests,
+        )
+        for name in preset or [c.DEFAULT_PRESET]
+    }  # fmt: skip
+    with c.progress_bar("planning") as bar:
+        needs = instances_needed(
+            dict(sources), policies, rate_rps=rate, seeds=range(seed, seed + seeds), target=target, most=most,
+            jobs=jobs or cores(), progress=bar,
+        )  # fmt: skip
+    if as_json:
+        c.print_json([dataclasses.asdict(need) for need in needs])
+        return
+    table = Table(title=f"Engines that keep {target:.0%} at {rate:g} requests/s")
+    for head in ("engine", "policy", "engines", "GPUs", "attainment", "GPUs saved against the first policy"):
+        table.add_column(head, justify="left" if head in ("engine", "policy") else "right")
+    for need in needs:
+        first = next(n for n in needs if n.preset == need.preset)
+        saved = "–" if need.gpus is None or first.gpus is None else str(first.gpus - need.gpus)
+        table.add_row(
+            need.preset, need.policy, str(need.instances or f"more than {most}"), str(need.gpus or "–"),
+            f"{need.attainment:.1%}", saved,
+        )  # fmt: skip
+    c.print_table(table)
+
+
+def why(
+    run: Annotated[Path, typer.Option(help="Run saved by `slosched simulate --save`.")],
+    request: Annotated[
+        str | None, typer.Argument(help="Request, by its name or number; without it: who missed its SLO.")
+    ] = None,
+    as_json: c.AsJson = False,
+) -> None:
+    """Tell what happened to one request of a run, what cost it its SLO, and what would have saved it.
+
+    Example: slosched simulate --policy edf --rate 9 --save run.json.gz && slosched why 17 --run run.json.gz
+    """
+    import dataclasses
+
+    from slosched.runfile import read_run
+    from slosched.why import missed
+    from slosched.why import why as tell
+
+    saved = read_run(run)
+    if request is None:
+        late = missed(saved)
+        if as_json:
+            c.print_json(late)
+        else:
+            print(f"{len(late)} of {len(saved.workload)} missed: {' '.join(late) or 'nobody'}")
+        return
+    story = tell(saved, request)
+    if as_json:
+        c.print_json(dataclasses.asdict(story))
+        return
+    for line in story.words:
+        print(line)
+
+
+COMMANDS = (evidence, whatif, why)

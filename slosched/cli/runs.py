@@ -154,6 +154,9 @@ def simulate(
     timeline: Annotated[
         Path | None, typer.Option(help="Write a trace for ui.perfetto.dev (.json, .json.gz).")
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the whole run, for `slosched why` (.json, .json.gz).")
+    ] = None,
     as_json: c.AsJson = False,
 ) -> None:
     """Run one policy on one workload and print everything about it.
@@ -165,6 +168,7 @@ def simulate(
     from slosched.report.metrics import Metrics
     from slosched.report.table import run_table
     from slosched.report.trace import trace_bytes
+    from slosched.runfile import write_run
 
     machine = c.engine_preset(preset)
     source = c.source_of(
@@ -177,6 +181,8 @@ def simulate(
     metrics = Metrics.of(run)
     if timeline is not None:
         write_file(timeline, trace_bytes(run, compress=timeline.suffix == ".gz"))
+    if save is not None:
+        write_run(save, run, machine.limits, machine.step_time)
     if as_json:
         c.print_json(metrics.to_dict())
     else:
