@@ -137,7 +137,11 @@ def test_instances() -> None:
         )
         assert fewer.instances is None
         assert fewer.attainment < 0.95
-    bad: dict[str, Any]
-    for bad in ({"rate_rps": 0.0}, {"rate_rps": 1.0, "target": 1.5}, {"rate_rps": 1.0, "most": 0}):
+    bad: list[dict[str, Any]] = [
+        {"rate_rps": 0.0},
+        {"rate_rps": 1.0, "target": 1.5},
+        {"rate_rps": 1.0, "most": 0},
+    ]
+    for changes in bad:
         with pytest.raises(InputError):
-            instances_needed({preset: source}, ["fcfs"], seeds=(0,), **bad)
+            instances_needed({preset: source}, ["fcfs"], seeds=(0,), **changes)
