@@ -16,6 +16,8 @@ from slosched.policies.pace import first_and_pace_s, in_decode, next_due_s, pace
 from slosched.snapshot import Snapshot
 from slosched.table import Floats, Ints
 
+TIE_TOKENS = 2
+"""Pairs of chunks whose sums differ by no more are equally good: sizes are whole numbers."""
 CELLS = 256
 """Cells that the knapsack's capacity is divided into."""
 
@@ -24,10 +26,11 @@ class SlidingServe(Policy):
     """Sorts prefills by (protected, urgency, remaining work); plans the chunks of two steps together.
 
     *Chunk*: among the prefill tokens x of this step and y of the next that keep the next two tokens of all
-    decodes on time, the pair with most tokens per second. *Protection*: along the order of TTFT deadlines,
-    at that rate, whenever a first token would be late, a 0/1 knapsack (tokens against weight, capacity the
-    time to that deadline) chooses who is protected among those up to it; the others go behind. *Urgency* is
-    the time to the latest start in whole units of `urgency_s`, the least first.
+    decodes on time, the pair with the largest sum, of equals the one with the largest x. *Protection*: along
+    the order of TTFT deadlines, at that rate, whenever a first token would be late, a 0/1 knapsack (tokens
+    against weight, capacity the time to that deadline) chooses who is protected among those up to it; the
+    others go behind. *Urgency* is the time to the latest start in whole units of `urgency_s`, the least
+    first.
 
     Known second-hand only: what makes a request protected, and the units, are our reading. The authors find
     the chunk by ternary search; here all sizes are compared at once. An end-to-end limit is split into TTFT
@@ -109,9 +112,9 @@ class SlidingServe(Policy):
         most = max(least, int(np.searchsorted(seconds, one, side="right")) - 1)
         now = seconds[least : most + 1]
         then = np.maximum(least, np.searchsorted(seconds, two - now, side="right") - 1)
-        rate = (x[least : most + 1] + then) / (now + seconds[then])
-        best = int(np.argmax(rate))
-        return least + best, float(rate[best])
+        both = x[least : most + 1] + then
+        best = int(np.flatnonzero(both >= both.max() - TIE_TOKENS)[-1])
+        return least + best, float(both[best] / (now[best] + seconds[then[best]]))
 
 
 @njit(nogil=True, cache=True)
