@@ -19,6 +19,16 @@ from slosched.workloads.workload import Workload
 
 FIRST_TOKEN_ID = 5
 
+NONSENSE: dict[str, tuple[Any, ...]] = {
+    "slo_ttft_ms": ("soon", -1, 0, 1e300, "NaN", [1.0, 2.0]),
+    "slo_tpot_ms": ("", -0.5, "Infinity", 1e-300, ["x"]),
+    "slo_e2e_ms": (-1e9, "1e400", 0, "\x00"),
+    "slo_class": (7, "no such class", "", ["chat"]),
+    "slo_weight": (1e12, -3, "heavy", "NaN"),
+    "predicted_output_tokens": (-5, 1e18, "many", 0),
+}
+"""Values that a server must take without an error."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSettings:
@@ -36,6 +46,8 @@ class LoadSettings:
         Share of requests whose client hangs up at a random time within the first `abort_within_s` seconds.
     abort_within_s
         See above.
+    malformed_share
+        Share of requests whose SLO fields are nonsense, to try how a server takes it.
     vocabulary
         Prompts are random token numbers below this.
     speed
@@ -56,6 +68,7 @@ class LoadSettings:
     warm_up: int = 2
     abort_share: float = 0.0
     abort_within_s: float = 5.0
+    malformed_share: float = 0.0
     vocabulary: int = 500
     speed: float = 1.0
     send_slo: bool = True
@@ -69,7 +82,8 @@ class LoadSettings:
         for name in ("timeout_s", "abort_within_s", "speed"):
             value = getattr(self, name)
             require(0 < value < math.inf, name, "a finite number above 0", value)
-        require(0 <= self.abort_share <= 1, "abort_share", "from 0 to 1", self.abort_share)
+        for name in ("abort_share", "malformed_share"):
+            require(0 <= getattr(self, name) <= 1, name, "from 0 to 1", getattr(self, name))
         require(self.warm_up >= 0, "warm_up", "at least 0", self.warm_up)
         require(self.vocabulary > FIRST_TOKEN_ID, "vocabulary", f"above {FIRST_TOKEN_ID}", self.vocabulary)
 
@@ -187,6 +201,8 @@ class _Client:
         self.hang_up_s = np.where(
             rng.random(n) < settings.abort_share, rng.uniform(0.0, settings.abort_within_s, n), math.inf
         )
+        self.nonsense_rng = np.random.default_rng([settings.seed, 1])
+        self.malformed = self.nonsense_rng.random(n) < settings.malformed_share
         self.rng = rng
         self.model = settings.model
         self.waiting = self.streaming = self.done = 0
@@ -263,6 +279,11 @@ class _Client:
 
     async def stream(self, session: Any, i: int, prompt: list[int] | str) -> None:
         content = body(self.workload, i, prompt, self.settings) | {"model": self.model}
+        if self.malformed[i]:
+            content["vllm_xargs"] = {
+                name: values[int(self.nonsense_rng.integers(len(values)))]
+                for name, values in NONSENSE.items()
+            }
         async with session.post(f"{self.url}/v1/completions", json=content) as answer:
             if answer.status != 200:
                 status = str(answer.status)

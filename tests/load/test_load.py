@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from slosched.errors import InputError
-from slosched.load import LoadCounts, LoadSettings, body, load
+from slosched.load import NONSENSE, LoadCounts, LoadSettings, body, load
 from slosched.workloads.workload import Workload
 
 web = pytest.importorskip("aiohttp.web")
@@ -113,6 +113,15 @@ def test_a_late_client_does_not_flatter_the_server(server: Server) -> None:
     run = load(server.url, WORK, LoadSettings(speed=1000.0))
     assert float(run.outcomes.ttft_s.min()) >= 0.3
     assert np.allclose(run.outcomes.workload.arrival_s, WORK.arrival_s / 1000.0)
+
+
+def test_malformed_share_sends_nonsense_and_the_same_prompts(server: Server) -> None:
+    load(server.url, WORK, LoadSettings(speed=1000.0, warm_up=0))
+    load(server.url, WORK, LoadSettings(speed=1000.0, warm_up=0, malformed_share=1.0))
+    sane, odd = server.bodies[: len(WORK)], server.bodies[len(WORK) :]
+    for field, values in NONSENSE.items():
+        assert all(content["vllm_xargs"][field] in values for content in odd)
+    assert {str(content["prompt"]) for content in sane} == {str(content["prompt"]) for content in odd}
 
 
 def test_aborts_timeouts_and_refusals_are_counted(server: Server) -> None:
