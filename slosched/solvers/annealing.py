@@ -19,6 +19,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Plan = tuple[Ints, Ints]
 """A sequence and the sizes of its batches."""
+CYCLE_MOVES = 500
+"""Moves a request in one cycle from hot to cold."""
+MOVES_PER_MS = 7000
+"""Of one core, roughly: only the number of cycles of a search by time depends on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +46,20 @@ class Schedule:
     cycles: int = 1
 
     @classmethod
-    def of(cls, n: int, objective: Objective) -> Schedule:
-        """The schedule that did best on generated instances of that size at millisecond budgets."""
-        if n <= 20 and objective is Objective.G:
-            return cls(hot=3.0, cold=0.01, cycles=4)
-        if n <= 20:
-            return cls(hot=30.0, cold=0.02, cycles=8) if n <= 12 else cls(hot=20.0, cold=0.003, cycles=4)
+    def of(cls, n: int, objective: Objective, moves: float = 0.0) -> Schedule:
+        """The schedule that did best on generated instances of that size at millisecond budgets.
+
+        A cycle has about `CYCLE_MOVES` moves a request: a longer search is better begun anew than cooled
+        more slowly.
+        """
+        cycles = max(1, round(moves / (CYCLE_MOVES * max(1, n))))
         if objective is Objective.G:
-            return cls(hot=1.0 if n <= 50 else 0.3 if n <= 200 else 0.1, cold=0.001)
-        return cls(hot=10.0 if n <= 50 else 2.0 if n <= 200 else 0.2 if n <= 500 else 0.05, cold=0.003)
+            hot = 3.0 if n <= 20 else 1.0 if n <= 50 else 0.3 if n <= 200 else 0.1
+            return cls(hot=hot, cold=0.01 if n <= 20 else 0.001, cycles=cycles)
+        if n <= 50:
+            return cls(hot=40.0 if n <= 12 else 20.0 if n <= 20 else 10.0, cold=0.02, cycles=cycles)
+        hot = 5.0 if n <= 100 else 2.0 if n <= 200 else 0.2 if n <= 500 else 0.05
+        return cls(hot=hot, cold=0.003, cycles=cycles)
 
 
 def records(problem: StaticProblem) -> Floats:
@@ -120,7 +129,7 @@ def anneal_static(
     seed, chains
         Chains run in threads, chain k from generator (seed, k); the best is returned, ties to the first.
     schedule
-        Temperatures; by size and objective if None.
+        Temperatures; by size, objective and length of the search if None.
 
     Returns
     -------
@@ -129,7 +138,8 @@ def anneal_static(
     """
     begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
     table = records(problem)
-    schedule = schedule or Schedule.of(problem.n, objective)
+    expected = moves if moves is not None else MOVES_PER_MS * (budget_ms or 0.0)
+    schedule = schedule or Schedule.of(problem.n, objective, expected)
     sigma = sigma_s(table, min(problem.max_batch, problem.n))
     mean_weight = float(problem.weight.mean()) or 1.0
     mode = static.G if objective is Objective.G else static.LEX

@@ -18,7 +18,6 @@ from slosched.snapshot import Snapshot
 from slosched.solvers import constructive
 from slosched.solvers.annealing import (
     Plan,
-    Schedule,
     anneal_static,
     huang_annealing,
     tardiness_annealing,
@@ -297,7 +296,7 @@ def _exact(
     begun = start or constructive.portfolio(problem, goal)
     asked = Objective.LEX if goal is Objective.GOODPUT else goal
     if start is None:
-        begun, _ = anneal_static(problem, begun, asked, moves=20_000, schedule=Schedule.of(problem.n, asked))
+        begun, _ = anneal_static(problem, begun, asked, moves=20_000)
     module = importlib.import_module(f"slosched.solvers.{EXACT[solver]}")
     budget_s = (DEFAULT_EXACT_BUDGET_MS if budget_ms is None else budget_ms) / 1e3
     used_s = (time.monotonic_ns() - begin_ns) / 1e9
