@@ -40,7 +40,8 @@ class Objective(Enum):
             if objective.value == name:
                 return objective
         known = ", ".join(objective.value for objective in cls)
-        raise InputError(f"objective must be one of {known}, got {name!r}.")
+        hint = "; soft needs a ContinuousProblem" if name == "soft" else ""
+        raise InputError(f"objective must be one of {known}, got {name!r}{hint}.")
 
     @property
     def minimised(self) -> bool:

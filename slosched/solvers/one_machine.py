@@ -141,7 +141,8 @@ def _batch_list(
             continue
         urgent = due[head]
         batch, longest = cap[urgent], run[urgent] * stretch
-        scale = patience / max(last - clock, 1e-9)
+        soonest = min(latest[urgent], last)
+        scale = patience / max(last - soonest, 1e-9)
         count, members, total, best, seeded = 0, 0, 0.0, -1.0, False
         for x in range(lengths):  # by length: what is looked at now would be the longest member
             i = length[x]
@@ -153,7 +154,9 @@ def _batch_list(
             if i == urgent:
                 worth, value, seeded = np.inf, e, True
             else:
-                worth = e * max(0.0, 1.0 - scale * (latest[i] - clock)) * (1.0 if kept[i] else 0.3)
+                worth = e * max(0.1, 1.0 - scale * (min(latest[i], last) - soonest))
+                if not kept[i]:
+                    worth *= 0.3
                 value = worth
             if count < batch:
                 y = count
@@ -304,7 +307,8 @@ def batch_list(
     phi
         Seconds of a place that a second of work takes, at least 1: a batch holds its places to its end.
     patience
-        From 0 to 1: how much less a request is worth to a batch if it could wait until the last latest start.
+        From 0 to 1: how much less a request is worth to a batch if its latest start is the last of all, not
+        that of the most urgent.
 
     Returns
     -------

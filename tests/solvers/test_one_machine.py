@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slosched.errors import InputError
-from slosched.solvers.one_machine import best_insertion, lawler_moore, moore_hodgson, smith_backward
+from slosched.solvers.one_machine import (
+    batch_list,
+    best_insertion,
+    lawler_moore,
+    moore_hodgson,
+    smith_backward,
+)
 
 
 def jobs(seed: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,3 +99,46 @@ def test_lawler_moore_refuses_what_it_cannot_hold() -> None:
         lawler_moore(one, one, one * 0.5)
     with pytest.raises(InputError, match="moore-hodgson"):
         lawler_moore(one, one, one * 1e9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    n=st.integers(1, 40),
+    batch=st.integers(1, 9),
+    phi=st.sampled_from([1.0, 1.5, 3.0]),
+    patience=st.sampled_from([0.2, 1.0]),
+)
+def test_lists_of_batches_are_plans(seed: int, n: int, batch: int, phi: float, patience: float) -> None:
+    """Each request is in one batch, which is no larger than its members may have while they are on time."""
+    rng = np.random.default_rng(seed)
+    run, cap = rng.uniform(0.1, 9.0, n), rng.integers(1, batch + 1, n)
+    latest = rng.choice([-np.inf, -1.0, np.inf, *rng.uniform(0, run.sum() / batch, 3)], n)
+    weight = rng.integers(0, 3, n).astype(np.float64)
+    order, sizes = batch_list(run, latest, weight, cap, batch, phi=phi, patience=patience)
+    assert sorted(order.tolist()) == list(range(n))
+    assert sizes.sum() == n
+    assert sizes.min() >= 1
+    assert sizes.max() <= batch
+    clock, at, kept = 0.0, 0, latest >= 0
+    for size in sizes.tolist():
+        members = order[at : at + size]
+        at += size
+        if not kept[members].all() or (latest[members] < clock).any():
+            break  # from here on those given up, shortest first
+        assert size <= cap[members].min()
+        clock += run[members].max()
+    assert (np.diff(run[order[at:]]) >= 0).all()
+
+
+def test_lists_of_batches_put_like_lengths_together() -> None:
+    """With loose limits long and short requests share no batch; what cannot be met goes last."""
+    run = np.array([1.0, 8.0, 1.1, 8.1, 1.2, 8.2, 5.0])
+    latest = np.array([90.0, 90, 90, 90, 90, 90, -1.0])
+    order, sizes = batch_list(run, latest, np.ones(7), np.full(7, 3), 3, phi=1.0, patience=1.0)
+    assert sizes.tolist() == [3, 3, 1]
+    assert {frozenset(order[:3].tolist()), frozenset(order[3:6].tolist())} == {
+        frozenset({0, 2, 4}),
+        frozenset({1, 3, 5}),
+    }
+    assert order[6] == 6

@@ -18,7 +18,7 @@ from slosched.forecast import LengthForecast
 from slosched.request import Request
 from slosched.slo import Slo
 from slosched.snapshot import Snapshot
-from slosched.solvers import static
+from slosched.solvers import constructive, static
 from slosched.solvers.annealing import anneal_static, records, seed_words, sigma_s, tpot_records
 from slosched.solvers.generated import generate
 from slosched.solvers.objective import Objective
@@ -147,12 +147,23 @@ def test_annealing_is_never_worse_than_its_start(objective: Objective) -> None:
 
 
 def test_annealing_is_never_worse_than_the_simple_orders() -> None:
-    """Without a start, annealing is at least as good as shortest first, best fit and Moore-Hodgson."""
+    """Without a start, annealing is at least as good as every simple plan it could begin with."""
     for seed in range(6):
         problem = generate(40, 4, load=0.5, seed=seed, weighted=True)
         best = solve(problem, moves=3000).score
-        for name in ("sjf", "best-fit", "moore-hodgson", "portfolio"):
+        for name in ("sjf", "best-fit", "batch-list", "moore-hodgson", "portfolio"):
             assert not solve(problem, solver=name).score.better(best)
+
+
+def test_a_small_budget_builds_fewer_plans_and_a_list_of_batches_wins_on_long_queues() -> None:
+    """The portfolio grows with the budget; at 300 requests lists of batches beat the other simple plans."""
+    problem = generate(300, 4, load=0.6, seed=8)
+    counts = [len(constructive.candidates(problem, budget_ms=budget)) for budget in (0.0, 1.0, 5.0, None)]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[1] < counts[2]
+    listed = solve(problem, solver="batch-list").objective
+    for name in ("sjf", "edf+d", "best-fit", "moore-hodgson"):
+        assert listed > 1.05 * solve(problem, solver=name).objective
 
 
 def test_annealing_beats_the_published_one_on_mid_size_queues() -> None:
@@ -214,7 +225,7 @@ def test_relabelling_does_not_matter() -> None:
     new_name = np.argsort(names)
     sequence, batches = random_plan(problem, rng)
     assert evaluate(problem, sequence, batches).score == evaluate(renamed, new_name[sequence], batches).score
-    for solver in ("fcfs", "edf", "lstf+d", "sjf", "moore-hodgson", "best-fit", "portfolio"):
+    for solver in ("fcfs", "edf", "lstf+d", "sjf", "moore-hodgson", "best-fit", "batch-list", "portfolio"):
         one, other = solve(problem, solver=solver), solve(renamed, solver=solver)
         assert new_name[one.sequence].tolist() == other.sequence.tolist()
 
@@ -251,9 +262,9 @@ def run_script(objectives: str, solvers: str, **environment: str) -> str:
 
 def test_same_seed_same_result_in_every_process_and_without_the_compiler() -> None:
     """A seed and a move budget give one result in two processes and in the interpreter."""
-    what = ("lex,g,tardiness", "huang-literal,lawler-moore,best-fit")
+    what = ("lex,g,tardiness", "huang-literal,lawler-moore,best-fit,batch-list")
     plain = run_script(*what)
-    assert plain.count("\n") == 18
+    assert plain.count("\n") == 21
     assert run_script(*what) == plain
     assert run_script(*what, NUMBA_DISABLE_JIT="1") == plain
 
@@ -261,7 +272,7 @@ def test_same_seed_same_result_in_every_process_and_without_the_compiler() -> No
 @pytest.mark.slow
 def test_kernels_keep_their_bounds(tmp_path: Path) -> None:
     """With numba's bounds checks on, the kernels raise nothing and give the same plans."""
-    what = ("lex,g", "moore-hodgson,best-fit")
+    what = ("lex,g", "moore-hodgson,best-fit,batch-list")
     # A cache of its own: numba's key does not contain the flag.
     checked = run_script(*what, NUMBA_BOUNDSCHECK="1", NUMBA_OPT="0", NUMBA_CACHE_DIR=str(tmp_path))
     assert checked == run_script(*what)
@@ -384,6 +395,7 @@ def test_bad_coefficients_are_refused(value: float) -> None:
     [
         ({"solver": "magic"}, "solver must be one of fcfs"),
         ({"objective": "speed"}, "objective must be one of"),
+        ({"objective": "soft"}, "ContinuousProblem"),
         ({"budget_ms": -1.0}, "budget_ms"),
         ({"budget_ms": np.nan}, "budget_ms"),
         ({"moves": -5}, "moves"),
