@@ -29,6 +29,9 @@ class Policy(ABC):
     static
         Whether the order of two waiting requests never changes after arrival and nothing else is decided:
         engines may then sort by `key` once per request instead of asking for a plan at each step.
+    steady
+        Whether at least the keys of waiting requests are fixed while they wait, new ones only after a
+        preemption: a live engine then keys each request when it joins the queue.
     preempts
         Whether plans may preempt running requests: an engine then asks for a plan even when nobody could be
         admitted.
@@ -47,6 +50,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     static: ClassVar[bool] = False
+    steady: ClassVar[bool] = False
     preempts: ClassVar[bool] = False
     paces: ClassVar[bool] = False
     rejects: ClassVar[bool] = False

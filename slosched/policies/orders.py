@@ -54,6 +54,7 @@ class Edf(KeyPolicy):
     """Earliest deadline first: A + S, else the next token's deadline, else A + E; best effort last."""
 
     name: ClassVar[str] = "edf"
+    steady: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Deadline of what is due next."""

@@ -44,7 +44,11 @@ class SloMixin:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, let vLLM schedule, and note what it scheduled."""
         _hook(self, Controller.before, self)
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        try:
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            _hook(self, Controller.restore, self)
+            raise
         _hook(self, Controller.after, self, output)
         return output
 
@@ -53,6 +57,7 @@ class SloMixin:
         result = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         _hook(self, foretold, *args)
         _hook(self, Controller.updated, self, scheduler_output.num_scheduled_tokens)
+        _hook(self, Controller.answers, result)
         return result
 
     def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:

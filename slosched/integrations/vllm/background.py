@@ -11,6 +11,9 @@ from slosched.integrations.vllm.decision import Decision
 from slosched.snapshot import Snapshot
 from slosched.table import RequestTable
 
+Refresh = Callable[[RequestTable], None]
+"""Copies the state of the running requests into a table."""
+
 
 class Background:
     """One thread, one plan at a time.
@@ -32,6 +35,7 @@ class Background:
         self._decide = decide
         self._go = threading.Event()
         self._snapshot: Snapshot | None = None
+        self._refresh: Refresh | None = None
         self._table: RequestTable | None = None
         self._closed = False
         self.idle = True
@@ -41,10 +45,10 @@ class Background:
         self._thread = threading.Thread(target=self._run, name="slosched-plan", daemon=True)
         self._thread.start()
 
-    def submit(self, snapshot: Snapshot) -> None:
-        """Begin a plan; only while idle."""
+    def submit(self, snapshot: Snapshot, refresh: Refresh | None = None) -> None:
+        """Begin a plan; only while idle. `refresh` brings the copied table up to date before that."""
         self._serial = snapshot.table.serial.copy()
-        self._snapshot = snapshot
+        self._snapshot, self._refresh = snapshot, refresh
         self.idle = False
         self._go.set()
 
@@ -65,6 +69,8 @@ class Background:
                 if self._table is None:
                     self._table = RequestTable(snapshot.table.capacity)
                 self._table.copy_from(snapshot.table)
+                if self._refresh is not None:
+                    self._refresh(self._table)
                 made = self._decide(replace(snapshot, table=self._table))
                 self.latest = replace(made, serial=self._serial, step=snapshot.step)
                 self.error = None

@@ -52,7 +52,8 @@ class GuardsConfig(_Section):
 
     A request is preempted only after `min_run_ms` and if it is expected to run for more than
     `preempt_margin_ms`. One that has waited longer than `max_wait_s` goes first, at most one in
-    `starvation_gap_s`.
+    `starvation_gap_s`. One at the head that does not fit in memory may be passed by others for
+    `bypass_unfit_s` seconds, 0 for never.
     """
 
     time_box_us: float = Field(default=200.0, gt=0, le=1e7)
@@ -66,6 +67,7 @@ class GuardsConfig(_Section):
     preempt_margin_ms: float = Field(default=100.0, ge=0, le=MAX_MS)
     max_wait_s: float = Field(default=300.0, gt=0, le=86_400)
     starvation_gap_s: float = Field(default=1.0, gt=0, le=3600)
+    bypass_unfit_s: float = Field(default=0.0, ge=0, le=86_400)
 
 
 class MetricsConfig(_Section):
@@ -95,6 +97,7 @@ class Config(_Section):
     step_time_preset: str = "h100-llama-3.1-8b"
     state_file: Path | None = None
     observe_only: bool = False
+    allow_reject: bool = False
     bounds: BoundsConfig = BoundsConfig()
     guards: GuardsConfig = GuardsConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from slosched.integrations.vllm.background import Refresh
+from slosched.integrations.vllm.bypass import Bypass
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, Capability
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.decision import Decision
+from slosched.integrations.vllm.decision import NOBODY, Decision
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats, exporter
+from slosched.integrations.vllm.peek import PrefixPeek
 from slosched.integrations.vllm.planner import Planner
 from slosched.integrations.vllm.preemption import Preemption
 from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.refusal import add_refusals, refused_status
 from slosched.integrations.vllm.state import Learned
 from slosched.integrations.vllm.stepwatch import StepWatch
 from slosched.limits import EngineLimits
@@ -32,6 +37,9 @@ SYNC_STEPS = 8
 
 SWEEP_STEPS = 2048
 """Steps between searches for rows whose request has left unseen."""
+
+SLOTS = ("max_num_running_reqs", "max_num_active_reqs")
+"""Limits of running requests, by release; a request passed over keeps its slot."""
 
 BY_SLO = ("slosched", "edf", "least-laxity")
 """Families of policies that order by arrival when nobody has an SLO: no plan is needed then."""
@@ -78,12 +86,26 @@ class Controller:
         # Only vLLM itself preempts under FCFS, and releases that track stale output resume at once, safely.
         self._fences = not (self._native and capability.preempt_keyword)
         self._by_slo = policy.name.startswith(BY_SLO)
-        self._preempts, self._paces = policy.preempts, getattr(policy, "paces", False)
+        self._paces, self._skips = policy.paces, policy.skips
+        self._asks_always = policy.paces or policy.skips
+        self._asks_when_full = policy.preempts or policy.rejects or policy.skips
+        self._keys = self._orders and self.planner.steady and not self._native
+        self.peek = PrefixPeek(scheduler, self.ledger, self.stats)
+        self.bypass = Bypass(self.ledger)
         self._knobs: dict[str, Any] = {}
         self._step = 0
         self._starved_s = -1e18
-        self._running_rows: Ints = np.empty(0, dtype=np.int64)
-        self._synced = 0
+        self._running: list[Any] = []
+        self._running_rows: Ints = NOBODY
+        self._synced = -SYNC_STEPS
+        self._prefilling: dict[int, bool] = {}
+        self._admitted: list[tuple[list[int], float]] = []
+        self._applied: Decision | None = None
+        self._order_serial: Ints = NOBODY
+        self._skipped: list[Any] = []
+        self._passed_over, self._idle_skips = False, 0
+        self._refused: dict[int, list[str]] = {}
+        self._refusing: dict[str, bool] = {}
         self._last_log_s = self._last_json_s = time.monotonic()
         self._export = None if clock.virtual else exporter(self.stats, config.metrics.port)
 
@@ -95,21 +117,24 @@ class Controller:
         if not self._orders:
             return
         queue = self.queue
-        if not len(queue) and not self._paces:
+        if not queue.line and not self._asks_always:
             return
         fenced = self._fenced() if queue.preempted and self._fences else []
-        wanted = self._wants_plan(scheduler)
-        if not wanted and not fenced and queue.native:
-            queue.joined.clear()
-            return
         try:
-            decision = self._decide(scheduler) if wanted else None
-            if decision is None:
-                queue.clear_order()
-                queue.block(fenced)
+            if self._keys:
+                self._by_key(scheduler, fenced)
+                return
+            wanted = self._wants_plan(scheduler)
+            if not wanted and not fenced and queue.native:
+                queue.joined.clear()
             else:
-                self._apply(scheduler, decision, fenced)
-            if len(queue):
+                decision = self._decide(scheduler) if wanted else None
+                if decision is None:
+                    queue.clear_order()
+                    queue.block(fenced)
+                else:
+                    self._apply(scheduler, decision, fenced)
+            if queue.line:
                 self._relieve_starving()
         except Exception as error:
             # Whatever happens, nobody is admitted whom a step in flight still computes.
@@ -117,67 +142,112 @@ class Controller:
             queue.clear_order()
             queue.block(fenced)
 
+    def restore(self, scheduler: Any) -> None:
+        """Undo what holds for one step only; also after an error of vLLM's own."""
+        if self._skipped:
+            self._put_back(scheduler)
+        for name, value in self._knobs.items():
+            setattr(scheduler, name, value)
+        self._knobs.clear()
+
     def after(self, scheduler: Any, output: Any) -> None:
-        """Restore the knobs and note what was scheduled."""
-        if self._knobs:
-            for name, value in self._knobs.items():
-                setattr(scheduler, name, value)
-            self._knobs = {}
+        """Note what was scheduled."""
+        if self._knobs or self._skipped:
+            self.restore(scheduler)
         tokens = output.num_scheduled_tokens
         if tokens:
             self.in_flight.append(tokens)
             self.watch.begin(tokens, scheduler, time.perf_counter())
-        if self.queue.admitted:
-            self.ledger.admitted(self.queue.admitted, self.clock.now_s(), self.watch.decode_s)
-            self.queue.admitted.clear()
-        self.planner.launch()
+        elif self._passed_over:
+            self._idle_skips = 1  # nothing ran: the next step passes over nobody
+        self._passed_over = False
+        queue = self.queue
+        if queue.admitted:
+            self._admitted.append((queue.admitted, self.clock.now_s()))
+            self._prefilling.update(dict.fromkeys(queue.admitted, True))
+            queue.admitted = []
+        if self.planner.background is not None:
+            self.planner.launch()
 
     def _wants_plan(self, scheduler: Any) -> bool:
         if self._native or self.planner.open or (self._by_slo and not self.ledger.with_slo):
             return False
-        if self._paces and self.planner.background is not None and scheduler.running:
-            return True
-        if self._paces and any(r.num_computed_tokens < r.num_tokens - 1 for r in scheduler.running):
-            return True
-        if not len(self.queue):
+        if self._asks_always and scheduler.running:
+            if self._skips or self.planner.background is not None:
+                return True
+            if self._paces and self._in_prefill():
+                return True
+        if not self.queue.line:
             return False
         most = getattr(scheduler, "max_num_active_reqs", self.limits.max_num_seqs)
-        return self._preempts or len(scheduler.running) < most
+        return self._asks_when_full or len(scheduler.running) < most
+
+    def _in_prefill(self) -> int:
+        """How many running requests have prompt, or what was lost to preemption, still to be computed."""
+        requests, queued = self.ledger.requests, self.ledger.queued
+        for row in list(self._prefilling):
+            r = requests[row]
+            if r is None or queued[row] or r.num_computed_tokens >= r.num_tokens - 1:
+                del self._prefilling[row]
+        return len(self._prefilling)
+
+    def _by_key(self, scheduler: Any, fenced: list[int]) -> None:
+        """Order by keys given at arrival: nothing is planned, newcomers only fall into place."""
+        queue = self.queue
+        if queue.joined:
+            self._key_joined()
+        queue.keyed = not self.planner.open and (not self._by_slo or self.ledger.with_slo > 0)
+        queue.block(fenced)
+        self._bypass(scheduler, fenced)
+        self._relieve_starving()
+
+    def _key_joined(self) -> None:
+        queue = self.queue
+        rows, queue.joined = queue.joined, []
+        if not self.planner.open:
+            snapshot = self._instant(np.array(rows, dtype=np.int64), NOBODY, 0)
+            queue.set_keys(rows, self.planner.keys(snapshot))
 
     def _decide(self, scheduler: Any) -> Decision | None:
         try:
             if self.planner.busy:
                 return self.planner.latest(self._step - 1)
-            snapshot = self._snapshot(scheduler)
-            return self.planner.decide(snapshot, self.queue.joined, self.ledger.queued)
+            self._note_admitted()
+            self.peek.look(self.queue.joined, self.queue.line.rows)
+            return self.planner.decide(*self._snapshot(scheduler), self.queue.joined, self.ledger.queued)
         except Exception as error:
             self.stats.failure("snapshot", error)
             return None
         finally:
             self.queue.joined.clear()
 
-    def _snapshot(self, scheduler: Any) -> Snapshot:
-        running = self._running(scheduler)
-        pool = scheduler.kv_cache_manager.block_pool
+    def _snapshot(self, scheduler: Any) -> tuple[Snapshot, Refresh]:
+        """The present state, and what brings a copy of the table up to date with the running requests."""
+        running = scheduler.running
+        # A mere sort of the queue may see the running requests of a few steps ago.
+        lax = self.planner.by_key and not self.clock.virtual and len(running) == len(self._running)
+        old = not lax or self._step - self._synced >= SYNC_STEPS
+        if old and running != self._running:
+            self._running = list(running)
+            self._running_rows = self.ledger.rows_of(running)
+        refresh = partial(self.ledger.sync, self._running, self._running_rows)
+        if old and self.planner.background is None:
+            refresh(self.ledger.table)
+            self._synced = self._step
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        return self._instant(self.queue.line.rows.copy(), self._running_rows, free), refresh
+
+    def _instant(self, waiting: Ints, running: Ints, free_blocks: int) -> Snapshot:
         return Snapshot(
             now_s=self.clock.now_s(),
             table=self.ledger.table,
-            waiting=self.queue.line.rows.copy(),
+            waiting=waiting,
             running=running,
             limits=self.limits,
             step_time=self.learned.step_time.model,
-            free_blocks=pool.get_num_free_blocks(),
+            free_blocks=free_blocks,
             step=self._step - 1,
         )
-
-    def _running(self, scheduler: Any) -> Ints:
-        """Rows of the running requests, up to date; for a mere sort of the queue, of a few steps ago."""
-        n = len(scheduler.running)
-        lax = self.planner.by_key and not self.clock.virtual
-        if not (lax and n == len(self._running_rows) and self._step - self._synced < SYNC_STEPS):
-            self._running_rows = self.ledger.sync(scheduler.running)
-            self._synced = self._step
-        return self._running_rows
 
     def _fenced(self) -> list[int]:
         """Preempted requests that a step in flight still computes: admitting them now corrupts tokens."""
@@ -189,25 +259,33 @@ class Controller:
 
     def _apply(self, scheduler: Any, decision: Decision, fenced: list[int]) -> None:
         queue, ledger = self.queue, self.ledger
-        serial = ledger.table.serial if decision.serial is None else decision.serial
+        now = ledger.table.serial
+        if len(decision.reject) and self.config.allow_reject:
+            self._refuse(scheduler, decision.alive(decision.reject, now))
         if len(decision.preempt) and self.preemption.possible(scheduler):
-            rows = decision.alive(decision.preempt, ledger.table.serial)
+            rows = decision.alive(decision.preempt, now)
             # A request is never offered in the step that preempts it, whether or not a step is in flight.
             fenced += self.preemption.apply(scheduler, rows, self.clock.now_s(), self.watch.decode_s)
         if decision.running_order is not None:
-            self._reorder(scheduler, decision.alive(decision.running_order, ledger.table.serial))
+            self._reorder(scheduler, decision.alive(decision.running_order, now))
+        if len(decision.skip):
+            self._pass_over(scheduler, decision.alive(decision.skip, now))
         if decision.prefill_tokens is not None:
             self._budget(scheduler, decision.prefill_tokens)
-        if len(decision.order):
-            self.stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
-        queue.set_order(decision.order, serial[decision.order])
-        hold = decision.alive(decision.hold, ledger.table.serial).tolist() if len(decision.hold) else []
+        if decision is not self._applied:
+            serial = now if decision.serial is None else decision.serial
+            self._applied, self._order_serial = decision, serial[decision.order]
+            if len(decision.order):
+                self.stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
+        queue.set_order(decision.order, self._order_serial)
+        hold = decision.alive(decision.hold, now).tolist() if len(decision.hold) else []
         queue.block(fenced, hold)
         if hold and not queue and not scheduler.running and not self.in_flight:
             self.stats.failure("all-held")  # nobody would ever run again
             queue.block(fenced)
         else:
             self.stats.held += len(hold)
+        self._bypass(scheduler, fenced, hold)
 
     def _reorder(self, scheduler: Any, order: Ints) -> None:
         """Put the running list in the planned order; requests the plan did not know stay at the end."""
@@ -218,27 +296,93 @@ class Controller:
 
     def _budget(self, scheduler: Any, prefill_tokens: int) -> None:
         """Bound the prompt tokens of this step; decoding requests keep their token each."""
-        t, rows = self.ledger.table, self.ledger.rows
-        running = [rows.get(r.request_id, -1) for r in scheduler.running]
-        whole_tokens = t.prompt_tokens[running] + t.generated_tokens[running]
-        decoding = int((t.computed_tokens[running] + 1 >= whole_tokens).sum()) if running else 0
+        decoding = max(0, len(scheduler.running) - self._in_prefill())
         per_request = 1 + int(getattr(scheduler, "num_spec_tokens", 0) or 0)
-        whole = scheduler.max_num_scheduled_tokens
-        budget = min(whole, prefill_tokens + decoding * per_request)
-        if 0 < budget < whole:
-            self._knobs["max_num_scheduled_tokens"] = whole
-            scheduler.max_num_scheduled_tokens = budget
+        budget = prefill_tokens + decoding * per_request
+        if budget > 0:
+            self._lower(scheduler, "max_num_scheduled_tokens", budget)
+
+    def _lower(self, scheduler: Any, name: str, value: int) -> None:
+        """Lower a limit of the scheduler's for this step."""
+        whole = getattr(scheduler, name, None)
+        if whole is not None and value < whole:
+            self._knobs.setdefault(name, whole)
+            setattr(scheduler, name, value)
+
+    def _pass_over(self, scheduler: Any, rows: Ints) -> None:
+        """Take running requests out of this step: they keep their KV and their slot and get no token.
+
+        To vLLM it looks as if they had found the budget used up. `restore` puts them back in their places.
+        """
+        if self._idle_skips:
+            self._idle_skips -= 1
+            return
+        ids = {self.ledger.table.request_ids[row]: 1 for row in rows.tolist()}
+        everybody = list(scheduler.running)
+        left = [r for r in everybody if r.request_id not in ids]
+        known = [name for name in SLOTS if hasattr(scheduler, name)]
+        if len(left) == len(everybody) or not known or not (left or len(self.queue)):
+            return
+        self._skipped = everybody
+        scheduler.running = left
+        out = len(everybody) - len(left)
+        for name in known:
+            self._lower(scheduler, name, max(0, getattr(scheduler, name) - out))
+        self._passed_over = True
+        self.stats.skipped += out
+
+    def _put_back(self, scheduler: Any) -> None:
+        """Undo `_pass_over`: those who were taken out return, whom vLLM preempted stays away."""
+        before, self._skipped = self._skipped, []
+        here = {r.request_id: 1 for r in scheduler.running}
+        was = {r.request_id: 1 for r in before}
+        scheduler.running = [r for r in before if r.request_id in here or r.status.name == "RUNNING"] + [
+            r for r in scheduler.running if r.request_id not in was
+        ]
+
+    def _refuse(self, scheduler: Any, rows: Ints) -> None:
+        """End waiting requests unanswered; their clients are told by the next output (`answers`)."""
+        status = refused_status()
+        ids = []
+        for row in rows.tolist():
+            request = self.ledger.requests[row]
+            waits = self.ledger.queued[row] and request.status.name in ("WAITING", "PREEMPTED")
+            if waits and not getattr(request, "resumable", False):
+                ids.append(request.request_id)
+                self._refused.setdefault(getattr(request, "client_index", 0), []).append(request.request_id)
+        if ids:
+            self._refusing = dict.fromkeys(ids, True)
+            scheduler.finish_requests(ids, status)
+            self._refusing = {}
+
+    def answers(self, outputs: Any) -> None:
+        """Add an output for each refused request, so that no client waits for ever."""
+        refused, self._refused = self._refused, {}
+        for client, ids in refused.items():
+            add_refusals(outputs, client, ids)
+
+    def _bypass(self, scheduler: Any, fenced: list[int], held: list[int] | None = None) -> None:
+        """Let others pass a head of the queue that does not fit in memory, each for a limited time."""
+        limit_s = self.config.guards.bypass_unfit_s
+        if limit_s > 0 and (scheduler.running or self.in_flight):
+            self.stats.bypassed += self.bypass.apply(
+                scheduler, self.queue, fenced, held or [], now_s=self.clock.now_s(), limit_s=limit_s
+            )
 
     def _relieve_starving(self) -> None:
         """Let the longest-waiting request go first if it has waited too long, whatever the policy says."""
-        guards = self.config.guards
-        row = int(self.queue.line.rows[0])
+        guards, line = self.config.guards, self.queue.line
         now_s = self.clock.now_s()
-        waited_s = now_s - self.ledger.table.arrival_s[row]
-        due = waited_s > guards.max_wait_s and now_s - self._starved_s > guards.starvation_gap_s
-        if due and self.queue.put_first(row):
+        if not line or now_s - line.oldest_s <= guards.max_wait_s:
+            return
+        if now_s - self._starved_s > guards.starvation_gap_s and self.queue.put_first(int(line.rows[0])):
             self._starved_s = now_s
             self.stats.starving += 1
+
+    def _note_admitted(self) -> None:
+        for rows, now_s in self._admitted:
+            self.ledger.admitted(rows, now_s, self.watch.decode_s)
+        self._admitted.clear()
 
     # after a step -----------------------------------------------------------------------------------------
 
@@ -250,6 +394,8 @@ class Controller:
                     break
             self.watch.end(tokens, time.perf_counter())
         now_s = self.clock.now_s()
+        if self._admitted:
+            self._note_admitted()
         self.ledger.tokens_seen(now_s)
         if scheduler.finished_req_ids:
             self.departed(scheduler, sorted(scheduler.finished_req_ids))
@@ -262,6 +408,8 @@ class Controller:
         """A request was handed to vLLM; follow it if it went around the queue."""
         if request.request_id not in self.ledger.rows:
             self.ledger.follow(request)
+        if self._keys and self.queue.joined:
+            self._key_joined()
 
     def departed(self, scheduler: Any, request_ids: list[str]) -> None:
         """Requests have left the engine; a name that is in use again is passed over."""
@@ -273,7 +421,7 @@ class Controller:
                 continue
             if self.ledger.queued[row]:
                 self.queue.remove_request(self.ledger.requests[row])
-            self.ledger.finish(request_id, now_s)
+            self.ledger.finish(request_id, now_s, refused=request_id in self._refusing)
 
     def _report(self, scheduler: Any) -> None:
         now, metrics, stats = time.monotonic(), self.config.metrics, self.stats

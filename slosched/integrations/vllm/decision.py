@@ -23,6 +23,8 @@ class Decision:
     preempt: Ints = field(default_factory=lambda: NOBODY)
     running_order: Ints | None = None
     prefill_tokens: int | None = None
+    reject: Ints = field(default_factory=lambda: NOBODY)
+    skip: Ints = field(default_factory=lambda: NOBODY)
     serial: Ints | None = None
     step: int = 0
 
@@ -43,8 +45,8 @@ def checked(plan: Plan, snapshot: Snapshot) -> Decision:
     standing = np.zeros(capacity, dtype=np.int8)
     standing[snapshot.waiting] = 1
     standing[snapshot.running] = 2
-    for name, rows, place in (("order", plan.order, 1), ("hold", plan.hold, 1), ("preempt", plan.preempt, 2)):
-        _distinct(name, rows, standing, place)
+    for name, place in (("order", 1), ("hold", 1), ("preempt", 2), ("reject", 1), ("skip", 2)):
+        _distinct(name, getattr(plan, name), standing, place)
     if plan.running_order is not None:
         _distinct("running_order", plan.running_order, standing, 2)
         if len(plan.running_order) != len(snapshot.running):
@@ -61,6 +63,8 @@ def checked(plan: Plan, snapshot: Snapshot) -> Decision:
         preempt=plan.preempt,
         running_order=plan.running_order,
         prefill_tokens=None if tokens is None else int(tokens),
+        reject=plan.reject,
+        skip=plan.skip,
     )
 
 

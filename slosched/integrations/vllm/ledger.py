@@ -186,19 +186,20 @@ class Ledger:
         t.generated_tokens[row] = request.num_output_tokens
         return True
 
-    def sync(self, running: list[Any]) -> Ints:
-        """Bring the running rows up to date and return them in the engine's order."""
+    def rows_of(self, running: list[Any]) -> Ints:
+        """Rows of the running requests in the engine's order."""
         get = self.rows.get
         found = [get(r.request_id, -1) for r in running]
         if -1 in found:
             found = [self.row(r) for r in running]
-        rows = np.array(found, dtype=np.int64)
-        t = self.table
+        return np.array(found, dtype=np.int64)
+
+    def sync(self, running: list[Any], rows: Ints, table: RequestTable) -> None:
+        """Copy what changes while requests run into `table`, this ledger's own or a planner's copy."""
         computed = np.array([r.num_computed_tokens for r in running], dtype=np.int64)
-        t.computed_tokens[rows] = computed
-        t.generated_tokens[rows] = [r.num_output_tokens for r in running]
-        t.served_tokens[rows] = self._lost[rows] + computed - self._hit[rows]
-        return rows
+        table.computed_tokens[rows] = computed
+        table.generated_tokens[rows] = [r.num_output_tokens for r in running]
+        table.served_tokens[rows] = self._lost[rows] + computed - self._hit[rows]
 
     def tokens_seen(self, now_s: float) -> None:
         """Stamp the first token of those that have just got it."""
@@ -214,7 +215,7 @@ class Ledger:
 
     # departure --------------------------------------------------------------------------------------------
 
-    def finish(self, request_id: str, now_s: float) -> None:
+    def finish(self, request_id: str, now_s: float, *, refused: bool = False) -> None:
         """A request has left the engine: count what became of it and free its row."""
         row = self.rows.pop(request_id, None)
         if row is None:
@@ -230,6 +231,7 @@ class Ledger:
         self._stats.finished(
             slo_class=slo_class,
             natural=natural,
+            refused=refused,
             limits_s=(float(t.ttft_s[row]), float(t.tpot_s[row]), float(t.e2e_s[row])),
             measured_s=(first_s - arrival_s, (now_s - first_s) / max(1, tokens - 1), now_s - arrival_s),
             predicted_s=(float(self.predicted_ttft_s[row]), float(self.predicted_tpot_s[row])),

@@ -44,6 +44,11 @@ class ArrivalLine:
         """The rows, first arrived first: a view that the next change invalidates."""
         return self._rows[self._head : self._tail]
 
+    @property
+    def oldest_s(self) -> float:
+        """When the first of a line that is not empty arrived."""
+        return float(self._arrival_s[self._head])
+
     def place(self, row: int) -> int:
         """How many arrived before this row."""
         keys = self._arrival_s[self._head : self._tail]

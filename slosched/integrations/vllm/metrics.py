@@ -19,6 +19,19 @@ RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 PLACES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
 
 
+TOTALS = {
+    "plans": "Plans made.",
+    "held": "Requests held back, summed over steps.",
+    "preempted": "Requests preempted by the policy.",
+    "rejected": "Requests refused by the policy.",
+    "skipped": "Running requests passed over, summed over steps.",
+    "aborted": "Requests aborted.",
+    "starving": "Requests put first for having waited too long.",
+    "bypassed": "Requests passed by others for not fitting in memory, summed over steps.",
+}
+"""Plain counters: attributes of `Stats` and metrics of the same name."""
+
+
 class Histogram:
     """Counts of values in buckets with inclusive upper edges."""
 
@@ -57,7 +70,8 @@ class Stats:
         self.fallbacks: dict[str, int] = {}
         self.malformed: dict[str, int] = {}
         self.errors: dict[str, str] = {}
-        self.plans = self.held = self.preempted = self.aborted = self.starving = self.stale_plans = 0
+        self.plans = self.held = self.preempted = self.rejected = self.skipped = self.aborted = 0
+        self.starving = self.bypassed = self.stale_plans = 0
         self.waiting = self.running = 0
         self.level = "unknown"
         self.breaker_open = False
@@ -78,13 +92,21 @@ class Stats:
         *,
         slo_class: str,
         natural: bool,
+        refused: bool = False,
         limits_s: tuple[float, float, float],
         measured_s: tuple[float, float, float],
         predicted_s: tuple[float, float],
         tokens: int,
         predicted_tokens: float,
     ) -> None:
-        """Count a request that has left; a client's abort counts as neither kept nor broken."""
+        """Count a request that has left; a client's abort counts as neither kept nor broken.
+
+        One that the policy refused has broken its limits.
+        """
+        if refused:
+            self.rejected += 1
+            self.missed[slo_class, "all"] = self.missed.get((slo_class, "all"), 0) + 1
+            return
         if not natural:
             self.aborted += 1
             return
@@ -117,8 +139,8 @@ class Stats:
             for name in ("attained", "missed")
         }
         numbers = (
-            "plans", "held", "preempted", "aborted", "starving", "stale_plans", "waiting", "running", "level",
-            "breaker_open", "fallbacks", "malformed", "errors",
+            *TOTALS, "stale_plans", "waiting", "running", "level", "breaker_open", "fallbacks", "malformed",
+            "errors",
         )  # fmt: skip
         return {
             **flat,
@@ -176,12 +198,7 @@ class PrometheusExport:
             ),
             "fallbacks": counter("fallbacks", "Steps in the engine's own order.", ("reason",)),
             "malformed": counter("malformed_fields", "Request fields ignored.", ("field",)),
-            "plans": counter("plans", "Plans made."),
-            "held": counter("held", "Requests held back, summed over steps."),
-            "preempted": counter("preempted", "Requests preempted by the policy."),
-            "aborted": counter("aborted", "Requests aborted."),
-            "starving": counter("starving", "Requests put first for having waited too long."),
-        }
+        } | {name: counter(name, text) for name, text in TOTALS.items()}
         self._gauges = {
             "attainment": gauge("attainment", "Share of finished requests that kept all limits."),
             "capability": gauge("capability_level", "1 at the present level.", ("level",)),
@@ -203,7 +220,7 @@ class PrometheusExport:
             self._raise("fallbacks", (reason,), n)
         for field, n in s.malformed.items():
             self._raise("malformed", (field,), n)
-        for name in ("plans", "held", "preempted", "aborted", "starving"):
+        for name in TOTALS:
             self._raise(name, (), getattr(s, name))
         attainment = s.attainment()
         if not math.isnan(attainment):

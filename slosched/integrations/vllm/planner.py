@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.errors import InputError
-from slosched.integrations.vllm.background import Background
+from slosched.integrations.vllm.background import Background, Refresh
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.decision import NOBODY, Decision, checked
 from slosched.integrations.vllm.metrics import Stats
@@ -77,13 +78,31 @@ class Planner:
         self._failures = self._overruns = self._quick = 0
         self.background: Background | None = None
         self._shortlist, self._serial = NOBODY, NOBODY
-        self._pending: Snapshot | None = None
+        self._pending: tuple[Snapshot, Refresh | None] | None = None
         self._newest, self._age = -1, FULL_RANKING_STEPS
 
     @property
     def open(self) -> bool:
         """Whether the breaker has turned the policy off."""
         return self._stats.breaker_open
+
+    @property
+    def steady(self) -> bool:
+        """Whether requests need a key only when they join the queue."""
+        return self.by_key and (self.policy.static or self.policy.steady)
+
+    def keys(self, snapshot: Snapshot) -> list[float]:
+        """Keys of the waiting rows; infinity for all if the policy fails, which counts as a failed plan."""
+        begin = time.perf_counter()
+        try:
+            key = self._keys(snapshot, snapshot.waiting)
+        except Exception as error:
+            self._fail("policy", error)
+            return [math.inf] * len(snapshot.waiting)
+        self._failures = 0
+        self._stats.plans += 1
+        self._stats.plan_s.observe(time.perf_counter() - begin)
+        return key.tolist()  # type: ignore[no-any-return]
 
     def rehearse(self, snapshot: Snapshot) -> None:
         """Plan a few times without use: to compile and import, and to see whether plans fit the time box."""
@@ -102,6 +121,7 @@ class Planner:
     def decide(
         self,
         snapshot: Snapshot,
+        refresh: Refresh | None = None,
         joined: Sequence[int] = (),
         queued: NDArray[np.bool_] | None = None,
     ) -> Decision | None:
@@ -111,6 +131,8 @@ class Planner:
         ----------
         snapshot
             The engine's state.
+        refresh
+            Brings a copy of the table up to date with the running requests, for a plan in the background.
         joined
             Rows that joined the queue since the last call.
         queued
@@ -119,7 +141,7 @@ class Planner:
         if self.open:
             return None
         if self.background is not None:
-            return self._from_background(self.background, snapshot)
+            return self._from_background(self.background, snapshot, refresh)
         begin = time.perf_counter()
         try:
             if self.by_key and self._boxed and queued is not None and len(snapshot.waiting) > FEW:
@@ -165,15 +187,17 @@ class Planner:
         Only once the step is scheduled: until then the two threads would fight for the interpreter, and the
         engine's thread is about to wait for the device anyway.
         """
-        snapshot, self._pending = self._pending, None
-        if snapshot is not None and self.background is not None:
-            self.background.submit(snapshot)
+        pending, self._pending = self._pending, None
+        if pending is not None and self.background is not None:
+            self.background.submit(*pending)
 
-    def _from_background(self, worker: Background, snapshot: Snapshot) -> Decision | None:
+    def _from_background(
+        self, worker: Background, snapshot: Snapshot, refresh: Refresh | None
+    ) -> Decision | None:
         if worker.idle:
             self._collect(worker)
             if not self.open:
-                self._pending = snapshot
+                self._pending = snapshot, refresh
         return self.latest(snapshot.step)
 
     def _collect(self, worker: Background) -> None:
@@ -227,15 +251,7 @@ class Planner:
 
     def _keys(self, snapshot: Snapshot, rows: Ints) -> Floats:
         assert isinstance(self.policy, KeyPolicy)
-        if self.policy.static:
-            column = snapshot.table.extra("slosched:key", np.nan)
-            key = column[rows]
-            new = np.isnan(key)
-            if new.any():
-                column[rows[new]] = self.policy.key(snapshot, rows[new])
-                key = column[rows]
-        else:
-            key = np.asarray(self.policy.key(snapshot, rows), dtype=np.float64)
+        key = np.asarray(self.policy.key(snapshot, rows), dtype=np.float64)
         if key.shape != rows.shape or np.isnan(key).any():
             raise InputError(f"key of policy {self.policy.name!r} must be one number for each row.")
         return key

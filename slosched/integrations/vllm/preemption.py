@@ -58,6 +58,7 @@ class Preemption:
         ran_s = now_s - self._ledger.admitted_s[row]
         if not math.isnan(ran_s) and ran_s * 1000.0 < guards.min_run_ms:
             return False
+        table.generated_tokens[row] = self._ledger.requests[row].num_output_tokens
         left = remaining_tokens(table.atoms, np.array([row]), table.generated_tokens)
         left_s = decode_s * float(left[0])
         return left_s * 1000.0 > guards.preempt_margin_ms

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.line import ArrivalLine
 from slosched.table import Ints
+
+Entry = tuple[float, float, int, int]
+"""Key, arrival, serial and row of a waiting request."""
 
 CHUNK = 64
 """Requests of the order turned into Python objects at a time: more than one step usually admits."""
@@ -21,9 +25,9 @@ class SloQueue:
     ``bool`` asks whether anyone may be admitted, ``len`` counts everyone: vLLM's loop tests truthiness
     before it admits and uses the length for its counts, so a held request waits without further ado.
 
-    Requests come out in the planned order (`set_order`), then, when that is used up, in the native order,
-    which is exactly that of vLLM's first-come-first-served queue: newcomers at the tail, preempted and
-    skipped requests at the head.
+    Requests come out in the planned order (`set_order`), or by keys given once (`set_keys`), then, when that
+    is used up, in the native order, which is exactly that of vLLM's first-come-first-served queue: newcomers
+    at the tail, preempted and skipped requests at the head.
 
     Parameters
     ----------
@@ -38,6 +42,8 @@ class SloQueue:
         Rows of those that came back preempted, by request id.
     admitted, joined
         Rows that were taken out, and that joined, since the adapter last cleared these lists.
+    keyed
+        Whether requests come out by their keys; the adapter's choice.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -51,6 +57,10 @@ class SloQueue:
         self._front: list[int] = []
         self._planned = False
         self._head_rank, self._tail_rank = -1, 0
+        self.keyed = False
+        self._heap: list[Entry] = []
+        self._entry: dict[int, Entry] = {}
+        self._aside: list[Entry] = []
         self.admitted: list[int] = []
         self.joined: list[int] = []
 
@@ -88,10 +98,9 @@ class SloQueue:
         """Take out the request to admit next."""
         row = self._next()
         self._front.pop()
-        request = self._ledger.requests[row]
         self._leave(row)
         self.admitted.append(row)
-        return request
+        return self._ledger.requests[row]
 
     def remove_request(self, request: Any) -> None:
         """Take out a request wherever it stands."""
@@ -117,11 +126,8 @@ class SloQueue:
         """Everybody, held ones too, in the order last planned and then in the native one."""
         rows = self.line.rows
         order = rows[np.argsort(self._ledger.rank[rows], kind="stable")]
-        if self._planned:
-            alive = self._ledger.queued[self._order] & (
-                self._ledger.table.serial[self._order] == self._serial
-            )
-            first = self._order[alive]
+        if self._planned or self.keyed:
+            first = np.array(self._ahead(), dtype=np.int64)
             order = np.concatenate([first, order[~np.isin(order, first)]])
         return iter([self._ledger.requests[row] for row in order.tolist()])
 
@@ -139,6 +145,20 @@ class SloQueue:
         """Offer these rows first, in this order; those whose serial is no longer `serial` are passed over."""
         self._order, self._serial = order, serial
         self._cursor, self._planned = 0, True
+        self._front.clear()
+
+    def set_keys(self, rows: Sequence[int], keys: Sequence[float]) -> None:
+        """While `keyed`, offer these rows by (key, arrival, serial); each keeps its key until it leaves."""
+        t = self._ledger.table
+        for row, key in zip(rows, keys, strict=True):
+            if self._ledger.queued[row]:
+                entry = (key, float(t.arrival_s[row]), int(t.serial[row]), row)
+                self._entry[row] = entry
+                heappush(self._heap, entry)
+        if len(self._heap) > 2 * len(self._entry) + CHUNK:
+            self._heap = list(self._entry.values())
+            heapify(self._heap)
+            self._aside.clear()
         self._front.clear()
 
     def put_first(self, row: int) -> bool:
@@ -160,8 +180,12 @@ class SloQueue:
 
     def block(self, fenced: Collection[int], held: Collection[int] = ()) -> None:
         """Offer none of these rows, until the next call."""
-        if not fenced and not held and not self._blocked:
+        if self.keyed:
+            self._front.clear()
+        if not fenced and not held and not self._blocked and not self._aside:
             return
+        while self._aside:
+            heappush(self._heap, self._aside.pop())
         queued = self._ledger.queued
         self._blocked = {row: False for row in held if queued[row]}
         self._blocked.update({row: True for row in fenced if queued[row]})
@@ -171,7 +195,7 @@ class SloQueue:
     @property
     def native(self) -> bool:
         """Whether requests come out first come, first served, nobody held or fenced."""
-        return not self._planned and not self._blocked
+        return not self._planned and not self._blocked and not self.keyed
 
     def _join(self, row: int) -> None:
         self.line.insert(row)
@@ -181,8 +205,33 @@ class SloQueue:
     def _leave(self, row: int) -> None:
         self.line.remove(row)
         self._ledger.queued[row] = False
-        self._blocked.pop(row, None)
-        self.preempted.pop(self._ledger.table.request_ids[row], None)
+        self._entry.pop(row, None)
+        if self._blocked:
+            self._blocked.pop(row, None)
+        if self.preempted:
+            self.preempted.pop(self._ledger.table.request_ids[row], None)
+
+    def _ahead(self) -> list[int]:
+        """Rows that come before the native order, in their order."""
+        if self.keyed:
+            return [entry[3] for entry in sorted(self._entry.values())]
+        queued, serial = self._ledger.queued, self._ledger.table.serial
+        alive = queued[self._order] & (serial[self._order] == self._serial)
+        return self._order[alive].tolist()  # type: ignore[no-any-return]
+
+    def _smallest(self) -> int | None:
+        """The row of the smallest key that may be admitted; entries of rows that have left are dropped."""
+        heap = self._heap
+        while heap:
+            entry = heap[0]
+            row = entry[3]
+            if self._entry.get(row) is not entry:
+                heappop(heap)
+            elif row in self._blocked:
+                self._aside.append(heappop(heap))
+            else:
+                return row
+        return None
 
     def _next(self) -> int:
         queued = self._ledger.queued
@@ -197,6 +246,11 @@ class SloQueue:
 
     def _refill(self) -> bool:
         """Turn the next chunk of the order into the front; False if nobody is left."""
+        if self.keyed:
+            row = self._smallest()
+            if row is not None:
+                self._front = [row]
+                return True
         if self._cursor < len(self._order):
             rows = self._order[self._cursor : self._cursor + CHUNK]
             serial = self._serial[self._cursor : self._cursor + CHUNK]

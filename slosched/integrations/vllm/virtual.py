@@ -17,6 +17,7 @@ from slosched.integrations.vllm.adapter import adapted, attach
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.harness import STOP, make_request, make_scheduler, runner_output
+from slosched.integrations.vllm.refusal import REASON
 from slosched.integrations.vllm.state import Learned
 from slosched.limits import EngineLimits
 from slosched.outcome import Outcomes, Run, RunLog
@@ -167,6 +168,7 @@ class VirtualEngine:
         self.log: list[tuple[int, int, int]] = []
         self.depths: list[tuple[int, int, int]] = []
         self.live: dict[str, Any] = {}
+        self.rejected = np.zeros(n, dtype=np.bool_)
         self._shared = _shared_tokens(workload)
 
     # set-up -----------------------------------------------------------------------------------------------
@@ -179,6 +181,7 @@ class VirtualEngine:
     def use_policy(self, policy: Policy, config: Config | None = None) -> None:
         """Run a policy of slosched in vLLM's scheduler."""
         self.name = policy.name
+        config = config or Config(allow_reject=policy.rejects)
         learned = Learned("h100-llama-3.1-8b")
         learned.step_time = type(learned.step_time)(self.step_time)
 
@@ -186,7 +189,7 @@ class VirtualEngine:
             from slosched.integrations.vllm.adapter import base_class
 
             scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
-            controller = attach(scheduler, vllm_config, config or Config(), self.clock, policy, learned)
+            controller = attach(scheduler, vllm_config, config, self.clock, policy, learned)
             controller.ledger.describe = self.describe
             return scheduler
 
@@ -247,7 +250,7 @@ class VirtualEngine:
                 if len(self.flights) < self.depth:
                     return
             else:
-                self.scheduler.update_from_output(output, runner_output([], []))
+                self.take(self.scheduler.update_from_output(output, runner_output([], [])))
                 if not self.flights:
                     if self.live:  # else vLLM only cleaned up after the last request
                         self.idle()
@@ -333,11 +336,23 @@ class VirtualEngine:
         """End the oldest step in flight and check every token that comes out of it."""
         flight = self.flights.popleft()
         self.move_to(max(self.now_ps, flight.end_ps))
-        outputs = self.scheduler.update_from_output(flight.output, flight.reply)
+        self.take(self.scheduler.update_from_output(flight.output, flight.reply))
+
+    def take(self, outputs: Any) -> None:
+        """Hand what the engine says to the clients it says it to."""
         for core in outputs.values():
             for out in core.outputs:
                 if out.request_id in self.live:
-                    self.receive(out.request_id, list(out.new_token_ids), out.finish_reason)
+                    if out.stop_reason == REASON:
+                        self.refuse(out.request_id)
+                    else:
+                        self.receive(out.request_id, list(out.new_token_ids), out.finish_reason)
+
+    def refuse(self, request_id: str) -> None:
+        """Note a request that the policy refused: it never finishes."""
+        row = self.row[request_id]
+        self.rejected[row] = True
+        self.preemptions[row] = int(self.live.pop(request_id).num_preemptions)
 
     def receive(self, request_id: str, tokens: list[int], finish_reason: Any) -> None:
         """Check the tokens a client would get."""
@@ -384,6 +399,7 @@ class VirtualEngine:
             preemptions=np.array(self.preemptions, dtype=np.int64),
             recomputed_tokens=np.array(self.recomputed, dtype=np.int64),
             cached_tokens=np.array(self.cached, dtype=np.int64),
+            rejected=self.rejected,
         )
         log = RunLog(
             steps=self.steps,

@@ -1,0 +1,333 @@
+"""Refusing and passing over in vLLM's real scheduler; heads that do not fit; what the prefix cache holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from slosched.limits import EngineLimits
+from slosched.plan import Plan
+from slosched.policies.base import KeyPolicy, Policy
+from slosched.simulator import simulate
+from slosched.snapshot import Snapshot
+from slosched.steptime import StepTimeModel
+from slosched.table import Floats, Ints
+from slosched.workloads.workload import Workload
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+STEPS = StepTimeModel(base_s=0.01, prefill_token_s=2e-5, sequence_s=7e-5)
+LIMITS = EngineLimits(
+    max_num_seqs=8, max_num_batched_tokens=128, kv_blocks=60, block_tokens=16, max_model_len=512
+)
+
+
+class Anything(Policy):
+    """Everything a plan may ask for, at random."""
+
+    name: ClassVar[str] = "anything"
+    preempts: ClassVar[bool] = True
+    rejects: ClassVar[bool] = True
+    skips: ClassVar[bool] = True
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.skipped = 0
+
+    def some(self, rows: Ints, share: float) -> Ints:
+        return rows[self.rng.random(len(rows)) < share]
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        rng, order = self.rng, self.rng.permutation(snapshot.waiting)
+        skip = self.some(snapshot.running, 0.3) if rng.random() < 0.5 else snapshot.running[:0]
+        if rng.random() < 0.05:
+            skip = snapshot.running
+        self.skipped += len(skip)
+        return Plan(
+            snapshot=snapshot,
+            policy=self.name,
+            order=order,
+            hold=self.some(order, 0.1),
+            reject=self.some(order, 0.02),
+            skip=skip,
+            preempt=self.some(snapshot.running, 0.05),
+            running_order=rng.permutation(snapshot.running) if rng.random() < 0.3 else None,
+            prefill_tokens=int(rng.integers(0, 64)) if rng.random() < 0.2 else None,
+        )
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_chaos_with_refusals_and_skips(asynchronous: bool, depth: int, prefix_cache: bool) -> None:
+    """Every token right, every request answered or refused, every block back."""
+    from slosched.integrations.vllm.chaos import ChaosEngine, chaos_workload
+
+    limits = replace(LIMITS, prefix_cache=prefix_cache)
+    work = chaos_workload(120, depth, prefix_cache=prefix_cache)
+    engine = ChaosEngine(work, limits, STEPS, depth=depth, asynchronous=asynchronous)
+    policy = Anything(depth)
+    engine.use_policy(policy)
+    engine.disturb(depth + 1)
+    engine.run()
+    engine.scheduler.schedule()
+    engine.check_empty()
+    stats = engine.scheduler.slosched.stats
+    out = engine.result(0.0).outcomes
+    assert out.rejected is not None
+    assert stats.rejected == out.rejected.sum() > 3
+    assert stats.skipped > 100
+    assert (out.finished.sum() + out.rejected.sum() + engine.aborted) == len(work)
+    assert not (out.finished & out.rejected).any()
+
+
+class Refuses(Policy):
+    """Refuses whoever has a long prompt as soon as he waits."""
+
+    name: ClassVar[str] = "refuses"
+    rejects: ClassVar[bool] = True
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        rows = snapshot.waiting
+        reject = rows[snapshot.table.prompt_tokens[rows] > 100]
+        return Plan(snapshot=snapshot, policy=self.name, order=rows, reject=reject)
+
+
+class TakesTurns(Policy):
+    """Half of the running requests in one step, the other half in the next."""
+
+    name: ClassVar[str] = "takes-turns"
+    skips: ClassVar[bool] = True
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        running = snapshot.running
+        skip = running[snapshot.table.serial[running] % 2 == snapshot.step % 2]
+        return Plan(snapshot=snapshot, policy=self.name, order=snapshot.waiting, skip=skip)
+
+
+def _work(n: int = 60, seed: int = 3) -> Workload:
+    rng = np.random.default_rng(seed)
+    return Workload.plain(
+        np.sort(rng.uniform(0, n / 50, n)), rng.integers(1, 200, n), rng.integers(2, 40, n), name="fields"
+    )
+
+
+def test_a_refusing_policy_agrees_with_the_simulator() -> None:
+    """The same requests are refused and the others end at the same times in both engines."""
+    from slosched.integrations.vllm.virtual import simulate_vllm
+
+    work = _work()
+    real = simulate_vllm(work, Refuses(), limits=LIMITS, step_time=STEPS).outcomes
+    model = simulate(work, Refuses(), limits=LIMITS, step_time=STEPS).outcomes
+    assert real.rejected is not None
+    assert model.rejected is not None
+    assert np.array_equal(real.rejected, work.prompt_tokens > 100)
+    assert np.array_equal(real.rejected, model.rejected)
+    assert np.array_equal(real.finish_s, model.finish_s, equal_nan=True)
+
+
+def test_skipping_agrees_with_the_simulator() -> None:
+    """With memory to spare, passing over half the batch in turn gives the same steps in both engines."""
+    from slosched.integrations.vllm.virtual import simulate_vllm
+
+    roomy = replace(LIMITS, kv_blocks=400)
+    work = _work()
+    real = simulate_vllm(work, TakesTurns(), limits=roomy, step_time=STEPS)
+    model = simulate(work, TakesTurns(), limits=roomy, step_time=STEPS)
+    assert real.outcomes.finished.all()
+    assert np.array_equal(real.outcomes.finish_s, model.outcomes.finish_s)
+    plain = simulate(work, "fcfs", limits=roomy, step_time=STEPS)
+    assert np.nanmean(real.outcomes.tpot_s) > 1.3 * np.nanmean(plain.outcomes.tpot_s)
+
+
+def _scheduler(policy: Policy, **settings: Any) -> Any:
+    from slosched.integrations.vllm.adapter import adapted, attach, base_class
+    from slosched.integrations.vllm.clock import VirtualClock
+    from slosched.integrations.vllm.config import Config
+    from slosched.integrations.vllm.harness import make_scheduler
+    from slosched.integrations.vllm.state import Learned
+
+    limits = settings.pop("limits", LIMITS)
+    clock = settings.pop("clock", VirtualClock())
+    config = Config.model_validate(settings)
+
+    def factory(vllm_config: Any, **keywords: Any) -> Any:
+        scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
+        attach(scheduler, vllm_config, config, clock, policy, Learned(config.step_time_preset))
+        return scheduler
+
+    return make_scheduler(limits, factory=factory)
+
+
+def _add(scheduler: Any, request_id: str, tokens: int, **fields: Any) -> Any:
+    from slosched.integrations.vllm.harness import make_request
+
+    start = fields.pop("start", 1000 * len(request_id))
+    keywords = {
+        "max_tokens": 50,
+        "arrival_s": 0.0,
+        "priority": 0,
+        "block_tokens": 16,
+        "hashed": False,
+        **fields,
+    }
+    request = make_request(request_id, list(range(start, start + tokens)), **keywords)
+    scheduler.add_request(request)
+    return request
+
+
+def _step(scheduler: Any, token: int = 100) -> tuple[list[str], dict[int, Any]]:
+    from slosched.integrations.vllm.harness import runner_output
+
+    output = scheduler.schedule()
+    ids = list(output.num_scheduled_tokens)
+    done = [scheduler.requests[i].num_computed_tokens >= scheduler.requests[i].num_tokens for i in ids]
+    outputs = scheduler.update_from_output(output, runner_output(ids, [[token] if d else [] for d in done]))
+    return ids, outputs
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_refused_client_is_told(allowed: bool) -> None:
+    """The output names the request with finish reason abort; without leave in the configuration it runs."""
+    scheduler = _scheduler(Refuses(), allow_reject=allowed)
+    _add(scheduler, "long", 120)
+    _add(scheduler, "short", 20)
+    ids, outputs = _step(scheduler)
+    ended = {out.request_id: (str(out.finish_reason), out.stop_reason) for out in outputs[0].outputs}
+    if allowed:
+        assert ids == ["short"]
+        assert ended["long"] == ("abort", "rejected by slosched")
+        assert "long" not in scheduler.requests
+        assert scheduler.slosched.stats.missed == {("default", "all"): 1}
+        assert scheduler.slosched.stats.aborted == 0
+    else:
+        assert "long" in ids
+        assert ended.get("long", (None, None))[1] is None
+    assert scheduler.slosched.stats.errors == {}
+
+
+def test_who_is_passed_over_keeps_place_and_slot() -> None:
+    """Nobody takes the slot of a request passed over, and the running list keeps its order."""
+    scheduler = _scheduler(TakesTurns(), limits=replace(LIMITS, max_num_seqs=4))
+    for i in range(6):
+        _add(scheduler, f"{i}", 10, start=1000 * i)
+    _step(scheduler)
+    assert [r.request_id for r in scheduler.running] == ["0", "1", "2", "3"]
+    seen = [sorted(_step(scheduler)[0]) for _ in range(4)]
+    assert seen == [["0", "2"], ["1", "3"]] * 2 or seen == [["1", "3"], ["0", "2"]] * 2
+    assert [r.request_id for r in scheduler.running] == ["0", "1", "2", "3"]
+    assert (scheduler.max_num_running_reqs, len(scheduler.waiting)) == (4, 2)
+
+
+def test_an_error_of_vllm_puts_everybody_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Knobs and running list are as before when schedule() itself raises."""
+    scheduler = _scheduler(TakesTurns())
+    for i in range(4):
+        _add(scheduler, f"{i}", 10, start=1000 * i)
+    _step(scheduler)
+    before = list(scheduler.running)
+    monkeypatch.setattr(scheduler.kv_cache_manager, "allocate_slots", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        scheduler.schedule()
+    assert scheduler.running == before
+    assert scheduler.max_num_running_reqs == LIMITS.max_num_seqs
+
+
+class ByArrival(KeyPolicy):
+    """Arrival order, but asked at every step."""
+
+    name: ClassVar[str] = "by-arrival"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        return snapshot.table.arrival_s[rows]
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_a_head_that_does_not_fit_is_passed_for_a_while(steady: bool) -> None:
+    """Smaller requests go first while the time lasts; then the head blocks the queue until it fits."""
+    from slosched.integrations.vllm.clock import VirtualClock
+
+    def admitted(bypass_s: float, now_s: float) -> list[str]:
+        clock = VirtualClock()
+        policy = type("Policy", (ByArrival,), {"steady": steady})()
+        small = replace(LIMITS, kv_blocks=12, max_num_batched_tokens=512)
+        scheduler = _scheduler(
+            policy, limits=small, clock=clock, guards={"bypass_unfit_s": bypass_s, "starvation_gap_s": 3600}
+        )
+        _add(scheduler, "runs", 100)  # 7 of 12 blocks
+        _step(scheduler)
+        _add(scheduler, "large", 150, arrival_s=1.0, start=5000)
+        _add(scheduler, "small", 20, arrival_s=2.0, start=9000)
+        seen = []
+        for _ in range(2):
+            seen.append([i for i in _step(scheduler)[0] if i != "runs"])
+            _add(scheduler, f"small-{len(seen)}", 5, arrival_s=3.0, start=20_000 * len(seen))
+            clock.time_s = now_s
+        assert scheduler.slosched.stats.errors == {}
+        assert (scheduler.slosched.stats.bypassed > 0) == (bypass_s > 0)
+        return sorted(i for ids in seen for i in ids)
+
+    assert admitted(0.0, 0.0) == []
+    assert admitted(10.0, 1.0) == ["small", "small", "small-1"]
+    assert admitted(10.0, 100.0) == ["small", "small"]
+
+
+def test_peeking_finds_what_vllm_would_find() -> None:
+    """Hit lengths of waiting requests equal those of vLLM's own look-up, also after eviction."""
+    limits = replace(LIMITS, max_num_seqs=2, prefix_cache=True, kv_blocks=40, max_num_batched_tokens=256)
+    scheduler = _scheduler(ByArrival(), limits=limits)
+    controller = scheduler.slosched
+    assert controller.peek.on
+    rng = np.random.default_rng(0)
+    compared = hits = 0
+    for i in range(120):
+        family, own = int(rng.integers(0, 4)), int(rng.integers(0, 60))
+        shared = list(range(family * 10_000, family * 10_000 + int(rng.integers(0, 100))))
+        prompt = [*shared, *range(10**6 + 1000 * i, 10**6 + 1000 * i + own + 1)]
+        from slosched.integrations.vllm.harness import make_request
+
+        scheduler.add_request(
+            make_request(
+                str(i), prompt, max_tokens=3, arrival_s=float(i), priority=0, block_tokens=16, hashed=True
+            )
+        )
+        _step(scheduler)
+        if i % 3:
+            continue
+        waiting = controller.queue.line.rows.copy()
+        for _ in range(20):
+            controller.peek.look([], waiting)
+        for row in waiting.tolist():
+            request = controller.ledger.requests[row]
+            wanted = scheduler.kv_cache_manager.get_computed_blocks(request)[1]
+            assert controller.ledger.table.cached_tokens[row] == wanted
+            compared += 1
+            hits += wanted > 0
+    assert compared > 200
+    assert hits > 50
+    assert controller.stats.errors == {}
+
+
+def test_peeking_is_off_where_it_would_be_wrong() -> None:
+    """No cache, several kinds of blocks, or a look-up of another shape: waiting requests count as unknown."""
+    from slosched.integrations.vllm.peek import supported
+
+    spec = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=16))
+
+    def scheduler(caching: bool = True, groups: int = 1, look: Any = lambda block_hash, ids: None) -> Any:
+        pool = SimpleNamespace(get_cached_block=look)
+        return SimpleNamespace(
+            kv_cache_manager=SimpleNamespace(enable_caching=caching, block_pool=pool),
+            kv_cache_config=SimpleNamespace(kv_cache_groups=[spec] * groups),
+            block_size=16,
+        )
+
+    assert supported(scheduler())
+    assert not supported(scheduler(caching=False))
+    assert not supported(scheduler(groups=2))
+    assert not supported(scheduler(look=lambda block_hash: None))
+    assert not supported(SimpleNamespace())
