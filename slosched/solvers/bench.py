@@ -229,9 +229,9 @@ def best_known(effort: Effort, tick: Tick) -> dict[str, Any]:
                 found[f"anneal {budget:g} ms"] = _score(problem, plan).weight
             best = max(found.values())
             begun = constructive.portfolio(problem)
-            for heat in (1.0, 5.0):
-                usual = Schedule.of(n, Objective.LEX)
-                schedule = Schedule(hot=usual.hot * heat, cold=usual.cold)
+            usual = Schedule.of(n, Objective.LEX, effort.long_moves)
+            slow = Schedule(hot=5 * usual.hot, cold=usual.cold)
+            for schedule in (usual, slow):  # many cycles, and one
                 plan, _ = anneal_static(problem, begun, moves=effort.long_moves, seed=99, schedule=schedule)
                 best = max(best, _score(problem, plan).weight)
             for name, weight in found.items():
