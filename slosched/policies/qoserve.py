@@ -117,12 +117,12 @@ class QoServe(Policy):
         """Most prefill tokens of the step."""
         t, limits = snapshot.table, snapshot.limits
         decode = in_decode(snapshot, ranked)
-        decodes, prefills = ranked[decode], np.concatenate([ranked[~decode], order[:1]])
+        decodes, head = ranked[decode], np.concatenate([ranked[~decode], order])[:1]
         chunks = CHUNKS
         if snapshot.free_blocks * limits.block_tokens < SPARE_KV_TOKENS:
             chunks = CHUNKS[CHUNKS <= SMALL_CHUNK_TOKENS]
         prefill = np.maximum(0, chunks - len(decodes))
-        have = float(t.computed_tokens[prefills[0]]) if len(prefills) else 0.0
+        have = float(np.maximum(t.computed_tokens[head], t.cached_tokens[head]).sum())
         work, kv = prefill * (have + prefill / 2), t.computed_tokens[decodes].sum()
         seconds = snapshot.step_time.predict(prefill, work, len(decodes), kv)
         slack = float(self.slack_s(snapshot, decodes).min(initial=np.inf))

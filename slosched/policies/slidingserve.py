@@ -102,7 +102,8 @@ class SlidingServe(Policy):
         first, pace = first_and_pace_s(snapshot, decodes)
         due = (paced_due_s if self.from_first else next_due_s)(snapshot, decodes, first, pace)
         slack = due - snapshot.now_s
-        have = float(t.computed_tokens[prefills[0]]) if len(prefills) else 0.0
+        head = prefills[:1]
+        have = float(np.maximum(t.computed_tokens[head], t.cached_tokens[head]).sum())
         x = np.arange(max(2, snapshot.limits.max_num_batched_tokens - len(decodes) + 1))
         seconds = snapshot.step_time.predict(
             x, x * (have + x / 2), len(decodes), t.computed_tokens[decodes].sum()

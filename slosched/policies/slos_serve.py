@@ -68,7 +68,10 @@ class SlosServe(Policy):
         order = waiting[np.lexsort((np.where(group == 2, 0.0, due), group))]
         decode = in_decode(snapshot, running)
         _, theirs = first_and_pace_s(snapshot, running[decode])
-        room, _ = self._step(snapshot, np.array([int(decode.sum())]), float(theirs.min(initial=np.inf)))
+        head = np.concatenate([running[~decode], order])[:1]
+        have = float(np.maximum(t.computed_tokens[head], t.cached_tokens[head]).sum())
+        count = np.array([int(decode.sum())])
+        room, _ = self._step(snapshot, count, have, float(theirs.min(initial=np.inf)))
         return Plan(snapshot=snapshot, policy=self.name, order=order, prefill_tokens=max(1, int(room[0])))
 
     def _decide(self, snapshot: Snapshot, rows: Ints, left_s: Floats, pace: Floats, state: Floats) -> None:
@@ -76,7 +79,8 @@ class SlosServe(Policy):
         decode = in_decode(snapshot, running)
         _, theirs = first_and_pace_s(snapshot, running)
         tightest = min(float(theirs.min(initial=np.inf)), float(pace.min(initial=np.inf)))
-        room, seconds = self._step(snapshot, len(running) + np.arange(len(rows) + 1), tightest)
+        counts, middle = len(running) + np.arange(len(rows) + 1), float(t.prompt_tokens[rows].mean() / 2)
+        room, seconds = self._step(snapshot, counts, middle, tightest)
         begun = int(todo_tokens(snapshot, running[~decode]).sum())
         largest = float(t.weight[rows].max(initial=0.0)) or 1.0
         worth = np.maximum(1, np.round(t.weight[rows] / largest * self.units)).astype(np.int64)
@@ -86,12 +90,12 @@ class SlosServe(Policy):
         )  # fmt: skip
         state[rows] = np.where(accepted, ACCEPTED, DECLINED)
 
-    def _step(self, snapshot: Snapshot, decodes: Ints, limit_s: float) -> tuple[Ints, Floats]:
-        """Most prefill tokens, by number of decodes, in a step of `limit_s`; and its seconds."""
+    def _step(self, snapshot: Snapshot, decodes: Ints, have: float, limit_s: float) -> tuple[Ints, Floats]:
+        """Most prefill tokens after `have` others, by number of decodes, in a step of `limit_s`; its time."""
         t, running, model = snapshot.table, snapshot.running, snapshot.step_time
         context = float(t.computed_tokens[running].mean()) if len(running) else 0.0
         x = np.arange(snapshot.limits.max_num_batched_tokens + 1)
-        alone = model.predict(x, x * x / 2)
+        alone = model.predict(x, x * (have + x / 2))
         extra = model.sequence_s + model.kv_token_s * context
         room = np.empty(len(decodes), dtype=np.int64)
         for i, count in enumerate(decodes.tolist()):
