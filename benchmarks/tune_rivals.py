@@ -1,9 +1,10 @@
 """Every rival with its own best parameters, ours included, by the same budget.
 
-Each policy gets the same number of settings (its defaults and five others of its main parameters), tried on
+Each policy gets the same budget (its defaults and up to five other settings of its main parameters), tried on
 the same seeds, which no other study uses, on each mix at two overloads. A mix's best setting by mean weighted
 attainment is then measured beside the defaults on other seeds again: what is reported is not what was chosen
-on. Policies without parameters run as they are. Results are written after every mix.
+on. Policies without parameters run as they are. Rates are multiples of the capacity that `quality.py` has
+found, with as many requests as there. Results are written after every mix.
 
     python benchmarks/tune_rivals.py --jobs 2                       # about 20 minutes
     python benchmarks/tune_rivals.py --mix azure --policy qoserve   # one mix, one rival beside the references
@@ -36,10 +37,10 @@ from slosched.workloads.mixes import MIXES
 
 LOADS = (1.1, 1.4)
 TUNING_SEEDS = (2000, 2001)
-CHECK_SEEDS = (3000, 3001, 3002)
+CHECK_SEEDS = tuple(range(3000, 3006))
 SETTINGS = 6
-"""Settings tried for each policy that has parameters."""
-REFERENCES = ("edf+d", "sjf+d")
+"""Most settings tried for a policy."""
+REFERENCES = ("edf+d", "sjf+d", "wspt", "hrrn-sglang")
 OURS = "slosched"
 
 Setting = Mapping[str, Any]
@@ -110,6 +111,40 @@ GRID: dict[str, tuple[Setting, ...]] = {
         {"most": 256},
         {"units": 40},
     ),
+    "slai": (
+        {},
+        {"shortest": True},
+        {"offset_steps": 2.0},
+        {"offset_steps": 20.0, "tight_offset_steps": 40.0},
+        {"shortest": True, "offset_steps": 20.0, "tight_offset_steps": 40.0},
+        {"shortest": True, "offset_steps": 2.0},
+    ),
+    "uniboost": tuple(
+        {} if g is None else {"gamma": g, "adaptive": False} for g in (None, 0.1, 0.5, 1.0, 10.0, 100.0)
+    ),
+    "uniboost-sglang": tuple(
+        {} if g is None else {"gamma": g, "adaptive": False} for g in (None, 1.0, 3.0, 10.0, 30.0, 100.0)
+    ),
+    "tie": (
+        {},
+        {"decay": 0.5},
+        {"decay": 0.99},
+        {"decay_s": 5.0},
+        {"decay_s": 120.0},
+        {"decay": 0.5, "decay_s": 5.0},
+    ),
+    "mlfq": (
+        {},
+        {"quantum_s": 0.1},
+        {"quantum_s": 0.3},
+        {"promote_s": 5.0},
+        {"growth": 4.0},
+        {"quantum_s": 0.1, "promote_s": 5.0},
+    ),
+    "las": tuple({} if q == 400 else {"quantum_tokens": q} for q in (400, 50, 100, 200, 800, 1600)),
+    "plas": tuple({} if q == 400 else {"quantum_tokens": q} for q in (400, 100, 1600)),
+    "past-future": tuple({} if n == 2048 else {"start_tokens": float(n)} for n in (2048, 128, 512)),
+    "aibrix-slo": ({}, {"reject": False}),
     OURS: (
         {},
         {"moves": 64},
@@ -119,7 +154,7 @@ GRID: dict[str, tuple[Setting, ...]] = {
         {"aim": (0.5, 1.0, 0.3, 1e-3, 0.1)},
     ),
 }
-"""Settings by policy, defaults first; of our own, those of its planner."""
+"""Settings by policy, defaults first; of our own, those of its planner. At most `SETTINGS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +217,12 @@ def score(rows: Mapping[str, Sequence[float]]) -> float:
     return statistics.fmean(value for values in rows.values() for value in values)
 
 
-def capacities() -> dict[str, float]:
-    """Rates at which first come, first served meets 90 %, as `quality.py` has measured them."""
-    found: dict[str, float] = {}
+def capacities() -> dict[str, tuple[float, int]]:
+    """Rate at which first come, first served meets 90 %, and requests of a run, as in `quality.py`."""
+    found: dict[str, tuple[float, int]] = {}
     for file in ("quality.json", "quality_prefix_cache.json"):
-        found.update(json.loads((RESULTS / file).read_text())["fcfs_capacity_rps"])
+        made = json.loads((RESULTS / file).read_text())
+        found.update({mix: (rate, made["requests"]) for mix, rate in made["fcfs_capacity_rps"].items()})
     return found
 
 
@@ -266,7 +302,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", type=int, default=cores())
-    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--requests", type=int, help="of a run; as many as in quality.py by default")
     parser.add_argument("--mix", action="append", choices=list(MIXES), help="one of the mixes; several; all")
     parser.add_argument(
         "--policy", action="append", choices=list(GRID), help="beside ours and the references; all"
@@ -278,7 +314,8 @@ def main() -> None:
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Workers(None, options.jobs) as workers, bar:
         for mix in options.mix or MIXES:
-            results[mix] = study(mix, found[mix], names, options.requests, workers, bar)
+            rate, requests = found[mix]
+            results[mix] = study(mix, rate, names, options.requests or requests, workers, bar)
             write_json(
                 options.out,
                 {
@@ -286,10 +323,10 @@ def main() -> None:
                     "data": "public traces" if data_folder() else "generators",
                     "engine": ENGINE.name,
                     "forecast": FORECAST,
-                    "requests": options.requests,
+                    "requests": {m: options.requests or found[m][1] for m in results},
                     "tuning_seeds": TUNING_SEEDS,
                     "check_seeds": CHECK_SEEDS,
-                    "fcfs_capacity_rps": found,
+                    "fcfs_capacity_rps": {m: rate for m, (rate, _) in found.items()},
                     "ahead_of_ours": beats(results),
                     "mixes": results,
                 },
