@@ -20,7 +20,8 @@ from slosched.integrations.vllm.fields import read_claim
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import PrometheusExport, Stats
 from slosched.integrations.vllm.queue import SloQueue
-from slosched.integrations.vllm.state import Learned, forecast_of
+from slosched.integrations.vllm.forecaster import Forecaster
+from slosched.integrations.vllm.state import Learned
 
 from .conftest import fake_request
 
@@ -37,8 +38,8 @@ def test_what_is_learned_survives_a_restart(tmp_path: Path) -> None:
     again = Learned(PRESET)
     again.load(tmp_path / "state.json")
     assert again.step_time.model == learned.step_time.model
-    assert again.lengths.forecast("chat") == learned.lengths.forecast("chat")
-    assert 40 < again.lengths.forecast("chat").mean_tokens < 60
+    assert again.lengths.of("chat") == learned.lengths.of("chat")
+    assert 40 < again.lengths.of("chat").mean_tokens < 60
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,9 @@ def test_a_forecast_never_exceeds_max_tokens() -> None:
     """Whether claimed, learned or general."""
     learned = Learned(PRESET)
     for extra in ({}, {"pred_len": 500}, {"pred_len": 50, "pred_len_p90": 900}):
-        assert forecast_of(read_claim(extra, Config()), learned.lengths, 64).atoms[-1] <= 64
+        forecaster = Forecaster(Config(), learned.lengths, Stats())
+        claim = read_claim(extra, Config())
+        assert forecaster.of(claim, fake_request("a", max_tokens=64)).atoms[-1] <= 64
 
 
 def test_attainment_is_counted_by_class_and_limit(clock: VirtualClock) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slosched.errors import InputError
 
@@ -70,6 +70,17 @@ class GuardsConfig(_Section):
     bypass_unfit_s: float = Field(default=0.0, ge=0, le=86_400)
 
 
+class ForecastConfig(_Section):
+    """Where length forecasts come from: the client's hint, else a ranker, else the class's history; a probe
+    replaces them once the prompt is computed. A ranker slower than `limit_ms` is not waited for again.
+    """
+
+    ranker: Path | None = None
+    probe: Path | None = None
+    client_hint: bool = True
+    limit_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
+
+
 class MetricsConfig(_Section):
     """Where metrics go besides vLLM's own page: an own port, a JSON file, a line in the log."""
 
@@ -101,6 +112,13 @@ class Config(_Section):
     bounds: BoundsConfig = BoundsConfig()
     guards: GuardsConfig = GuardsConfig()
     metrics: MetricsConfig = MetricsConfig()
+    forecast: ForecastConfig = ForecastConfig()
+
+    @field_validator("forecast", mode="before")
+    @classmethod
+    def _class_history(cls, value: object) -> object:
+        """``forecast: class-history`` is the default, written out."""
+        return {} if value == "class-history" else value
 
     @model_validator(mode="after")
     def _default_class_exists(self) -> Config:
@@ -161,5 +179,6 @@ def _section(place: tuple[Any, ...]) -> type[BaseModel]:
         "bounds": BoundsConfig,
         "guards": GuardsConfig,
         "metrics": MetricsConfig,
+        "forecast": ForecastConfig,
     }
     return sections[place[0]] if place else Config

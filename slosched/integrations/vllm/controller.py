@@ -73,6 +73,7 @@ class Controller:
         self.stats = Stats()
         self.stats.level = capability.level
         self.ledger = Ledger(config, clock, learned, self.stats)
+        self.ledger.forecaster.reads(scheduler)
         self.queue = SloQueue(self.ledger)
         self.planner = Planner(policy, config.guards, self.stats, boxed=not clock.virtual)
         self.preemption = Preemption(

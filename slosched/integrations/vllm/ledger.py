@@ -15,7 +15,8 @@ from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.fields import read_claim
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.state import Learned, forecast_of
+from slosched.integrations.vllm.forecaster import Forecaster, running_of
+from slosched.integrations.vllm.state import Learned
 from slosched.request import Request
 from slosched.table import Ints, RequestTable
 
@@ -49,6 +50,8 @@ class Ledger:
         self.requests: list[Any] = [None] * self.table.capacity
         self.with_slo = 0
         self._config, self._clock, self._learned, self._stats = config, clock, learned, stats
+        self.forecaster = Forecaster(config, learned.lengths, stats)
+        learned.lengths.running = lambda: running_of(self)
         n = self.table.capacity
         self.queued: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
         self.rank: Ints = np.zeros(n, dtype=np.int64)
@@ -101,7 +104,7 @@ class Ledger:
             return Request(
                 request_id=request.request_id,
                 prompt_tokens=max(1, request.num_prompt_tokens),
-                forecast=forecast_of(claim, self._learned.lengths, request.max_tokens),
+                forecast=self.forecaster.of(claim, request),
                 slo=claim.slo,
                 arrival_s=arrival_s,
                 weight=claim.weight,
@@ -225,8 +228,13 @@ class Ledger:
         natural = request.status.name in ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
         tokens = request.num_output_tokens
         slo_class = t.classes[t.class_index[row]]
-        if natural and tokens > 0:
-            self._learned.lengths.observe(slo_class, tokens)
+        self.forecaster.learn(
+            request_id,
+            slo_class,
+            tokens,
+            prompt_tokens=int(t.prompt_tokens[row]),
+            cut=request.status.name != "FINISHED_STOPPED",
+        )
         first_s, arrival_s = float(t.first_token_s[row]), float(t.arrival_s[row])
         self._stats.finished(
             slo_class=slo_class,

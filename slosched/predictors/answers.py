@@ -1,0 +1,203 @@
+"""Prompts with the lengths of their answers: what rankers are trained and measured on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.errors import DataError, InputError, require
+from slosched.predictors.base import Prompt
+from slosched.table import Ints
+
+LEAST_PROMPTS = 20
+"""Prompts a training file must have."""
+
+_ALIASES = {
+    "prompt": ("prompt", "text"),
+    "output_tokens": ("output_tokens", "out_tok", "lens", "length"),
+    "prompt_tokens": ("prompt_tokens", "in_tok", "input_tokens"),
+    "slo_class": ("slo_class", "class", "set"),
+    "cut": ("cut", "truncated", "capped"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Prompts, and for each one or more answers.
+
+    Parameters
+    ----------
+    prompts
+        P prompts.
+    prompt
+        Prompt of each answer, as an index into `prompts`, shape (n,).
+    output_tokens
+        Length of each answer, shape (n,), at least 1.
+    cut
+        Whether it was cut off, so that its length is only a lower bound, shape (n,).
+    """
+
+    prompts: list[Prompt] = field(repr=False)
+    prompt: Ints
+    output_tokens: Ints
+    cut: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        n = len(self.output_tokens)
+        ok = self.prompt.shape == self.cut.shape == self.output_tokens.shape == (n,)
+        require(ok, "answers", "columns of one length", (self.prompt.shape, self.cut.shape))
+        require(bool(np.all(self.output_tokens >= 1)), "output_tokens", "at least 1", "less")
+
+    @classmethod
+    def single(cls, texts: Sequence[str], output_tokens: Sequence[int] | Ints) -> Answers:
+        """One whole answer a prompt.
+
+        Examples
+        --------
+        >>> len(Answers.single(["one", "two"], [5, 9]).prompts)
+        2
+        """
+        n = len(texts)
+        return cls(
+            prompts=[Prompt(text, max(1, len(text) // 4)) for text in texts],
+            prompt=np.arange(n, dtype=np.int64),
+            output_tokens=np.asarray(output_tokens, dtype=np.int64),
+            cut=np.zeros(n, dtype=np.bool_),
+        )
+
+    def select(self, prompts: Ints) -> Answers:
+        """The answers of some prompts, given by index."""
+        place = np.full(len(self.prompts), -1, dtype=np.int64)
+        place[prompts] = np.arange(len(prompts))
+        keep = place[self.prompt] >= 0
+        return Answers(
+            prompts=[self.prompts[i] for i in prompts.tolist()],
+            prompt=place[self.prompt[keep]],
+            output_tokens=self.output_tokens[keep],
+            cut=self.cut[keep],
+        )
+
+    def split(self, share: float, seed: int) -> tuple[Answers, Answers]:
+        """By prompt, at random: the first part has `share` of the prompts; equal texts stay together."""
+        texts = {prompt.text: i for i, prompt in enumerate(self.prompts)}
+        group = np.array([texts[prompt.text] for prompt in self.prompts], dtype=np.int64)
+        rank = np.random.default_rng(seed).permutation(len(self.prompts))[group]
+        first = rank < share * len(self.prompts)
+        return self.select(np.flatnonzero(first)), self.select(np.flatnonzero(~first))
+
+    def capped(self, most_tokens: int) -> Answers:
+        """The same answers had the engine cut them off at `most_tokens`."""
+        return replace(
+            self,
+            output_tokens=np.minimum(self.output_tokens, most_tokens),
+            cut=self.cut | (self.output_tokens > most_tokens),
+        )
+
+
+def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
+    """Read JSON lines or CSV, perhaps gzipped.
+
+    Columns: ``prompt``; ``output_tokens``, a count, a list of counts (several samples) or an object of counts
+    (several models); and if there, ``prompt_tokens``, ``slo_class`` and ``cut`` (true where the answer was
+    cut off; a list where there are several). `slo_class` keeps one class only.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not UTF-8, lacks a column, a value is out of its domain, it has fewer than
+        `LEAST_PROMPTS` prompts, or all lengths are equal.
+    """
+    path = Path(path)
+    prompts: list[Prompt] = []
+    of: list[int] = []
+    lengths: list[int] = []
+    cut: list[bool] = []
+    for number, row in enumerate(_rows(path), start=1):
+        text = _get(row, "prompt")
+        if not isinstance(text, str):
+            raise DataError(path, number, "prompt", "a text", text)
+        name = str(_get(row, "slo_class") or "default")
+        if slo_class is not None and name != slo_class:
+            continue
+        tokens = _counts(path, number, "output_tokens", _get(row, "output_tokens"))
+        flags = _flags(_get(row, "cut"), len(tokens))
+        if flags is None:
+            raise DataError(path, number, "cut", "true or false, one for each length", _get(row, "cut"))
+        given = _get(row, "prompt_tokens")
+        known = max(1, len(text) // 4) if given in (None, "") else given
+        prompt_tokens = _counts(path, number, "prompt_tokens", known)[0]
+        of += [len(prompts)] * len(tokens)
+        prompts.append(Prompt(text, prompt_tokens, name))
+        lengths += tokens
+        cut += flags
+    ok = len(prompts) >= LEAST_PROMPTS
+    require(ok, f"{path}", f"a file of at least {LEAST_PROMPTS} prompts with answers", len(prompts))
+    if min(lengths) == max(lengths):
+        raise InputError(
+            f"{path}: output_tokens must differ, got {lengths[0]} in all {len(lengths)} answers."
+        )
+    return Answers(
+        prompts=prompts,
+        prompt=np.array(of, dtype=np.int64),
+        output_tokens=np.array(lengths, dtype=np.int64),
+        cut=np.array(cut, dtype=np.bool_),
+    )
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8, got byte {error.start}: {error.reason}.") from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise InputError(f"{path} must be gzip, as its name says: {error}.") from None
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        yield from csv.DictReader(io.StringIO(text, newline=""))
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} must be JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise DataError(path, number, "line", "a JSON object", row)
+        yield row
+
+
+def _get(row: dict[str, Any], column: str) -> Any:
+    return next((row[name] for name in _ALIASES[column] if name in row), None)
+
+
+def _counts(path: Path, number: int, column: str, value: Any) -> list[int]:
+    values = (
+        list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    )
+    try:
+        counts = [int(v) for v in values]
+        ok = bool(counts) and all(
+            1 <= c <= 10**9 and float(v) == c for c, v in zip(counts, values, strict=True)
+        )
+    except (TypeError, ValueError, OverflowError):
+        ok = False
+    if not ok:
+        raise DataError(path, number, column, "one or more integers of at least 1", value)
+    return counts
+
+
+def _flags(value: Any, count: int) -> list[bool] | None:
+    words = {None: False, "": False, "true": True, "1": True, "false": False, "0": False}
+    values = value if isinstance(value, list) else [value] * count
+    flags = [v if isinstance(v, bool) else words.get(v if v is None else str(v).lower()) for v in values]
+    return [bool(f) for f in flags] if len(flags) == count and None not in flags else None

@@ -1,0 +1,161 @@
+"""Class history: the lengths of a class's latest answers are the forecast of its next one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slosched.errors import InputError
+from slosched.forecast import LengthForecast
+from slosched.predictors.base import ABOUT, Prompt, about_of
+from slosched.predictors.calibration import censored_quantiles
+from slosched.report.files import write_files
+from slosched.table import Floats
+
+KEPT = 512
+"""Latest answers kept of a class and prompt-length bucket."""
+
+LEAST = 16
+"""Answers needed before a bucket, or a class, is believed."""
+
+HALF_LIFE = 128
+"""Answers after which one counts half: old regimes fade."""
+
+BUCKET_TOKENS = (64, 256, 1024, 4096, 16384)
+"""Edges of the prompt-length buckets."""
+
+Running = tuple[str, int, int]
+"""Class, prompt tokens and tokens generated so far of a request still being answered."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Latest answers, as (length, cut off?), oldest first, and the forecast made of them."""
+
+    answers: deque[tuple[int, bool]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    since: int = 0
+    made: LengthForecast | None = None
+
+
+class ClassHistory:
+    """Streaming quantiles by class and prompt-length bucket, a `slosched.predictors.Predictor`.
+
+    A forecast is made of the answers of the request's class and prompt-length bucket; of the whole class
+    while the bucket has fewer than `LEAST`; a broad general one while the class has. Answers cut off by a
+    limit, and those still running, count as lower bounds: leaving them out would favour short ones. Older
+    answers weigh less.
+
+    Attributes
+    ----------
+    running
+        Gives the requests being answered now; none by default.
+
+    Examples
+    --------
+    >>> history = ClassHistory()
+    >>> for tokens in range(1, 101):
+    ...     history.observe("chat", tokens)
+    >>> 40 < history.of("chat").mean_tokens < 70
+    True
+    >>> history.of("unknown").mean_tokens > 150
+    True
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], _Seen] = {}
+        self._fallback = LengthForecast.lognormal(150.0, 1.0)
+        self.running: Callable[[], Iterable[Running]] = tuple
+
+    def observe(self, slo_class: str, tokens: int, *, prompt_tokens: int = 1, cut: bool = False) -> None:
+        """Learn from an answer; `cut` if it did not end by itself."""
+        for key in ((slo_class, bucket(prompt_tokens)), (slo_class, -1)):
+            seen = self._seen.setdefault(key, _Seen())
+            seen.answers.append((max(1, int(tokens)), bool(cut)))
+            seen.since += 1
+
+    def of(self, slo_class: str, prompt_tokens: int = 1) -> LengthForecast:
+        """Forecast for a class and a prompt length; made anew when an eighth more has been seen."""
+        for key in ((slo_class, bucket(prompt_tokens)), (slo_class, -1)):
+            seen = self._seen.get(key)
+            if seen is None or len(seen.answers) < LEAST:
+                continue
+            if seen.made is None or seen.since > len(seen.answers) // 8:
+                seen.made, seen.since = self._made(key, seen), 0
+            return seen.made
+        return self._fallback
+
+    def forecast(self, prompts: Sequence[Prompt]) -> Floats:
+        """Atoms for each prompt, shape (n, FORECAST_ATOMS)."""
+        return np.array([self.of(prompt.slo_class, prompt.tokens).atoms for prompt in prompts]).reshape(
+            len(prompts), -1
+        )
+
+    def _made(self, key: tuple[str, int], seen: _Seen) -> LengthForecast:
+        n = len(seen.answers)
+        tokens = [tokens for tokens, _ in seen.answers]
+        cut = [cut for _, cut in seen.answers]
+        weights = [0.5 ** ((n - 1 - i) / HALF_LIFE) for i in range(n)]
+        for slo_class, prompt_tokens, generated in self.running():
+            if generated > 0 and slo_class == key[0] and key[1] in (-1, bucket(prompt_tokens)):
+                tokens.append(generated)
+                cut.append(True)
+                weights.append(1.0)
+        atoms = np.maximum(1.0, censored_quantiles(tokens, cut, weights=weights))
+        return LengthForecast(tuple(float(a) for a in atoms))
+
+    # files ------------------------------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, list[list[int]]]:
+        """Answers by class, oldest first: [prompt bucket, tokens, 1 if cut off]."""
+        found: dict[str, list[list[int]]] = {}
+        for (name, place), seen in self._seen.items():
+            if place >= 0:
+                found.setdefault(name, []).extend([place, t, int(c)] for t, c in seen.answers)
+        return found
+
+    def restore(self, content: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Take up what `as_dict` gave.
+
+        Raises
+        ------
+        InputError
+            If it is something else.
+        """
+        try:
+            answers = [(str(name), *map(int, row)) for name, rows in content.items() for row in rows]
+            for name, place, tokens, cut in answers:
+                edge = (1, *(e + 1 for e in BUCKET_TOKENS))[place]
+                self.observe(name, tokens, prompt_tokens=edge, cut=bool(cut))
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise InputError(f"lengths must be [bucket, tokens, cut] by class: {error}.") from None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``predictor.json``; returns the folder."""
+        about: dict[str, Any] = {"kind": "history", "lengths": self.as_dict()}
+        write_files(Path(folder), {ABOUT: (json.dumps(about) + "\n").encode()})
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ClassHistory:
+        """Read what `save` wrote."""
+        made = cls()
+        made.restore(about_of(folder).get("lengths", {}))
+        return made
+
+
+def bucket(prompt_tokens: int) -> int:
+    """Prompt-length bucket, 0 to 5.
+
+    Examples
+    --------
+    >>> bucket(1), bucket(64), bucket(65), bucket(10**6)
+    (0, 0, 1, 5)
+    """
+    return sum(prompt_tokens > edge for edge in BUCKET_TOKENS) if math.isfinite(prompt_tokens) else 0
