@@ -14,8 +14,8 @@ from slosched.forecast import LengthForecast
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.fields import read_claim
-from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.forecaster import Forecaster, running_of
+from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.state import Learned
 from slosched.request import Request
 from slosched.table import Ints, RequestTable
