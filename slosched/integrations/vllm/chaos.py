@@ -21,11 +21,13 @@ MAX_TURNS = 200
 
 
 class RandomPolicy(Policy):
-    """Random order, holds, preemptions, running order and prefill budget in every step."""
+    """Random order, holds, preemptions, refusals, pauses, running order and prefill budget in every step."""
 
     name: ClassVar[str] = "random-plans"
     preempts: ClassVar[bool] = True
     paces: ClassVar[bool] = True
+    rejects: ClassVar[bool] = True
+    skips: ClassVar[bool] = True
 
     def __init__(self, seed: int, preempt: float = 0.3) -> None:
         self._rng = np.random.default_rng(seed)
@@ -45,6 +47,8 @@ class RandomPolicy(Policy):
             preempt=preempt[:3],
             running_order=rng.permutation(snapshot.running) if rng.random() < 0.5 else None,
             prefill_tokens=int(rng.integers(0, 64)) if rng.random() < 0.3 else None,
+            reject=order[-1:] if rng.random() < 0.02 else order[:0],
+            skip=snapshot.running[rng.random(len(snapshot.running)) < 0.1],
         )
 
 
@@ -141,7 +145,8 @@ def run_chaos(
     Returns
     -------
     dict
-        Counts: requests, aborted, resets, preemptions, held (one a step and request), steps.
+        Counts: requests, aborted, resets, preemptions, held and skipped (one a step and request), rejected,
+        steps.
 
     Raises
     ------
@@ -171,5 +176,7 @@ def run_chaos(
         "resets": engine.resets,
         "preemptions": stats.preempted,
         "held": stats.held,
+        "rejected": stats.rejected,
+        "skipped": stats.skipped,
         "steps": engine.steps,
     }
