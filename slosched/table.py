@@ -49,6 +49,9 @@ class RequestTable:
         Limits of its SLO, infinity where there is none.
     weight, priority, class_index, tenant_index
         As in `Request`, labels as indices into `classes` and `tenants`.
+    prefix_index
+        What the prompt begins with: equal in requests whose first prompt blocks are the same, as those of
+        the turns of one session are; -1 where unknown.
     first_token_s
         Clock time of the first output token; NaN before.
     preemptions
@@ -75,6 +78,7 @@ class RequestTable:
         self.priority: Ints = np.zeros(n, dtype=np.int64)
         self.class_index: Ints = np.zeros(n, dtype=np.int64)
         self.tenant_index: Ints = np.zeros(n, dtype=np.int64)
+        self.prefix_index: Ints = np.full(n, -1, dtype=np.int64)
         self.first_token_s: Floats = np.full(n, math.nan)
         self.preemptions: Ints = np.zeros(n, dtype=np.int64)
         self.atoms: Floats = np.ones((n, FORECAST_ATOMS))
@@ -116,6 +120,7 @@ class RequestTable:
         self.priority[row] = request.priority
         self.class_index[row] = _index(self.classes, request.slo_class)
         self.tenant_index[row] = _index(self.tenants, request.tenant)
+        self.prefix_index[row] = -1
         self.first_token_s[row] = math.nan
         self.atoms[row] = request.forecast.atoms
         self.request_ids[row] = request.request_id

@@ -7,20 +7,28 @@ from collections.abc import Callable
 
 from slosched.errors import InputError
 from slosched.policies import orders
+from slosched.policies.attained import Atlas, Las, Mlfq, Plas
 from slosched.policies.base import KeyPolicy as KeyPolicy
 from slosched.policies.base import Policy as Policy
 from slosched.policies.cascade import Cascade
 from slosched.policies.fairbatching import FairBatching
+from slosched.policies.gateways import AibrixSlo, LlmdDeadline
 from slosched.policies.huang import Huang
 from slosched.policies.jitserve import JitServe, JitServeCode
 from slosched.policies.ltr import Ltr
+from slosched.policies.past_future import PastFuture
 from slosched.policies.proserve import ProServe
 from slosched.policies.qoserve import QoServe
 from slosched.policies.scorpio import Scorpio
+from slosched.policies.sglang import HrrnSglang, Lpm
+from slosched.policies.slai import Slai
 from slosched.policies.slidingserve import SlidingServe
 from slosched.policies.slos_serve import SlosServe
 from slosched.policies.slosched import Slosched
+from slosched.policies.tie import Tie
 from slosched.policies.trail import Trail
+from slosched.policies.uniboost import UniBoost, UniBoostSglang
+from slosched.policies.wspt import Wspt
 
 POLICIES: dict[str, Callable[..., Policy]] = {
     p.name: p
@@ -28,7 +36,8 @@ POLICIES: dict[str, Callable[..., Policy]] = {
         orders.Fcfs, orders.Priority, orders.Edf, orders.EdfDemote, orders.LeastLaxity,
         orders.LeastLaxityDemote, orders.Sjf, orders.SjfDemote, orders.Srpt, orders.Hrrn, orders.HrrnDemote,
         Huang, Ltr, Trail, QoServe, Scorpio, ProServe, JitServe, JitServeCode, Cascade, FairBatching,
-        SlidingServe, SlosServe, Slosched,
+        SlidingServe, SlosServe, Wspt, Tie, Las, Mlfq, Plas, Atlas, Lpm, HrrnSglang, UniBoost, UniBoostSglang,
+        PastFuture, AibrixSlo, LlmdDeadline, Slai, Slosched,
     )
 }  # fmt: skip
 """Every policy by name; call one to get a fresh object."""

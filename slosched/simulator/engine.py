@@ -268,6 +268,9 @@ def table_of(workload: Workload) -> RequestTable:
         setattr(table, name, np.array(getattr(workload, name), dtype=np.float64))
     for name in ("prompt_tokens", "priority", "class_index", "tenant_index"):
         setattr(table, name, np.array(getattr(workload, name), dtype=np.int64))
+    if workload.prefix is not None:
+        known = np.flatnonzero(np.diff(workload.prefix.offsets))
+        table.prefix_index[known] = workload.prefix.ids[workload.prefix.offsets[known]]
     table.atoms = np.ascontiguousarray(workload.atoms, dtype=np.float64)
     table.classes, table.tenants = list(workload.classes), list(workload.tenants)
     table.request_ids = list(workload.request_ids) or [str(i) for i in range(n)]

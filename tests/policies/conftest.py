@@ -69,6 +69,8 @@ def make_snapshot(
         queue = [queue[i] for i in np.random.default_rng(seed + 1).permutation(n_waiting)]
     snapshot = Snapshot.of(queue, active, now_s=NOW_S, limits=limits, step_time=MODEL)
     t = snapshot.table
+    everyone = np.concatenate([snapshot.waiting, snapshot.running])
+    t.prefix_index[everyone] = t.prompt_tokens[everyone] % 5 - 1  # some begin alike, some are not known
     for row in snapshot.waiting.tolist():
         if t.generated_tokens[row] > 0:
             t.preemptions[row] = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,12 +144,37 @@ def test_documented(name: str) -> None:
         ("trail", {"preemptible_share": 1.1}, "preemptible_share"),
         ("trail", {"preemptible_share": float("nan")}, "preemptible_share"),
         ("trail", {"margin_tokens": -1.0}, "margin_tokens"),
+        ("las", {"quantum_tokens": 0}, "quantum_tokens"),
+        ("mlfq", {"quantum_s": 0.0}, "quantum_s"),
+        ("mlfq", {"growth": 1.0}, "growth"),
+        ("mlfq", {"growth": float("inf")}, "growth"),
+        ("mlfq", {"levels": 0}, "levels"),
+        ("mlfq", {"promote_s": float("nan")}, "promote_s"),
+        ("plas", {"quantum_tokens": 0}, "quantum_tokens"),
+        ("atlas", {"promote_ratio": 0.0}, "promote_ratio"),
+        ("tie", {"decay": 0.0}, "decay"),
+        ("tie", {"decay": 1.1}, "decay"),
+        ("tie", {"decay_s": 0.0}, "decay_s"),
+        ("lpm", {"most_sorted": -1}, "most_sorted"),
+        ("hrrn-sglang", {"most_sorted": -1}, "most_sorted"),
+        ("uniboost", {"gamma": 0.001}, "gamma"),
+        ("uniboost", {"guard_tokens": 0}, "guard_tokens"),
+        ("uniboost", {"token_s": 0.0}, "token_s"),
+        ("uniboost", {"decode_weight": -1.0}, "decode_weight"),
+        ("uniboost-sglang", {"bounds": (0.0, 1.0)}, "bounds"),
+        ("uniboost-sglang", {"gamma": float("nan")}, "gamma"),
+        ("uniboost-sglang", {"token_s": float("inf")}, "token_s"),
+        ("past-future", {"start_tokens": 0.5}, "start_tokens"),
+        ("past-future", {"least_tokens": 0}, "least_tokens"),
+        ("slai", {"most": 0}, "most"),
+        ("slai", {"offset_steps": -1.0}, "offset_steps"),
+        ("slai", {"tight_offset_steps": -1.0}, "tight_offset_steps"),
         ("slosched", {"starvation_s": 0.0}, "starvation_s"),
         ("slosched", {"starvation_s": float("nan")}, "starvation_s"),
         ("slosched", {"rescue_share": 0.0}, "rescue_share"),
     ],
 )
-def test_bad_parameters_are_named(name: str, parameters: dict[str, float], field: str) -> None:
+def test_bad_parameters_are_named(name: str, parameters: dict[str, Any], field: str) -> None:
     """A parameter out of its domain is refused by name."""
     with pytest.raises(InputError, match=f"{field} must be"):
         policy(name, seed=0, **parameters)
