@@ -270,15 +270,15 @@ def against_cpsat(effort: Effort, tick: Tick) -> dict[str, Any]:
     from slosched.solvers import cpsat
 
     rows: list[dict[str, Any]] = []
-    for k in range(effort.cpsat_instances):
-        n, b = (20, 30, 40, 60)[k % 4], (4, 8)[k // 4 % 2]
-        problem = generate(n, b, load=LOADS[k % 2], seed=effort.seed + k)
+    for seed in range(effort.seed, effort.seed + effort.cpsat_instances):
+        n, b = (20, 30, 40, 60)[seed % 4], (4, 8)[seed // 4 % 2]
+        problem = generate(n, b, load=LOADS[seed % 2], seed=seed)
         plan = anneal_within(problem, 50.0, clock=effort.clock)
         ours = _score(problem, plan).weight
         begun = constructive.portfolio(problem)  # CP-SAT must not be handed our answer
         exact = cpsat.solve_static(problem, "attainment", effort.cpsat_s, begun, workers=effort.cpsat_workers)
         found = {"anneal": ours, "cpsat": exact.score.weight, "bound": exact.bound}
-        rows.append({"n": n, "b": b, "seed": effort.seed + k, **found})
+        rows.append({"n": n, "b": b, "seed": seed, **found})
         tick()
     lower = [row["cpsat"] - row["anneal"] for row in rows]
     return {
