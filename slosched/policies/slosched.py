@@ -78,10 +78,16 @@ class Slosched(Policy):
         if not self._waits and not PLANNER_KERNELS.ready:
             PLANNER_KERNELS.start()
             return Plan(snapshot=snapshot, policy=self.name, order=edf_demoted(snapshot))
-        order, cap = self.planner.plan(snapshot)
-        order = self._rescue(snapshot, order)
-        prefill_tokens = int(cap) if np.isfinite(cap) else None
-        return Plan(snapshot=snapshot, policy=self.name, order=order, prefill_tokens=prefill_tokens)
+        planned = self.planner.plan(snapshot)
+        limit = planned.prefill_tokens
+        return Plan(
+            snapshot=snapshot,
+            policy=self.name,
+            order=self._rescue(snapshot, planned.order),
+            prefill_tokens=int(limit) if np.isfinite(limit) else None,
+            running_order=planned.running_order,
+            skip=planned.skip,
+        )
 
     def close(self) -> None:
         """End the background thread, if there is one."""

@@ -125,7 +125,7 @@ def _gather(
     jobs = np.empty((n, ATOMS + width))
     for i in range(n):
         row = rows[i]
-        have = computed[row] if i < running else cached[row]
+        have = computed[row] if i < running else max(computed[row], cached[row])
         todo = prompt[row] + generated[row] - have
         started_s = first[row]
         if generated[row] > 0 and np.isnan(started_s):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -83,6 +84,27 @@ class PlannerParams:
         require(ok, "aim", "(above 0, at least 0, above 0, at least 0, at least 0)", self.aim)
 
 
+class Planned(NamedTuple):
+    """What a step should do.
+
+    Parameters
+    ----------
+    order
+        Waiting rows, first to be admitted first.
+    prefill_tokens
+        Most prompt tokens to compute, or infinity.
+    running_order
+        All running rows: those that decode, then those in prefill, as planned; None if that is their order.
+    skip
+        Running rows in prefill that let a waiting request go first.
+    """
+
+    order: Ints
+    prefill_tokens: float
+    running_order: Ints | None
+    skip: Ints
+
+
 class Planner:
     """Keeps an order between steps: newcomers inserted at their best place, the head searched, all re-planned
     now and then.
@@ -137,12 +159,26 @@ class Planner:
             self._worker = BackgroundSearch(window=self.params.window, aim=self._aim, seed=seed)
         self._seen_serial = -1
 
-    def plan(self, snapshot: Snapshot) -> tuple[Ints, float]:
-        """Order of the waiting rows, and the most prompt tokens to compute in the next step (or infinity)."""
+    def plan(self, snapshot: Snapshot) -> Planned:
+        """Order of the waiting rows, and what to do with prompts in the next step.
+
+        Running requests whose prompt is not complete are ordered among the waiting ones: a prompt may be
+        interrupted between two steps, since that costs nothing but the memory it holds.
+        """
         self._begin_s = self._clock() if self._clock is not None else 0.0
+        entering = _entering(snapshot)
+        if not entering.any():
+            order, limit = self._order(snapshot, c.engine_of(snapshot))
+            return Planned(order, limit, None, snapshot.running[:0])
+        decoding, begun = snapshot.running[~entering], snapshot.running[entering]
+        queue = replace(snapshot, running=decoding, waiting=np.concatenate([begun, snapshot.waiting]))
+        order, limit = self._order(queue, c.engine_of(snapshot))
+        return _split(snapshot, order, limit, decoding, begun)
+
+    def _order(self, snapshot: Snapshot, engine: Floats) -> tuple[Ints, float]:
+        """Order of the waiting rows, and the most prompt tokens to compute in the next step (or infinity)."""
         self._adopt()
         kept, fresh = self._keep(snapshot)
-        engine = c.engine_of(snapshot)
         engine[c.FUTURE] = min(MOST_FUTURE, self._future)
         due = self._plans % self.params.replan_steps == 0 or len(fresh) > 4
         self._plans += 1
@@ -298,6 +334,36 @@ class Planner:
             if value > least:
                 self._limit, self.value, least = limit, value, value
         return self._limit
+
+
+def _entering(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """Which running rows are in prefill."""
+    t, rows = snapshot.table, snapshot.running
+    left = t.prompt_tokens[rows] + t.generated_tokens[rows] - t.computed_tokens[rows]
+    return np.asarray((left > 1) | (t.generated_tokens[rows] == 0))
+
+
+def _split(snapshot: Snapshot, order: Ints, limit: float, decoding: Ints, begun: Ints) -> Planned:
+    """Turn an order of prompts, begun and waiting ones, into what an engine can do in one step.
+
+    The engine serves running requests first, so those behind the first waiting one are passed over, if that
+    one can be admitted.
+    """
+    t = snapshot.table
+    place = np.empty(t.capacity, dtype=np.int64)
+    place[order] = np.arange(len(order))
+    begun = begun[np.argsort(place[begun])]
+    mine = np.zeros(t.capacity, dtype=np.bool_)
+    mine[begun] = True
+    waiting = order[~mine[order]]
+    skip = begun[:0]
+    if len(waiting) and snapshot.free_seqs > 0:
+        tokens = int(t.prompt_tokens[waiting[0]] + t.generated_tokens[waiting[0]])
+        if -(-tokens // snapshot.limits.block_tokens) <= snapshot.free_blocks:
+            skip = begun[place[begun] > place[waiting[0]]]
+    running_order = np.concatenate([decoding, begun])
+    same = np.array_equal(running_order, snapshot.running)
+    return Planned(waiting, limit, None if same else running_order, skip)
 
 
 @njit(nogil=True, cache=True)

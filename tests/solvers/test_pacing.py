@@ -65,9 +65,9 @@ def test_no_limit_no_bound() -> None:
 def test_the_planner_paces_where_nothing_is_lost_by_it() -> None:
     """A best-effort prompt does not stall an answer; without answers it gets whole steps."""
     snapshot = engine_with(0.03)
-    _, cap = Planner().plan(snapshot)
+    _, cap, *_ = Planner().plan(snapshot)
     assert cap == int(room_of(snapshot))
-    _, cap = Planner().plan(replace(snapshot, running=snapshot.running[:0]))
+    _, cap, *_ = Planner().plan(replace(snapshot, running=snapshot.running[:0]))
     assert cap == np.inf
 
 

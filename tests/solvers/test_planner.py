@@ -15,10 +15,12 @@ import pytest
 from slosched.errors import InputError
 from slosched.forecast import LengthForecast
 from slosched.limits import EngineLimits
+from slosched.plan import Plan
 from slosched.policies import policy
 from slosched.policies.fallback import edf_demoted
 from slosched.policies.slosched import Slosched
 from slosched.request import Request
+from slosched.simulator import simulate
 from slosched.slo import Slo
 from slosched.snapshot import Snapshot
 from slosched.solvers import continuous as c
@@ -27,6 +29,7 @@ from slosched.solvers.planner import Planner, PlannerParams
 from slosched.solvers.queue_orders import CONSTRUCTIVE, PLAIN, QueueOrders
 from slosched.table import Ints
 from slosched.warmup import PLANNER_KERNELS
+from slosched.workloads import Workload
 
 
 def request(name: str, rng: np.random.Generator, arrival_s: float = 0.0) -> Request:
@@ -63,7 +66,7 @@ def test_plans_are_permutations_through_arrivals_and_departures() -> None:
     rng, snapshot, planner = np.random.default_rng(4), queue(300), Planner(PlannerParams(horizon=64))
     waiting: Ints = snapshot.waiting[:100]
     for step in range(40):
-        order, cap = planner.plan(replace(snapshot, waiting=waiting, now_s=1.0 + 0.02 * step))
+        order, cap, *_ = planner.plan(replace(snapshot, waiting=waiting, now_s=1.0 + 0.02 * step))
         assert sorted(order.tolist()) == sorted(waiting.tolist())
         assert cap > 0
         left = np.setdiff1d(waiting, order[: int(rng.integers(0, 6))])
@@ -74,9 +77,9 @@ def test_plans_are_permutations_through_arrivals_and_departures() -> None:
 def test_between_replans_the_kept_order_stays_apart_from_newcomers() -> None:
     """Without search, a step that is not due drops who has left, inserts who has come, and keeps the rest."""
     snapshot, planner = queue(20), Planner(PlannerParams(moves=0, replan_steps=1000))
-    first, _ = planner.plan(only(snapshot, 17))
+    first, *_ = planner.plan(only(snapshot, 17))
     waiting = np.setdiff1d(snapshot.waiting[:19], first[:2])
-    second, _ = planner.plan(replace(snapshot, waiting=waiting))
+    second, *_ = planner.plan(replace(snapshot, waiting=waiting))
     newcomers = snapshot.waiting[17:19].tolist()
     assert [row for row in second.tolist() if row not in newcomers] == first[2:].tolist()
     assert set(newcomers) < set(second.tolist())
@@ -93,7 +96,7 @@ def test_an_urgent_newcomer_goes_ahead() -> None:
     snapshot = Snapshot.of([*calm, urgent], now_s=1.0, limits=EngineLimits(max_num_seqs=1))
     planner = Planner(PlannerParams(moves=0, replan_steps=1000))
     planner.plan(replace(snapshot, waiting=snapshot.waiting[:12]))
-    order, _ = planner.plan(snapshot)
+    order, *_ = planner.plan(snapshot)
     assert snapshot.table.request_ids[order[0]] == "urgent"
 
 
@@ -106,12 +109,12 @@ def test_a_row_used_again_is_a_newcomer() -> None:
     """When a row is released and given to another request, the planner does not take it for the old one."""
     snapshot = queue(12)
     table, planner = snapshot.table, Planner(PlannerParams(moves=0, replan_steps=1000))
-    order, _ = planner.plan(snapshot)
+    order, *_ = planner.plan(snapshot)
     row = int(order[0])
     table.release(row)
     late = Request(request_id="new", prompt_tokens=5000, forecast=LengthForecast.point(900), arrival_s=1.0)
     assert table.add(late) == row
-    again, _ = planner.plan(replace(snapshot, waiting=np.append(order[1:], row)))
+    again, *_ = planner.plan(replace(snapshot, waiting=np.append(order[1:], row)))
     assert again.tolist() == [*order[1:].tolist(), row]  # best effort and long: last
 
 
@@ -119,9 +122,9 @@ def test_the_tail_beyond_the_horizon_keeps_its_order() -> None:
     """Only the head of the queue is searched; who stands behind it stays in place."""
     snapshot = queue(60)
     planner = Planner(PlannerParams(horizon=16, replan_steps=1000, replan_limit=16, moves=200))
-    first, _ = planner.plan(snapshot)
+    first, *_ = planner.plan(snapshot)
     assert first[16:].tolist() == snapshot.waiting[16:].tolist()
-    second, _ = planner.plan(snapshot)
+    second, *_ = planner.plan(snapshot)
     assert second[16:].tolist() == first[16:].tolist()
     assert sorted(second[:16].tolist()) == sorted(first[:16].tolist())
 
@@ -178,7 +181,7 @@ def test_time_budget_is_respected() -> None:
     for budget_s in (0.0, 0.5, 3.0, 1e9):
         clock = Ticks(0.1)
         planner = Planner(PlannerParams(moves=400), clock=clock, budget_s=budget_s)
-        order, _ = planner.plan(queue(50))
+        order, *_ = planner.plan(queue(50))
         assert sorted(order.tolist()) == list(range(50))
         reads.append(clock.reads)
     assert reads == sorted(reads)
@@ -207,7 +210,7 @@ def test_large_queues_are_sorted_up_to_the_limit_only() -> None:
     table.e2e_s[:] = rng.uniform(1, 100, n)
     big = replace(snapshot, table=table, waiting=np.arange(n))
     planner = Planner(PlannerParams(replan_limit=1000))
-    order, _ = planner.plan(big)
+    order, *_ = planner.plan(big)
     assert sorted(order.tolist()) == list(range(n))
     assert order[1000:].tolist() == list(range(1000, n))
     assert order[:256].tolist() != list(range(256))
@@ -216,7 +219,7 @@ def test_large_queues_are_sorted_up_to_the_limit_only() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_tiny_queues(count: int) -> None:
     """An empty queue, one request and two are planned without ado."""
-    order, cap = Planner().plan(only(queue(4), count))
+    order, cap, *_ = Planner().plan(only(queue(4), count))
     assert len(order) == count
     assert cap > 0
 
@@ -232,7 +235,7 @@ def test_degenerate_requests() -> None:
             for i in range(9)
         ]  # fmt: skip
         planner = Planner()
-        order, _ = planner.plan(Snapshot.of(requests, now_s=1.0))
+        order, *_ = planner.plan(Snapshot.of(requests, now_s=1.0))
         assert sorted(order.tolist()) == list(range(9))
         assert np.isfinite(planner.value)
 
@@ -346,7 +349,7 @@ def test_planner_starts_from_what_the_background_made() -> None:
         planner._worker.wait()
         found = planner._worker.take(1)
         assert found is not None
-        order, _ = planner.plan(snapshot)
+        order, *_ = planner.plan(snapshot)
         assert sorted(order.tolist()) == list(range(60))
         assert planner.value >= found.value - 1e-9
         assert planner.value > before
@@ -360,7 +363,7 @@ def test_plan_of_the_caller_is_not_changed_by_the_background() -> None:
     snapshot = queue(60)
     planner = Planner(PlannerParams(moves=0), background=True)
     try:
-        order, _ = planner.plan(snapshot)
+        order, *_ = planner.plan(snapshot)
         seen = order.tolist()
         assert planner._worker is not None
         planner._worker.wait()
@@ -423,3 +426,48 @@ def test_first_plan_of_a_cold_process(tmp_path: object) -> None:
         for _ in range(2)
     )
     assert best < 0.1
+
+
+def interrupted(free_blocks: int) -> tuple[Snapshot, Plan]:
+    """A long prompt is half computed, an answer came after it, and a short urgent prompt arrives."""
+    answer = LengthForecast.point(50)
+    begun = Request(request_id="begun", prompt_tokens=60_000, forecast=answer, slo=Slo(ttft_s=60))
+    decodes = Request(request_id="decodes", prompt_tokens=90, generated_tokens=5, forecast=answer)
+    urgent = Request(request_id="urgent", prompt_tokens=400, forecast=answer, slo=Slo(ttft_s=0.3))
+    snapshot = replace(Snapshot.of([urgent], [begun, decodes], now_s=0.1), free_blocks=free_blocks)
+    snapshot.table.computed_tokens[1] = 30_000
+    snapshot.table.first_token_s[1] = np.nan
+    plan = Slosched().plan(snapshot)
+    plan.check()
+    return snapshot, plan
+
+
+def test_a_long_prompt_is_interrupted_for_an_urgent_one() -> None:
+    """The one begun is passed over in this step; the one that decodes keeps its place before any prompt."""
+    snapshot, plan = interrupted(free_blocks=1000)
+    names = snapshot.table.request_ids
+    assert [names[row] for row in plan.skip] == ["begun"]
+    assert plan.running_order is not None
+    assert [names[row] for row in plan.running_order] == ["decodes", "begun"]
+    assert plan.request_ids == ["urgent"]
+
+
+def test_a_prompt_goes_on_where_the_urgent_one_does_not_fit() -> None:
+    """Without memory for the newcomer there is nothing to wait for."""
+    _, plan = interrupted(free_blocks=20)
+    assert len(plan.skip) == 0
+
+
+def test_interrupting_long_prompts_saves_short_ones() -> None:
+    """Short prompts that come while long ones are computed: by EDF their TTFT is lost, by ours it is not."""
+    arrival = np.concatenate([[0.0], np.linspace(0.2, 2.8, 20)])
+    prompt = np.array([100_000] + [200] * 20)
+    plain = Workload.plain(arrival, prompt, np.full(21, 20))
+    work = replace(plain, ttft_s=np.array([30.0] + [0.4] * 20))
+    late = {}
+    for name in ("edf", "slosched"):
+        o = simulate(work, name).outcomes
+        late[name] = int(np.sum(o.first_token_s - work.arrival_s > work.ttft_s))
+        assert o.preemptions.sum() == 0
+    assert late["edf"] > 15
+    assert late["slosched"] == 0
