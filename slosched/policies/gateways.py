@@ -80,8 +80,8 @@ class LlmdDeadline(Policy):
     """llm-d's ``slo-deadline`` order: received + TTFT limit, far future without one, inside each flow.
 
     A flow is a tenant. Flows take turns, request by request, the one served longest ago first; a single flow
-    is plain earliest deadline first on TTFT. llm-d leaves the choice among flows to a fairness plug-in, of
-    which round robin is its default.
+    is plain earliest deadline first on TTFT. llm-d leaves the choice among flows to a fairness plug-in;
+    round robin is one of them.
     """
 
     name: ClassVar[str] = "llm-d-deadline"
