@@ -151,3 +151,45 @@ def test_the_queue_has_every_method_of_vllm() -> None:
     """No abstract method of the installed vLLM's queue is missing."""
     abstract = import_module("vllm.v1.core.sched.request_queue").RequestQueue.__abstractmethods__
     assert set(abstract) <= set(dir(SloQueue))
+
+
+def test_keys_given_once_order_like_a_full_sort(ledger: Ledger) -> None:
+    """Arrivals, admissions, aborts, returns with other keys, and fences: the head is always the smallest."""
+    rng = np.random.default_rng(0)
+    queue = SloQueue(ledger)
+    queue.keyed = True
+    waiting: dict[str, tuple[float, float, int]] = {}
+    for i in range(3000):
+        request = fake_request(str(i), float(rng.integers(0, 50)))
+        queue.add_request(request)
+        row = queue.joined[-1]
+        key = float(rng.integers(0, 5))
+        queue.set_keys([row], [key])
+        waiting[request.request_id] = (key, request.arrival_time, int(ledger.table.serial[row]))
+        fenced = [ledger.rows[name] for name in waiting if rng.random() < 0.05]
+        queue.block(fenced)
+        free = {name: rank for name, rank in waiting.items() if ledger.rows[name] not in fenced}
+        assert bool(queue) == bool(free)
+        listed = [r.request_id for r in queue]
+        assert listed == sorted(waiting, key=waiting.__getitem__)
+        for _ in range(int(rng.integers(0, 4))):
+            if not free:
+                break
+            best = min(free, key=free.__getitem__)
+            assert queue.peek_request().request_id == best
+            taken = queue.pop_request()
+            assert taken.request_id == best
+            del free[best], waiting[best]
+            if rng.random() < 0.2:  # comes back with another key
+                queue.prepend_request(taken)
+                row = ledger.rows[best]
+                key = float(rng.integers(0, 5))
+                queue.set_keys([row], [key])
+                waiting[best] = free[best] = (key, taken.arrival_time, int(ledger.table.serial[row]))
+            else:
+                ledger.finish(best, 0.0)
+        if free and rng.random() < 0.1:
+            gone = str(rng.choice(list(free)))
+            queue.remove_request(ledger.requests[ledger.rows[gone]])
+            ledger.finish(gone, 0.0)
+            del waiting[gone]

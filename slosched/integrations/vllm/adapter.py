@@ -43,13 +43,17 @@ class SloMixin:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, let vLLM schedule, and note what it scheduled."""
-        _hook(self, Controller.before, self)
+        controller = self.slosched
+        controller.before(self)  # its errors are caught inside
         try:
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         except BaseException:
             _hook(self, Controller.restore, self)
             raise
-        _hook(self, Controller.after, self, output)
+        try:
+            controller.after(self, output)
+        except Exception as error:
+            controller.stats.failure("hook after", error)
         return output
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

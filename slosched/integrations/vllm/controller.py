@@ -128,15 +128,14 @@ class Controller:
             wanted = self._wants_plan(scheduler)
             if not wanted and not fenced and queue.native:
                 queue.joined.clear()
+                return
+            decision = self._decide(scheduler) if wanted else None
+            if decision is None:
+                queue.clear_order()
+                queue.block(fenced)
             else:
-                decision = self._decide(scheduler) if wanted else None
-                if decision is None:
-                    queue.clear_order()
-                    queue.block(fenced)
-                else:
-                    self._apply(scheduler, decision, fenced)
-            if queue.line:
-                self._relieve_starving()
+                self._apply(scheduler, decision, fenced)
+            self._relieve_starving()
         except Exception as error:
             # Whatever happens, nobody is admitted whom a step in flight still computes.
             self.stats.failure("apply", error)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from typing import Any
 
 from slosched.errors import InputError
 from slosched.integrations.vllm.config import VARIABLE, Config, load_config
+from slosched.limits import EngineLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,6 @@ def _configuration(report: Report) -> Config | None:
 def _dry_plan(report: Report, config: Config) -> None:
     from slosched.integrations.vllm.adapter import make_policy, rehearsal
     from slosched.integrations.vllm.decision import checked
-    from slosched.limits import EngineLimits
 
     try:
         policy = make_policy(config)
@@ -113,7 +114,6 @@ def _scheduler(report: Report) -> None:
         from slosched.integrations.vllm.chaos import run_chaos
         from slosched.integrations.vllm.harness import make_scheduler
         from slosched.integrations.vllm.trial import trial_factory
-        from slosched.limits import EngineLimits
 
         limits = EngineLimits(max_num_seqs=8, kv_blocks=64, max_model_len=512, max_num_batched_tokens=128)
         for asynchronous in (False, True):
@@ -126,6 +126,8 @@ def _scheduler(report: Report) -> None:
                 f"{'async' if asynchronous else 'sync'} base {base.__module__}.{base.__name__}: "
                 f"{capability.level}{': ' + reasons if reasons else ''}",
             )  # fmt: skip
+        _connector(report, scheduler)
+        _prefix_cache(report, replace(limits, prefix_cache=True))
         for asynchronous, depth in ((False, 1), (True, 2)):
             done = run_chaos(50, 0, asynchronous=asynchronous, depth=depth, prefix_cache=True)
             report.add(
@@ -135,3 +137,35 @@ def _scheduler(report: Report) -> None:
             )  # fmt: skip
     except Exception as error:
         report.add("vLLM", "error", f"{type(error).__name__}: {error}")
+
+
+def _connector(report: Report, scheduler: Any) -> None:
+    """What a KV connector, which this trial does not have, would leave of the level."""
+    from vllm.v1.core.sched.request_queue import RequestQueue
+
+    from slosched.integrations.vllm.capability import FULL, probe
+
+    own, scheduler.connector = getattr(scheduler, "connector", None), object()
+    try:
+        found = probe(scheduler, scheduler.vllm_config, RequestQueue)
+    finally:
+        scheduler.connector = own
+    reasons = f": {'; '.join(found.reasons)}" if found.reasons else ""
+    report.add(
+        "KV connector", "ok" if found.level == FULL else "warning",
+        f"none in this trial; with one the level would be {found.level}{reasons}; order-only on an instance "
+        f"that decodes only",
+    )  # fmt: skip
+
+
+def _prefix_cache(report: Report, limits: EngineLimits) -> None:
+    """Whether hits of waiting requests can be known."""
+    from slosched.integrations.vllm.harness import make_scheduler
+    from slosched.integrations.vllm.trial import trial_factory
+
+    seen = make_scheduler(limits, factory=trial_factory).slosched.peek.on
+    report.add(
+        "prefix cache", "ok" if seen else "warning",
+        "hits of waiting requests are looked up" if seen else
+        "this vLLM does not let hits of waiting requests be looked up; they count as unknown",
+    )  # fmt: skip
