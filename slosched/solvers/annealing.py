@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Plan = tuple[Ints, Ints]
 """A sequence and the sizes of its batches."""
-CYCLE_MOVES = 500
+CYCLE_MOVES = 300
 """Moves a request in one cycle from hot to cold."""
 MOVES_PER_MS = 7000
 """Of one core, roughly: only the number of cycles of a search by time depends on it."""
