@@ -210,13 +210,16 @@ class _Client:
         self.begin = 0.0
 
     def now(self) -> float:
+        """Seconds since the first arrival was due."""
         return time.perf_counter() - self.begin
 
     def prompt(self, tokens: int) -> list[int] | str:
+        """A random prompt of so many tokens."""
         ids: list[int] = self.rng.integers(FIRST_TOKEN_ID, self.settings.vocabulary, tokens).tolist()
         return " ".join(f"w{i}" for i in ids) if self.settings.prompt_text else ids
 
     async def run(self) -> None:
+        """Warm up, then send every request at its time and wait for all ends."""
         import aiohttp
 
         headers = {"Authorization": f"Bearer {self.settings.api_key}"} if self.settings.api_key else {}
@@ -245,6 +248,7 @@ class _Client:
                     group.create_task(self.one(session, i, prompt))
 
     async def warm(self, session: Any) -> None:
+        """Send one short request that does not count; complain if the server refuses it."""
         content = {"model": self.model, "prompt": self.prompt(16), "max_tokens": 4, "ignore_eos": True}
         async with session.post(f"{self.url}/v1/completions", json=content) as answer:
             if answer.status != 200:
@@ -278,6 +282,7 @@ class _Client:
             self.progress(self.done, len(self.workload))
 
     async def stream(self, session: Any, i: int, prompt: list[int] | str) -> None:
+        """Post request `i` and stamp its chunks as they come."""
         content = body(self.workload, i, prompt, self.settings) | {"model": self.model}
         if self.malformed[i]:
             content["vllm_xargs"] = {
@@ -311,9 +316,11 @@ class _Client:
                 self.counts.finished += 1
 
     def note_depth(self) -> None:
+        """Record how many requests wait for a first token and how many receive tokens."""
         self.depths.append((self.now(), self.waiting, self.streaming))
 
     def result(self, policy: str, wall_s: float) -> Run:
+        """What happened, as every engine tells it."""
         n = len(self.workload)
         nothing = np.zeros(n, dtype=np.int64)
         depths = np.array(self.depths, dtype=np.float64).reshape(-1, 3)

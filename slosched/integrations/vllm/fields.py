@@ -57,6 +57,7 @@ def read_claim(extra: object, config: Config) -> Claim:
             values.setdefault(name, fields[alias])
 
     def number(name: str, least: float, most: float) -> float | None:
+        """The field's number within its domain; None, and named as malformed if given, otherwise."""
         value = _number(values.get(name))
         if value is not None and not least <= value <= most:
             value = None
@@ -65,6 +66,7 @@ def read_claim(extra: object, config: Config) -> Claim:
         return value
 
     def label(name: str) -> str | None:
+        """The field's text; None, and named as malformed if given, otherwise."""
         value = values.get(name)
         if isinstance(value, str) and 0 < len(value) <= MAX_NAME:
             return value

@@ -186,6 +186,7 @@ class VirtualEngine:
         learned.step_time = type(learned.step_time)(self.step_time)
 
         def factory(vllm_config: Any, **keywords: Any) -> Any:
+            """Make the scheduler as vLLM would call its own class."""
             from slosched.integrations.vllm.adapter import base_class
 
             scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
