@@ -107,8 +107,9 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
     """Read JSON lines or CSV, perhaps gzipped.
 
     Columns: ``prompt``; ``output_tokens``, a count, a list of counts (several samples) or an object of counts
-    (several models); and if there, ``prompt_tokens``, ``slo_class`` and ``cut`` (true where the answer was
-    cut off; a list where there are several). `slo_class` keeps one class only.
+    (several models), where 0, an answer that ended at once, counts as 1; and if there, ``prompt_tokens``,
+    ``slo_class`` and ``cut`` (true where the answer was cut off; a list where there are several).
+    `slo_class` keeps one class only.
 
     Raises
     ------
@@ -187,13 +188,13 @@ def _counts(path: Path, number: int, column: str, value: Any) -> list[int]:
     try:
         counts = [int(v) for v in values]
         ok = bool(counts) and all(
-            1 <= c <= 10**9 and float(v) == c for c, v in zip(counts, values, strict=True)
+            0 <= c <= 10**9 and float(v) == c for c, v in zip(counts, values, strict=True)
         )
     except (TypeError, ValueError, OverflowError):
         ok = False
     if not ok:
-        raise DataError(path, number, column, "one or more integers of at least 1", value)
-    return counts
+        raise DataError(path, number, column, "one or more integers of at least 0", value)
+    return [max(1, c) for c in counts]
 
 
 def _flags(value: Any, count: int) -> list[bool] | None:

@@ -202,6 +202,13 @@ def train_ranker(
     return Ranker(design.linear(weights), made, report)
 
 
+def fit(answers: Answers, *, objective: str = "listmle", seed: int = 0) -> Linear:
+    """A score trained on all answers, without calibration; see `train_ranker`."""
+    require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
+    design = _Design(answers)
+    return design.linear(design.weights(np.arange(len(answers.prompts)), objective, seed))
+
+
 def tau(scores: Floats, tokens: NDArray[np.generic]) -> float:
     """Kendall's tau-b of scores and lengths; 0 if either is all equal."""
     from scipy.stats import kendalltau

@@ -1,0 +1,352 @@
+"""Light ranker against its baselines on public prompts, and what its forecasts are worth to policies.
+
+    python benchmarks/predictors.py [--quick] [--part ranks|effect]
+
+Needs the public data (SLOSCHED_DATA) and the extra ``study`` (scikit-learn, LightGBM) for the baselines.
+Writes ``benchmarks/results/predictors.json`` and ``predictors_effect.json``: medians over seeds, with the
+lowest and highest. Prompts are split 80/20 by text at each seed; of ZeroEval five models are held out too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, data_folder, environment, write_json
+
+from slosched.predictors.answers import Answers, read_answers
+from slosched.predictors.base import Prompt
+from slosched.predictors.calibration import LEVELS, Recalibration, interval
+from slosched.predictors.evaluation import evaluate, quality
+from slosched.predictors.history import ClassHistory
+from slosched.predictors.ranker import fit, tau, train_ranker
+
+SETS = ("codegen", "roleplay", "gsm8k", "cruxeval")
+HELD_MODELS = 5
+SHARE = 0.8
+
+
+def read_sets(folder: Path) -> tuple[dict[str, Answers], dict[str, dict[str, dict[int, int]]]]:
+    """Answers by set; and for ZeroEval the length by model and prompt index."""
+    prompts = folder / "prompts"
+    sets = {
+        name: read_answers(prompts / "gpteacher_gpt4_6458.jsonl.gz", slo_class=name)
+        for name in ("codegen", "roleplay")
+    }
+    models: dict[str, dict[str, dict[int, int]]] = {}
+    for name, file in (("gsm8k", "zeroeval_gsm8k_test"), ("cruxeval", "zeroeval_cruxeval_o")):
+        path = prompts / f"{file}.jsonl.gz"
+        sets[name] = read_answers(path)
+        lengths: dict[str, dict[int, int]] = {}
+        with gzip.open(path, "rt") as lines:
+            for i, line in enumerate(lines):
+                for model, tokens in json.loads(line)["lens"].items():
+                    lengths.setdefault(model, {})[i] = max(1, int(tokens))
+        models[name] = {m: found for m, found in sorted(lengths.items()) if len(found) == i + 1}
+    return sets, models
+
+
+def of_models(answers: Answers, lengths: list[dict[int, int]]) -> Answers:
+    """The same prompts with the answers of some models."""
+    rows = [(i, found[i]) for i in range(len(answers.prompts)) for found in lengths]
+    prompt, tokens = np.array(rows, dtype=np.int64).T
+    return replace(answers, prompt=prompt, output_tokens=tokens, cut=np.zeros(len(rows), dtype=np.bool_))
+
+
+def mean_log(answers: Answers) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Mean logarithm of each prompt's lengths."""
+    n = len(answers.prompts)
+    total = np.bincount(answers.prompt, np.log(answers.output_tokens), minlength=n)
+    return np.asarray(total / np.bincount(answers.prompt, minlength=n))
+
+
+Scorer = Callable[[list[str]], Any]
+
+
+def ridge(train: Answers, seed: int) -> Scorer:
+    """TF-IDF of words and word pairs, ridge regression of the logarithm of the length."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    matrix = words.fit_transform([p.text for p in train.prompts])
+    model = Ridge(1.0, solver="sparse_cg").fit(matrix, mean_log(train))
+    return lambda texts: model.predict(words.transform(texts))
+
+
+def lambdamart(train: Answers, seed: int) -> Scorer:
+    """LightGBM's LambdaMART on lexical counts and 64 components of the TF-IDF matrix, lists of 32."""
+    import lightgbm
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from slosched.predictors.features import featurise
+
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    texts = [p.text for p in train.prompts]
+    matrix = words.fit_transform(texts)
+    few = TruncatedSVD(64, random_state=seed).fit(matrix)
+    inputs = np.column_stack([featurise(texts)[3], few.transform(matrix)])
+    n = len(texts)
+    grade = np.minimum(30, np.argsort(np.argsort(mean_log(train), kind="stable"), kind="stable") * 31 // n)
+    shuffled = np.random.default_rng(seed).permutation(n)
+    groups = [32] * (n // 32) + ([n % 32] if n % 32 else [])
+    data = lightgbm.Dataset(inputs[shuffled], grade[shuffled].astype(int), group=groups)
+    settings = {
+        "objective": "lambdarank", "label_gain": list(range(31)), "lambdarank_truncation_level": 32,
+        "num_leaves": 15, "learning_rate": 0.05, "feature_fraction": 0.5, "bagging_fraction": 0.8,
+        "bagging_freq": 1, "verbose": -1, "num_threads": 1, "seed": seed, "deterministic": True,
+    }  # fmt: skip
+    model = lightgbm.train(settings, data, 200)
+
+    def score(texts: list[str]) -> Any:
+        return model.predict(np.column_stack([featurise(texts)[3], few.transform(words.transform(texts))]))
+
+    return score
+
+
+def held_out_tau(score: Scorer, test: Answers) -> float:
+    """Tau on each sample of the prompts (one column of answers a model), averaged."""
+    scores = np.asarray(score([p.text for p in test.prompts]))
+    order = np.argsort(test.prompt, kind="stable")
+    samples = len(test.output_tokens) // len(test.prompts)
+    tokens = test.output_tokens[order].reshape(-1, samples)
+    return float(np.mean([tau(scores, tokens[:, k]) for k in range(samples)]))
+
+
+def split_set(
+    sets: dict[str, Answers], models: dict[str, dict[str, dict[int, int]]], name: str, seed: int
+) -> tuple[Answers, Answers, Answers]:
+    """Training answers; other prompts, same models; other prompts, other models."""
+    whole = sets[name]
+    if name not in models:
+        train, test = whole.split(SHARE, seed)
+        return train, test, test
+    known = list(models[name])
+    rng = np.random.default_rng(seed)
+    held = [known[k] for k in sorted(rng.permutation(len(known))[:HELD_MODELS].tolist())]
+    train, same = of_models(whole, [models[name][m] for m in known if m not in held]).split(SHARE, seed)
+    _, other = of_models(whole, [models[name][m] for m in held]).split(SHARE, seed)
+    return train, same, other
+
+
+def streamed(atoms: Any, tokens: Any, seed: int) -> dict[str, float]:
+    """Coverage when answers come back one by one and correct the forecasts of later ones."""
+    fix, inside, late = Recalibration(), [], []
+    order = np.random.default_rng(seed).permutation(len(tokens))[:2000]
+    for place, i in enumerate(order.tolist()):
+        low, high = interval(fix.adjust(atoms[i : i + 1]))
+        inside.append(low[0] <= tokens[i] <= high[0])
+        if place >= Recalibration.LEAST:
+            late.append(inside[-1])
+        fix.observe(atoms[i], float(tokens[i]))
+    return {"coverage": float(np.mean(inside)), "coverage_after_32": float(np.mean(late))}
+
+
+def history_atoms(train: Answers, test: Answers, seed: int) -> Any:
+    """Forecasts of a class history that has seen the training answers in random order."""
+    history = ClassHistory()
+    for i in np.random.default_rng(seed).permutation(len(train.output_tokens)).tolist():
+        prompt = train.prompts[int(train.prompt[i])]
+        history.observe("all", int(train.output_tokens[i]), prompt_tokens=prompt.tokens)
+    asked = [Prompt("", p.tokens, "all") for p in test.prompts]
+    return history.forecast(asked)[test.prompt]
+
+
+def ranks(folder: Path, seeds: range) -> dict[str, Any]:
+    """Tau, forecast quality and latency in and across distributions."""
+    sets, models = read_sets(folder)
+    cells: dict[str, dict[str, list[float]]] = {}
+
+    def note(place: str, name: str, value: float) -> None:
+        cells.setdefault(place, {}).setdefault(name, []).append(float(value))
+
+    for seed in seeds:
+        parts = {name: split_set(sets, models, name, seed) for name in SETS}
+        for name, (train, same, other) in parts.items():
+            begun = time.perf_counter()
+            ranker = train_ranker(train, seed=seed)
+            note(name, "train_s", time.perf_counter() - begun)
+            rivals: dict[str, Scorer] = {
+                "light ranker": ranker.score,
+                "light, pointwise": fit(train, objective="pointwise", seed=seed).score,
+                "light, lists of 32": fit(train, objective="lists", seed=seed).score,
+                "TF-IDF ridge": ridge(train, seed),
+                "LambdaMART": lambdamart(train, seed),
+                "prompt length": lambda texts: [len(t) for t in texts],
+                "class mean": lambda texts: [0.0] * len(texts),
+            }
+            for rival, score in rivals.items():
+                note(name, f"tau, {rival}", held_out_tau(score, other))
+            found, atoms = evaluate(ranker, same)
+            truth = same.output_tokens.astype(np.float64)
+            past = quality(history_atoms(train, same, seed), truth)
+            for key in ("coverage", "pinball_tokens", "mae_tokens", "regret", "prompt_ms", "batch_ms"):
+                note(name, key, getattr(found, key))
+            note(name, "pinball over class history", found.pinball_tokens / past.pinball_tokens)
+            note(name, "coverage, class history", past.coverage)
+            note(name, "coverage, streamed", streamed(atoms, truth, seed)["coverage"])
+            if name in models:
+                crossed = evaluate(ranker, other)[0]
+                note(name, "coverage, other models", crossed.coverage)
+            for target in SETS:
+                if target == name:
+                    continue
+                place = f"{name} -> {target}"
+                test = parts[target][2]
+                note(place, "tau, light ranker", held_out_tau(ranker.score, test))
+                note(place, "tau, TF-IDF ridge", held_out_tau(rivals["TF-IDF ridge"], test))
+                note(place, "tau, light, pointwise", held_out_tau(rivals["light, pointwise"], test))
+                truth = test.output_tokens.astype(np.float64)
+                atoms = ranker.forecast(test.prompts)[test.prompt]
+                note(place, "coverage", quality(atoms, truth).coverage)
+                for key, value in streamed(atoms, truth, seed).items():
+                    note(place, f"{key}, streamed", value)
+            print(f"seed {seed} {name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+    return {place: {name: spread(v) for name, v in found.items()} for place, found in cells.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {
+        "median": round(float(np.median(values)), 4),
+        "low": round(min(values), 4),
+        "high": round(max(values), 4),
+    }
+
+
+EFFECT_POLICIES = ("sjf", "ltr", "trail", "slosched")
+FREE = ("fcfs", "hrrn", "las")
+FORECASTS = ("class mean", "class history", "light ranker", "oracle")
+LOADS = (1.1, 1.4)
+REQUESTS = 1000
+
+
+def effect(folder: Path, seeds: range) -> dict[str, Any]:
+    """Policies under forecasts of held-out GPTeacher prompts: the share of class mean to oracle closed."""
+    from slosched.limits import EngineLimits
+    from slosched.presets import preset
+    from slosched.simulator import simulate
+    from slosched.workloads import ClassSpec, with_slos
+    from slosched.workloads.arrivals import first_arrivals
+    from slosched.workloads.workload import Workload
+
+    sets, _ = read_sets(folder)
+    engine = preset("h100-llama-3.1-8b")
+    limits = EngineLimits(
+        max_num_seqs=32, max_num_batched_tokens=2048, kv_blocks=engine.limits.kv_blocks, max_model_len=8192
+    )
+    slos = {
+        "codegen": ClassSpec(e2e_s=3.0),
+        "roleplay": ClassSpec(ttft_s=0.5, tpot_s=0.02),
+    }
+    cells: dict[str, dict[str, list[float]]] = {}
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        texts: list[str] = []
+        tokens, prompt_tokens, label = [], [], []
+        atoms: dict[str, list[Any]] = {name: [] for name in FORECASTS}
+        for index, name in enumerate(("codegen", "roleplay")):
+            train, test = sets[name].split(0.5, seed)
+            keep = rng.permutation(len(test.prompts))[: REQUESTS // 2]
+            test = test.select(np.sort(keep))
+            length = test.output_tokens.astype(np.float64)
+            rows = {
+                "class mean": np.full((len(length), len(LEVELS)), train.output_tokens.mean()),
+                "class history": history_atoms(train, test, seed),
+                "light ranker": train_ranker(train, seed=seed).forecast(test.prompts),
+                "oracle": np.repeat(length[:, None], len(LEVELS), axis=1),
+            }
+            for kind, found in rows.items():
+                atoms[kind].extend(found)
+            texts += [p.text for p in test.prompts]
+            prompt_tokens += [p.tokens for p in test.prompts]
+            tokens += test.output_tokens.tolist()
+            label += [index] * len(length)
+        order = rng.permutation(len(texts))
+        unit = first_arrivals(len(texts), 1.0, rng=rng)
+        # Slots bind: a full engine serves max_num_seqs answers of mean length in mean length decode steps.
+        step_s = float(engine.step_time.predict(sequences=32, kv_tokens=32 * 150))
+        full_rps = 32 / (float(np.mean(tokens)) * step_s)
+        for load in LOADS:
+            base = Workload.plain(
+                unit / (load * full_rps), np.array(prompt_tokens)[order], np.array(tokens)[order]
+            )
+            base = replace(base, class_index=np.array(label)[order], classes=("codegen", "roleplay"))
+            base = with_slos(base, slos, model=engine.step_time)
+            runs = [(p, f) for f in FORECASTS for p in EFFECT_POLICIES] + [(p, "none") for p in FREE]
+            for policy, forecast in runs:
+                rows = np.array(atoms["class mean" if forecast == "none" else forecast])[order]
+                w = replace(base, atoms=np.maximum(rows, 1.0))
+                out = simulate(w, policy, limits=limits, step_time=engine.step_time, seed=seed).outcomes
+                place = cells.setdefault(f"{load}x {policy} {forecast}", {})
+                for name, value in measures(out).items():
+                    place.setdefault(name, []).append(value)
+            print(f"seed {seed} load {load}", file=sys.stderr)
+    found: dict[str, Any] = {
+        place: {name: spread(v) for name, v in values.items()} for place, values in cells.items()
+    }
+    closed: dict[str, Any] = {}
+    for load in LOADS:
+        for policy in EFFECT_POLICIES:
+            for name in ("mean_token_latency_s", "mean_e2e_s", "attainment"):
+                worst, best = (
+                    float(np.mean(cells[f"{load}x {policy} {f}"][name])) for f in ("class mean", "oracle")
+                )
+                for mine in ("class history", "light ranker"):
+                    got = float(np.mean(cells[f"{load}x {policy} {mine}"][name]))
+                    gap = best - worst
+                    share = (got - worst) / gap if abs(gap) > 1e-3 * abs(worst) else None
+                    closed[f"{load}x {policy} {mine} {name}"] = None if share is None else round(share, 3)
+    return {"runs": found, "share of class mean to oracle closed": closed}
+
+
+def measures(out: Any) -> dict[str, float]:
+    """What users feel; latencies of finished requests."""
+    w = out.workload
+    done = out.finished
+    return {
+        "mean_token_latency_s": float(np.mean(out.e2e_s[done] / w.output_tokens[done])),
+        "mean_e2e_s": float(np.mean(out.e2e_s[done])),
+        "mean_ttft_s": float(np.mean(out.ttft_s[done])),
+        "p99_ttft_s": float(np.quantile(out.ttft_s[done], 0.99)),
+        "p99_tpot_s": float(np.quantile(out.tpot_s[done], 0.99)),
+        "p99_e2e_s": float(np.quantile(out.e2e_s[done], 0.99)),
+        "max_wait_s": float(np.max(out.ttft_s[done])),
+        "attainment": float(np.average(out.met, weights=w.weight)),
+        "unfinished": float(np.sum(~done)),
+    }
+
+
+def main() -> int:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, nothing written")
+    parser.add_argument("--part", choices=("ranks", "effect"), action="append")
+    options = parser.parse_args()
+    folder = data_folder()
+    if folder is None:
+        print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
+        return 1
+    seeds = range(1 if options.quick else 5)
+    for part in options.part or ("ranks", "effect"):
+        found = {"ranks": ranks, "effect": effect}[part](folder, seeds)
+        if options.quick:
+            print(json.dumps(found, indent=1))
+            continue
+        name = "predictors.json" if part == "ranks" else "predictors_effect.json"
+        about = environment("scikit-learn", "lightgbm")
+        write_json(RESULTS / name, {"environment": about, "seeds": len(seeds), "results": found})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

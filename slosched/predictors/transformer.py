@@ -1,0 +1,306 @@
+"""The transformer ranker of Fu et al. 2024 (arXiv 2408.15792, section 3), and its classification baseline.
+
+Any Hugging Face sequence encoder or decoder reads the prompt; a linear layer without bias turns the state of
+its last token into a score (ListMLE), or into chances of length classes. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slosched.errors import InputError, MissingExtraError, require
+from slosched.predictors.answers import LEAST_PROMPTS, Answers
+from slosched.predictors.base import ABOUT, Prompt, about_of
+from slosched.predictors.calibration import Calibration, calibrate
+from slosched.predictors.ranker import Progress, tau
+from slosched.predictors.states import read_tensors, write_tensors
+from slosched.report.files import write_files
+from slosched.table import Floats, Ints
+
+OBJECTIVES = ("listmle", "classes-10", "classes-100", "classes-820")
+"""``listmle`` as in the paper, or the baseline with classes that many tokens wide, read as expected length
+(the paper takes the likeliest class)."""
+
+MOST_TOKENS = 2048
+"""Longer prompts are cut here, as in the paper, or where the model's positions end."""
+
+LONGEST = 8192
+"""Longer answers count as this long."""
+
+LIST_SIZE = 32
+LEARNING_RATE = 2e-5
+WEIGHT_DECAY = 0.01
+LABEL_TOKENS = 10
+"""Lengths are ranked in steps of so many tokens; ties are broken at random at each epoch."""
+
+BATCH = 32
+
+
+class TransformerRanker:
+    """A `slosched.predictors.Predictor` over a Hugging Face model.
+
+    Parameters
+    ----------
+    body, tokenizer
+        The model without a head, and its tokenizer.
+    head
+        Linear layer without bias.
+    objective
+        One of `OBJECTIVES`.
+    calibration
+        What lengths a score stands for.
+    report
+        Measures of its training.
+    """
+
+    def __init__(
+        self,
+        body: Any,
+        tokenizer: Any,
+        head: Any,
+        objective: str,
+        calibration: Calibration | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> None:
+        self.body, self.tokenizer, self.head, self.objective = body, tokenizer, head, objective
+        self.calibration, self.report = calibration, report or {}
+
+    def outputs(self, texts: Sequence[str]) -> Any:
+        """Score or logits of each text as a tensor, shape (n, 1 or classes)."""
+        import torch
+
+        # An empty text is one end token: a model must have something to read.
+        known = [text or self.tokenizer.eos_token or self.tokenizer.pad_token for text in texts]
+        most = min(MOST_TOKENS, int(getattr(self.body.config, "max_position_embeddings", MOST_TOKENS)))
+        batch = self.tokenizer(
+            list(known), return_tensors="pt", padding=True, truncation=True, max_length=most
+        )
+        mask = batch["attention_mask"]
+        states = self.body(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        places = torch.arange(mask.shape[1])
+        last = (mask * places).argmax(dim=1)  # padded at either side
+        return self.head(states[torch.arange(len(texts)), last])
+
+    def score(self, texts: Sequence[str]) -> Floats:
+        """Score of each text, higher means longer, shape (n,)."""
+        import torch
+
+        self.body.eval()
+        found = np.zeros(len(texts))
+        with torch.no_grad():
+            # Texts of like length side by side: less padding.
+            order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+            for at in range(0, len(texts), BATCH):
+                part = order[at : at + BATCH]
+                out = self.outputs([texts[i] for i in part])
+                if self.objective == "listmle":
+                    value = out[:, 0]
+                else:
+                    width = int(self.objective.split("-")[1])
+                    middle = (torch.arange(out.shape[1]) + 0.5) * width
+                    value = torch.log(torch.softmax(out, dim=1) @ middle)
+                found[part] = value.double().numpy()
+        if not np.isfinite(found).all():
+            raise InputError("scores must be finite, got others: the model's weights are broken.")
+        return found
+
+    def forecast(self, prompts: Sequence[Prompt]) -> Floats:
+        """Atoms for each prompt, shape (n, FORECAST_ATOMS)."""
+        assert self.calibration is not None, "calibrated by train_transformer and load"
+        return self.calibration.atoms(self.score([prompt.text for prompt in prompts]))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model, its tokenizer, the head and ``predictor.json``; returns the folder."""
+        assert self.calibration is not None, "calibrated by train_transformer and load"
+        target = Path(folder)
+        self.body.save_pretrained(target / "model")
+        self.tokenizer.save_pretrained(target / "model")
+        arrays = {
+            "head": self.head.weight.detach().numpy(),
+            "scores": self.calibration.scores,
+            "log_atoms": self.calibration.log_atoms,
+        }
+        write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-transformer-1"})
+        about = {"kind": "transformer", "objective": self.objective, "report": self.report}
+        write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
+        return target
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TransformerRanker:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or does not fit the others.
+        """
+        import_torch()
+        import torch
+
+        about = about_of(folder)
+        objective = about.get("objective")
+        require(objective in OBJECTIVES, f"{Path(folder) / ABOUT}: objective", "a known one", objective)
+        arrays, _ = read_tensors(Path(folder) / "ranker.safetensors")
+        body, tokenizer = open_model(Path(folder) / "model")
+        try:
+            weight = torch.tensor(arrays["head"])
+            calibration = Calibration(arrays["scores"], arrays["log_atoms"])
+        except KeyError as error:
+            raise InputError(f"{Path(folder) / 'ranker.safetensors'}: tensor {error} is missing.") from None
+        size = int(body.config.hidden_size)
+        require(weight.shape[-1] == size, "head", f"for hidden size {size}", tuple(weight.shape))
+        head = torch.nn.Linear(size, weight.shape[0], bias=False)
+        head.load_state_dict({"weight": weight})
+        return cls(body, tokenizer, head, objective, calibration, about.get("report", {}))
+
+
+def train_transformer(
+    answers: Answers,
+    model: str | Path,
+    *,
+    objective: str = "listmle",
+    epochs: int = 5,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = 0,
+    download: bool = False,
+    progress: Progress | None = None,
+) -> TransformerRanker:
+    """Train with the paper's settings; a tenth of the prompts is held out to watch and to calibrate.
+
+    Parameters
+    ----------
+    answers
+        Prompts and lengths. Cut-off answers stay in their list among those still to be drawn; classes count
+        them as long as they are.
+    model
+        Folder of a Hugging Face model with its tokenizer, or a name on the hub with `download`.
+    objective
+        One of `OBJECTIVES`.
+    epochs, learning_rate
+        5 and 2e-5 in the paper.
+    seed
+        Of the split, the order, and the head.
+    download
+        Let the model be fetched.
+    progress
+        Told of each step.
+
+    Raises
+    ------
+    InputError
+        If there is no model or tokenizer, or too few prompts.
+    """
+    require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
+    ok = len(answers.prompts) >= LEAST_PROMPTS
+    require(ok, "prompts", f"at least {LEAST_PROMPTS}", len(answers.prompts))
+    import_torch()
+    import torch
+
+    body, tokenizer = open_model(model, download=download)
+    torch.manual_seed(seed)
+    width = int(objective.split("-")[1]) if objective != "listmle" else 0
+    classes = -(-LONGEST // width) if width else 1
+    head = torch.nn.Linear(int(body.config.hidden_size), classes, bias=False)
+    made = TransformerRanker(body, tokenizer, head, objective)
+    train, watch = answers.split(0.9, seed)
+    weights = [*body.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    rng = np.random.default_rng(seed)
+    n = len(train.output_tokens)
+    tokens = np.minimum(train.output_tokens, LONGEST)
+    texts = [prompt.text for prompt in train.prompts]
+    watched = [prompt.text for prompt in watch.prompts]
+    total, done, curve = epochs * -(-n // LIST_SIZE), 0, []
+    for _ in range(epochs):
+        body.train()
+        order = rng.permutation(n)
+        for at in range(0, n, LIST_SIZE):
+            rows = order[at : at + LIST_SIZE]
+            out = made.outputs([texts[i] for i in train.prompt[rows].tolist()])
+            loss = (
+                torch.nn.functional.cross_entropy(
+                    out, torch.tensor(np.minimum(tokens[rows] // width, classes - 1))
+                )
+                if width
+                else _listmle(out[:, 0], _ranked(tokens[rows], train.cut[rows], rng), train.cut[rows])
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        curve.append((n * (len(curve) + 1), tau(made.score(watched)[watch.prompt], watch.output_tokens)))
+    made.calibration = calibrate(made.score(watched)[watch.prompt], watch.output_tokens, watch.cut, seed=seed)
+    made.report = {
+        "prompts": len(answers.prompts), "answers": len(answers.output_tokens),
+        "cut": int(answers.cut.sum()), "objective": objective, "model": str(model),
+        "tau_watched": curve[-1][1], "curve": curve,
+    }  # fmt: skip
+    return made
+
+
+def _ranked(tokens: Ints, cut: Any, rng: np.random.Generator) -> Ints:
+    """Shortest first in steps of `LABEL_TOKENS`; at a tie those that ended first, then at random."""
+    return np.lexsort((rng.random(len(tokens)), cut, tokens // LABEL_TOKENS))
+
+
+def _listmle(scores: Any, order: Ints, cut: Any) -> Any:
+    import torch
+
+    hazard = -scores[torch.tensor(order)]
+    still = torch.flip(torch.logcumsumexp(torch.flip(hazard, [0]), 0), [0])
+    ended = torch.tensor(~cut[order], dtype=hazard.dtype)
+    return ((still - hazard) * ended).sum() / ended.sum().clamp(min=1.0)
+
+
+def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder; from the hub only with `download`. Runs no code of theirs.
+
+    Raises
+    ------
+    InputError
+        If there is no model, no tokenizer, or no weights in safetensors.
+    """
+    import_torch()
+    from transformers import AutoModel, AutoTokenizer
+
+    options: dict[str, Any] = {"local_files_only": not download}
+    try:
+        body = AutoModel.from_pretrained(str(path), use_safetensors=True, **options).float()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"model must be a folder of a Hugging Face model with safetensors, got {str(path)!r}: {reason}"
+        ) from None
+    tokenizer = _tokenizer(AutoTokenizer.from_pretrained, path, options)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return body, tokenizer
+
+
+def _tokenizer(read: Callable[..., Any], path: str | Path, options: dict[str, Any]) -> Any:
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in files):
+        raise InputError(f"model must be a folder with a tokenizer, got none of its files in {str(path)!r}.")
+    try:
+        return read(str(path), **options)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"model must be a folder with a tokenizer, got none in {str(path)!r}: {reason}"
+        ) from None
+
+
+def import_torch() -> None:
+    """Raise `MissingExtraError` unless torch and transformers are installed."""
+    for name in ("torch", "transformers"):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise MissingExtraError(name, "predict") from error

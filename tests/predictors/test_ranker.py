@@ -1,0 +1,288 @@
+"""The light ranker: order, forecasts, files, and bad input."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slosched.errors import InputError
+from slosched.forecast import FORECAST_ATOMS
+from slosched.predictors import Prompt, load_predictor
+from slosched.predictors.answers import Answers, read_answers
+from slosched.predictors.base import ABOUT
+from slosched.predictors.calibration import Recalibration, calibrate, interval
+from slosched.predictors.evaluation import evaluate, quality
+from slosched.predictors.features import BUCKETS, COUNTS, featurise
+from slosched.predictors.ranker import Ranker, fit, tau, train_ranker
+
+VERBS = {"List": 3.0, "Name": 2.0, "Explain": 5.0, "Describe": 4.5, "Derive": 6.0}
+THINGS = ("rivers", "planets", "proofs", "songs", "engines", "birds", "laws", "cities")
+MANNERS = {"briefly": -0.7, "in detail": 0.9, "to a child": 0.0}
+
+
+def made_up(n: int, seed: int) -> Answers:
+    """Prompts whose meaning tells the length, up to noise."""
+    rng = np.random.default_rng(seed)
+    texts, log_lengths = [], []
+    for i in range(n):
+        verb, thing, manner = (str(rng.choice(list(words))) for words in (VERBS, THINGS, MANNERS))
+        texts.append(f"{verb} {rng.integers(2, 9)} {thing} {manner}. ({i})")
+        log_lengths.append(VERBS[verb] + MANNERS[manner])
+    noisy = np.exp(np.array(log_lengths) + 0.4 * rng.normal(size=n))
+    return Answers.single(texts, np.maximum(1, noisy).astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    return made_up(1200, 0)
+
+
+@pytest.fixture(scope="module")
+def ranker(answers: Answers) -> Ranker:
+    return train_ranker(answers)
+
+
+def test_it_ranks_and_covers_what_it_has_not_seen(ranker: Ranker) -> None:
+    """Near the ceiling that the noise leaves, with intervals that hold four of five."""
+    test = made_up(1500, 7)
+    found, atoms = evaluate(ranker, test)
+    clean = np.array([p.text.split()[0] for p in test.prompts])
+    ceiling = tau(
+        np.array([VERBS[v] for v in clean])
+        + np.array([next(m for w, m in MANNERS.items() if w in p.text) for p in test.prompts]),
+        test.output_tokens,
+    )
+    assert found.tau > ceiling - 0.05
+    assert 0.76 < found.coverage < 0.85
+    assert atoms.shape == (1500, FORECAST_ATOMS)
+    assert np.all(np.diff(atoms, axis=1) >= 0)
+    assert atoms.min() >= 1
+    plain = np.quantile(test.output_tokens, (np.arange(8) + 0.5) / 8)
+    know_nothing = quality(np.tile(plain, (1500, 1)), test.output_tokens.astype(float))
+    assert found.pinball_tokens < 0.6 * know_nothing.pinball_tokens
+    assert found.regret < 0.5 * know_nothing.regret
+
+
+def test_a_cap_does_not_pull_forecasts_down(answers: Answers) -> None:
+    """Trained on answers cut at 150 tokens, long ones are still forecast beyond."""
+    capped = train_ranker(answers.capped(150))
+    long = [Prompt("Derive 5 laws in detail. (3)")]
+    assert capped.forecast(long)[0, 4] > 150
+    same_cap_as_truth = Answers.single(
+        [p.text for p in answers.prompts], np.minimum(answers.output_tokens, 150)
+    )
+    assert train_ranker(same_cap_as_truth).forecast(long)[0, 4] <= 151
+
+
+def test_a_higher_score_never_means_a_shorter_forecast(ranker: Ranker) -> None:
+    grid = np.linspace(-1e3, 1e3, 4001)
+    atoms = ranker.calibration.atoms(grid)
+    assert np.all(np.diff(atoms, axis=0) >= -1e-9)
+
+
+def test_several_samples_become_a_distribution() -> None:
+    """Two equally likely lengths: the atoms stand at both, not between."""
+    texts = [f"Flip a coin, number {i}." for i in range(100)]
+    one = Answers.single(texts, np.full(100, 10))
+    both = Answers(
+        prompts=one.prompts,
+        prompt=np.repeat(np.arange(100), 2),
+        output_tokens=np.tile([10, 1000], 100),
+        cut=np.zeros(200, bool),
+    )
+    atoms = train_ranker(both).forecast(one.prompts)
+    assert np.median(atoms[:, 0]) < 20
+    assert np.median(atoms[:, -1]) > 500
+
+
+def test_training_is_deterministic_and_files_are_exact(
+    ranker: Ranker, answers: Answers, tmp_path: Path
+) -> None:
+    """The same seed gives the same ranker; a loaded one the same forecasts. No file is a pickle."""
+    asked = made_up(30, 3).prompts
+    again = train_ranker(answers)
+    assert np.array_equal(again.forecast(asked), ranker.forecast(asked))
+    loaded = load_predictor(ranker.save(tmp_path / "r"))
+    assert np.array_equal(loaded.forecast(asked), ranker.forecast(asked))
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [ABOUT, "ranker.safetensors"]
+
+
+def test_it_is_fast_enough_to_stand_in_the_request_path(ranker: Ranker) -> None:
+    """A millisecond a prompt, 10 ms for 64, with room for a busy machine."""
+    prompts = made_up(64, 5).prompts
+    ranker.forecast(prompts)
+    times = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        ranker.forecast(prompts)
+        times.append(time.perf_counter() - begun)
+    assert min(times) < 0.010
+    begun = time.perf_counter()
+    for prompt in prompts:
+        ranker.forecast([prompt])
+    assert (time.perf_counter() - begun) / 64 < 0.005
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\n", "x" * 100_000, "é漢字🙂" * 3000, "a " * 50_000, "((((" * 9000]
+)
+def test_any_text_has_a_finite_forecast(ranker: Ranker, text: str) -> None:
+    """Empty, huge, far beyond the context, of any script."""
+    atoms = ranker.forecast([Prompt(text), Prompt("List 3 songs briefly.")])
+    assert np.isfinite(atoms).all()
+    assert np.array_equal(atoms[1], ranker.forecast([Prompt("List 3 songs briefly.")])[0])
+
+
+def test_features_do_not_depend_on_company() -> None:
+    """A text counts the same alone and in a batch; buckets stay in range and counts add up."""
+    texts = ["Two words", "Two words and two words", "f(x) = {1, 2}?"]
+    offsets, buckets, counts, lexical = featurise(texts)
+    for i, text in enumerate(texts):
+        alone = featurise([text])
+        part = slice(offsets[i], offsets[i + 1])
+        assert dict(zip(alone[1], alone[2], strict=True)) == dict(
+            zip(buckets[part], counts[part], strict=True)
+        )
+        assert np.array_equal(alone[3][0], lexical[i])
+    assert buckets.min() >= 0
+    assert buckets.max() < BUCKETS
+    count = dict(zip(COUNTS, np.round(np.expm1(lexical[2])).astype(int).tolist(), strict=True))
+    assert (count["brackets"], count["questions"], count["numbers"], count["words"]) == (4, 1, 2, 4)
+
+
+def test_objectives_rank_alike(answers: Answers) -> None:
+    """All three learn this; an unknown one is refused."""
+    test = made_up(400, 9)
+    texts = [p.text for p in test.prompts]
+    taus = [
+        tau(fit(answers, objective=o).score(texts), test.output_tokens)
+        for o in ("listmle", "lists", "pointwise")
+    ]
+    assert max(taus) - min(taus) < 0.03
+    with pytest.raises(InputError, match="objective must be one of listmle"):
+        fit(answers, objective="best")
+
+
+def test_conformal_calibration_covers() -> None:
+    """Whatever the noise: heavy tails, spread that grows with the score."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        score = rng.normal(size=4000)
+        tokens = np.exp(5 + score + (0.2 + 0.3 * (score > 0)) * rng.standard_t(3, size=4000)).clip(1)
+        made = calibrate(score[:2000], tokens[:2000], np.zeros(2000, bool), seed=seed)
+        low, high = interval(made.atoms(score[2000:]))
+        inside = (low <= tokens[2000:]) & (tokens[2000:] <= high)
+        assert 0.76 < inside.mean() < 0.84
+        assert abs(inside[score[2000:] > 0].mean() - inside[score[2000:] <= 0].mean()) < 0.08
+
+
+def test_recalibration_hardly_moves_good_forecasts_and_mends_bad_ones() -> None:
+    """Forecasts five times too short are right after a few dozen answers."""
+    rng = np.random.default_rng(0)
+    good, bad = Recalibration(), Recalibration()
+    levels = np.exp(0.5 * np.array([-1.53, -0.89, -0.49, -0.16, 0.16, 0.49, 0.89, 1.53]))
+    inside = []
+    for i in range(600):
+        middle = float(rng.uniform(50, 500))
+        tokens = middle * float(np.exp(0.5 * rng.normal()))
+        right, wrong = middle * levels[None, :], middle / 5 * levels[None, :]
+        if i > 100:
+            low, high = interval(bad.adjust(np.maximum(wrong, 1)))
+            inside.append(bool(low[0] <= tokens <= high[0]))
+        good.observe(right[0], tokens)
+        bad.observe(np.maximum(wrong[0], 1), tokens)
+    assert good.adjust(right) == pytest.approx(right, rel=0.15)
+    assert 0.72 < np.mean(inside) < 0.88
+
+
+# bad input --------------------------------------------------------------------------------------------------
+
+
+def rows(n: int) -> list[dict[str, object]]:
+    return [{"prompt": f"Say {i}", "output_tokens": 1 + i} for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "at least 20 prompts"),
+        ('{"prompt": "a", "output_tokens": 3}\n', "at least 20 prompts with answers, got 1"),
+        ("\n".join(json.dumps(r | {"output_tokens": 7}) for r in rows(30)), "must differ, got 7 in all 30"),
+        ('{"prompt": "a"}\n', "row 1: output_tokens must be"),
+        ('{"output_tokens": 4}\n', "row 1: prompt must be a text"),
+        ('{"prompt": "a", "output_tokens": -4}\n', "row 1: output_tokens must be"),
+        ('{"prompt": "a", "output_tokens": 2.5}\n', "row 1: output_tokens must be"),
+        ('{"prompt": "a", "output_tokens": NaN}\n', "row 1: output_tokens must be"),
+        ('{"prompt": "a", "output_tokens": [1, 2], "cut": [true]}\n', "row 1: cut must be"),
+        ('{"prompt": "a", "output_tokens": 5}\n{"prom', "line 2 must be JSON"),
+        ("[1]\n", "row 1: line must be a JSON object"),
+    ],
+)
+def test_bad_training_files_are_refused_by_name(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=words):
+        read_answers(path)
+
+
+def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_bytes(b"prompt,output_tokens\ncaf\xe9,3\n")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_answers(path)
+    packed = tmp_path / "answers.jsonl.gz"
+    packed.write_bytes(b"not gzip")
+    with pytest.raises(InputError, match="gzip"):
+        read_answers(packed)
+
+
+def test_csv_and_samples_are_read(tmp_path: Path) -> None:
+    """CSV with cut flags; lists and objects of lengths."""
+    table = tmp_path / "a.csv"
+    table.write_text("prompt,out_tok,cut\n" + "".join(f'"Say, {i}",{i + 1},{i % 2}\n' for i in range(30)))
+    read = read_answers(table)
+    assert (len(read.prompts), int(read.cut.sum()), read.prompts[3].text) == (30, 15, "Say, 3")
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(
+        "\n".join(
+            json.dumps({"prompt": f"{i}", "lens": {"x": i + 1, "y": 0}, "set": "ab"[i % 2]})
+            for i in range(44)
+        )
+    )
+    read = read_answers(lines, slo_class="b")
+    assert (len(read.prompts), len(read.output_tokens), int(read.output_tokens.min())) == (22, 44, 1)
+
+
+def test_equal_prompts_stay_on_one_side_of_a_split() -> None:
+    texts = [f"Say {i // 4}" for i in range(400)]
+    first, second = Answers.single(texts, np.arange(1, 401)).split(0.7, 1)
+    assert not {p.text for p in first.prompts} & {p.text for p in second.prompts}
+    assert len(first.prompts) + len(second.prompts) == 400
+
+
+def test_broken_model_folders_are_refused_by_name(ranker: Ranker, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="predictor must be a folder"):
+        load_predictor(tmp_path / "none")
+    folder = ranker.save(tmp_path / "r")
+    about, tensors = folder / ABOUT, folder / "ranker.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="safetensors"):
+        load_predictor(folder)
+    import pickle
+
+    tensors.write_bytes(pickle.dumps({"weights": 1}))
+    with pytest.raises(InputError, match="safetensors"):
+        load_predictor(folder)
+    for content, words in (
+        ("{", "JSON"),
+        ("[]", "kind"),
+        ('{"kind": "oracle"}', "light, transformer or history"),
+    ):
+        about.write_text(content)
+        with pytest.raises(InputError, match=words):
+            load_predictor(folder)
