@@ -47,13 +47,15 @@ def order(
     snapshot = read_queue(queue, limits=limits, step_time=engine.step_time)
     plan = make(policy, seed=seed).plan(snapshot)
     rows = outlook(plan)
+    refused = [snapshot.table.request_ids[row] for row in plan.reject.tolist()]
     if as_json:
-        c.print_json({"policy": policy, "now_s": snapshot.now_s, "order": rows})
+        c.print_json({"policy": policy, "now_s": snapshot.now_s, "order": rows, "rejected": refused})
         return
     from rich.table import Table
 
     table = Table(
-        title=f"{policy} at {snapshot.now_s:g} s: {len(rows)} waiting, {len(snapshot.running)} running"
+        title=f"{policy} at {snapshot.now_s:g} s: {len(rows)} waiting, {len(snapshot.running)} running",
+        caption=f"Refused: {', '.join(refused)}" if refused else None,
     )
     for head in ("", "request", "class", "TTFT s", "TPOT ms", "e2e s", "chance", "SLO", "why"):
         table.add_column(head, justify="right" if head[-2:] in (" s", "ms", "ce") else "left")

@@ -193,6 +193,16 @@ def test_order_from_json(slosched: Any, tmp_path: Path) -> None:
     assert "will meet" in table.out
 
 
+def test_order_names_the_refused(slosched: Any, tmp_path: Path) -> None:
+    """A policy that refuses hopeless requests says whom; they are not in the order."""
+    path = tmp_path / "queue.json"
+    path.write_text(json.dumps(QUEUE | {"now_s": 60.0}), encoding="utf-8")
+    found = json.loads(slosched("order", path, "--policy", "aibrix-slo", "--json").out)
+    assert [row["request_id"] for row in found["order"]] == ["batch"]
+    assert found["rejected"] == ["chat"]
+    assert "Refused: chat" in slosched("order", path, "--policy", "aibrix-slo").out
+
+
 def test_order_from_csv_follows_the_policy(slosched: Any, tmp_path: Path) -> None:
     """A CSV queue with empty cells works, and first come, first served goes by arrival."""
     path = tmp_path / "queue.csv"
