@@ -1,0 +1,113 @@
+"""The transformer ranker on tiny models made here: it learns, it is saved, it refuses what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slosched.errors import InputError
+from slosched.predictors import Prompt, load_predictor
+from slosched.predictors.answers import Answers
+from slosched.predictors.ranker import tau
+
+torch = pytest.importorskip("torch", reason="the transformer ranker needs torch")
+transformers = pytest.importorskip("transformers", reason="the transformer ranker needs transformers")
+
+from slosched.predictors.transformer import open_model, train_transformer  # noqa: E402
+
+WORDS = ("say", "list", "derive", "one", "ten", "hundred", "songs", "laws", "please", "now")
+
+
+def tiny(folder: Path, kind: str) -> Path:
+    """A transformer with two layers over ten words, random weights."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    torch.manual_seed(0)
+    special = ("<pad>", "<eos>", "<unk>")
+    words = {word: i for i, word in enumerate((*special, *WORDS))}
+    inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = Whitespace()
+    tokens = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **tokens).save_pretrained(folder)
+    shape = {"vocab_size": len(words), "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+    if kind == "encoder":
+        config = transformers.BertConfig(**shape, intermediate_size=64, max_position_embeddings=64)
+        transformers.BertModel(config).save_pretrained(folder)
+    else:
+        config = transformers.LlamaConfig(**shape, intermediate_size=64, max_position_embeddings=64)
+        transformers.LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
+def made_up(n: int, seed: int) -> Answers:
+    rng = np.random.default_rng(seed)
+    size = {"one": 5.0, "ten": 60.0, "hundred": 700.0}
+    texts, lengths = [], []
+    for _ in range(n):
+        verb, many, what = (str(rng.choice(w)) for w in (WORDS[:3], WORDS[3:6], WORDS[6:8]))
+        texts.append(" ".join([verb, many, what, *rng.choice(WORDS[8:], rng.integers(0, 4)).tolist()]))
+        lengths.append(1 + int(size[many] * np.exp(0.3 * rng.normal())))
+    return Answers(
+        prompts=[Prompt(t, len(t.split())) for t in texts],
+        prompt=np.arange(n),
+        output_tokens=np.array(lengths),
+        cut=np.zeros(n, bool),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [("encoder", "listmle"), ("decoder", "listmle"), ("decoder", "classes-10"), ("encoder", "classes-100")],
+)
+def test_it_learns_and_comes_back_from_disk(tmp_path: Path, kind: str, objective: str) -> None:
+    model = tiny(tmp_path / "model", kind)
+    made = train_transformer(
+        made_up(800, 0), model, objective=objective, epochs=4, learning_rate=2e-3, seed=1
+    )
+    test = made_up(300, 5)
+    scores = made.score([p.text for p in test.prompts])
+    assert tau(scores, test.output_tokens) > 0.6
+    assert len(made.report["curve"]) == 4
+    again = load_predictor(made.save(tmp_path / "ranker"))
+    atoms = made.forecast(test.prompts)
+    assert again.forecast(test.prompts) == pytest.approx(atoms, rel=1e-5)
+    assert np.mean(test.output_tokens <= atoms[:, -1]) > 0.8
+    files = [p.suffix for p in (tmp_path / "ranker").rglob("*") if p.is_file()]
+    assert not {".bin", ".pt", ".pkl", ".py"} & set(files)
+
+
+def test_prompts_of_any_length_are_scored_alone_as_in_company(tmp_path: Path) -> None:
+    """Empty, and far beyond the model's 64 positions; padding changes nothing."""
+    made = train_transformer(made_up(60, 0), tiny(tmp_path, "decoder"), epochs=1)
+    texts = ["", "say one " * 500, "derive ten laws"]
+    together = made.score(texts)
+    assert np.isfinite(together).all()
+    assert together == pytest.approx([float(made.score([t])[0]) for t in texts], abs=1e-4)
+
+
+def test_what_is_not_a_whole_model_is_refused_by_name(tmp_path: Path) -> None:
+    """No folder, no tokenizer, no download unless asked; too few prompts."""
+    with pytest.raises(InputError, match="model must be a folder"):
+        open_model("nobody/such-model")
+    folder = tiny(tmp_path / "m", "encoder")
+    with pytest.raises(InputError, match="at least 20"):
+        train_transformer(made_up(5, 0), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match="tokenizer"):
+        open_model(folder)
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    made = train_transformer(made_up(60, 0), tiny(tmp_path / "m", "decoder"), epochs=1)
+    folder = made.save(tmp_path / "r")
+    from slosched.predictors.states import read_tensors, write_tensors
+
+    arrays, about = read_tensors(folder / "ranker.safetensors")
+    write_tensors(folder / "ranker.safetensors", arrays | {"head": arrays["head"][:, :16]}, about)
+    with pytest.raises(InputError, match="hidden size 32"):
+        load_predictor(folder)
