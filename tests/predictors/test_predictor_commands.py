@@ -1,0 +1,105 @@
+"""train ranker, predict and evaluate predictor on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slosched.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two hundred prompts whose number tells the length."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(200):
+        many = ("one line", "ten lines", "ninety lines")[i % 3]
+        tokens = int((10, 100, 900)[i % 3] * rng.lognormal(0, 0.3))
+        rows.append({"prompt": f"Write {many} on subject {i}.", "output_tokens": tokens, "cut": i % 10 == 0})
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_train_predict_evaluate(run: Run, data: Path, tmp_path: Path) -> None:
+    """End to end, with pictures, as JSON and in words."""
+    out = tmp_path / "ranker"
+    code, text, error = run(
+        "train", "ranker", "--data", data, "--out", out, "--plot", tmp_path / "p.png", "--json"
+    )
+    assert (code, error) == (0, "")
+    report = json.loads(text)
+    assert report["held_out"]["tau"] > 0.5
+    assert report["cut"] == 20
+    assert [n for n, _ in report["curve"]] == sorted(n for n, _ in report["curve"])
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+    code, text, _ = run("predict", out, "Write one line.", "Write ninety lines.", "--json")
+    short, long = json.loads(text)
+    assert code == 0
+    assert short["mean_tokens"] * 5 < long["mean_tokens"]
+    assert len(short["atoms"]) == 8
+    assert run("predict", out, "Write one line.")[0] == 0
+
+    code, text, _ = run("evaluate", "predictor", out, "--data", data, "--json")
+    assert code == 0
+    assert json.loads(text)["held_out"]["answers"] == 180
+    code, text, _ = run("evaluate", "predictor", out, "--data", data)
+    assert "Kendall's tau" in text
+
+
+def test_the_same_seed_writes_the_same_files(run: Run, data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run("train", "ranker", "--data", data, "--out", tmp_path / name, "--seed", 3)[0] == 0
+    tensors = [(tmp_path / name / "ranker.safetensors").read_bytes() for name in ("a", "b")]
+    assert tensors[0] == tensors[1]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(run: Run, data: Path, tmp_path: Path) -> None:
+    """Missing or poor data, unknown objective, no such model or predictor: exit code 2."""
+    poor = tmp_path / "poor.jsonl"
+    poor.write_text('{"prompt": "a", "output_tokens": 1}\n')
+    out = tmp_path / "out"
+    cases = [
+        (("train", "ranker", "--data", tmp_path / "none.jsonl", "--out", out), "none.jsonl"),
+        (("train", "ranker", "--data", poor, "--out", out), "at least 20 prompts"),
+        (("train", "ranker", "--data", data, "--out", out, "--objective", "x"), "objective must be"),
+        (("train", "ranker", "--data", data, "--out", out, "--class", "no"), "at least 20 prompts"),
+        (("predict", tmp_path / "none", "Hello"), "predictor must be a folder"),
+        (("evaluate", "predictor", tmp_path, "--data", data), "predictor must be a folder"),
+    ]
+    for arguments, words in cases:
+        code, text, error = run(*arguments)
+        assert (code, text) == (2, ""), arguments
+        assert words in error
+        assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_commands_show_an_example(run: Run) -> None:
+    for words in (("train", "ranker"), ("predict",), ("evaluate", "predictor")):
+        code, text, _ = run(*words, "--help")
+        assert code == 0
+        assert "Example: slosched" in " ".join(text.split())

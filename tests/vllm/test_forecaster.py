@@ -1,0 +1,143 @@
+"""Where the adapter's forecasts come from, and what happens when a ranker fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from slosched.errors import InputError
+from slosched.integrations.vllm.clock import VirtualClock
+from slosched.integrations.vllm.config import Config, load_config
+from slosched.integrations.vllm.fields import read_claim
+from slosched.integrations.vllm.forecaster import PATIENCE, Forecaster
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.state import Learned
+from slosched.predictors import Prompt
+from slosched.predictors.answers import Answers
+from slosched.predictors.history import ClassHistory
+from slosched.predictors.ranker import train_ranker
+from slosched.table import Floats
+
+from .conftest import fake_request
+
+PLAIN = read_claim(None, Config())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ranker that has learned that ninety lines are longer than one."""
+    texts = [f"Write {many} on {i}." for i in range(60) for many in ("one line", "ninety lines")]
+    lengths = [(10, 80)[i % 2] + i % 3 for i in range(120)]
+    return train_ranker(Answers.single(texts, lengths)).save(tmp_path_factory.mktemp("ranker"))
+
+
+def asked(text: str, request_id: str = "a", **fields: object) -> object:
+    return fake_request(request_id, prompt=text, prompt_token_ids=[1, 2], **fields)
+
+
+def forecaster(folder: Path, **settings: object) -> tuple[Forecaster, Stats]:
+    stats = Stats()
+    config = Config.model_validate({"forecast": {"ranker": folder, **settings}})
+    return Forecaster(config, ClassHistory(), stats), stats
+
+
+def test_a_ranker_tells_requests_apart_and_max_tokens_bounds_it(folder: Path) -> None:
+    made, stats = forecaster(folder)
+    short = made.of(PLAIN, asked("Write one line on 7."))
+    long = made.of(PLAIN, asked("Write ninety lines on 7."))
+    assert 3 * short.mean_tokens < long.mean_tokens
+    assert made.of(PLAIN, asked("Write ninety lines on 7.", max_tokens=20)).atoms[-1] == 20
+    assert made.requests == 3
+    assert not stats.fallbacks
+
+
+def test_a_clients_hint_comes_first_unless_it_is_not_trusted(folder: Path) -> None:
+    claim = read_claim({"predicted_output_tokens": 33}, Config())
+    request = asked("Write ninety lines on 7.")
+    assert forecaster(folder)[0].of(claim, request).quantile_tokens(0.5) == pytest.approx(33, rel=0.01)
+    assert forecaster(folder, client_hint=False)[0].of(claim, request).quantile_tokens(0.5) > 60
+
+
+class Broken:
+    """A predictor that raises, or dawdles."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def forecast(self, prompts: Sequence[Prompt]) -> Floats:
+        self.calls += 1
+        if self.seconds is None:
+            raise ValueError("broken")
+        time.sleep(self.seconds)
+        return np.full((len(prompts), 8), 5.0)
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(None, "ranker"), (0.03, "slow_ranker")])
+def test_a_ranker_that_fails_costs_only_its_forecast(
+    folder: Path, seconds: float | None, reason: str
+) -> None:
+    """The request keeps its class's; failures are counted; after some in a row it is not asked again."""
+    made, stats = forecaster(folder, limit_ms=10)
+    made.of(PLAIN, asked("Write one line on 7."))
+    broken = Broken(seconds)
+    made._ranker = broken
+    of_class = Forecaster(Config(), ClassHistory(), Stats()).of(PLAIN, asked("Hello"))
+    for _ in range(PATIENCE + 5):
+        assert made.of(PLAIN, asked("Hello")) == of_class
+    assert broken.calls == PATIENCE
+    assert stats.fallbacks[reason] == PATIENCE
+
+
+def test_a_ranker_is_corrected_by_what_comes(folder: Path) -> None:
+    """The served model answers ten times as long as the training data: forecasts follow."""
+    made, _ = forecaster(folder)
+    for i in range(60):
+        request = asked("Write ninety lines on 7.", f"r{i}", max_tokens=5000)
+        made.of(PLAIN, request)
+        made.learn(f"r{i}", PLAIN.slo_class, 800 + i, prompt_tokens=5, cut=False)
+    assert 700 < made.of(PLAIN, asked("Write ninety lines on 7.", max_tokens=5000)).mean_tokens < 1000
+    assert len(made._asked) == 1  # what has finished is forgotten
+
+
+def test_no_text_and_no_tokenizer_falls_back(folder: Path) -> None:
+    """A request of tokens, where the model's tokenizer is not at hand."""
+    made, stats = forecaster(folder)
+    made.reads(SimpleNamespace(vllm_config=SimpleNamespace(model_config=SimpleNamespace(tokenizer="none/x"))))
+    request = fake_request("a", prompt=None, prompt_token_ids=[1, 2, 3])
+    assert made.of(PLAIN, request) == Forecaster(Config(), ClassHistory(), Stats()).of(PLAIN, request)
+    assert sum(stats.fallbacks.values()) == 1
+
+
+def test_the_configuration_names_it(folder: Path, tmp_path: Path) -> None:
+    """class-history by name, a folder for a ranker; a wrong folder is refused at the start."""
+    path = tmp_path / "c.yaml"
+    path.write_text("forecast: class-history\n")
+    assert load_config(path).forecast.ranker is None
+    path.write_text(f"forecast: {{ranker: {folder}, probe: p}}\n")
+    assert load_config(path).forecast.ranker == folder
+    path.write_text("forecast: {oracle: yes}\n")
+    with pytest.raises(InputError, match="known here are ranker, probe, client_hint, limit_ms"):
+        load_config(path)
+    with pytest.raises(InputError, match="predictor must be a folder"):
+        forecaster(tmp_path / "none")
+
+
+def test_the_ledger_learns_cut_answers_as_such_and_knows_who_runs(clock: VirtualClock) -> None:
+    """Stopped: whole; length or abort: cut off; under way: known by the tokens so far."""
+    learned = Learned("h100-llama-3.1-8b")
+    ledger = Ledger(Config(), clock, learned, Stats())
+    for i, status in enumerate(("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED", "FINISHED_ABORTED")):
+        request = fake_request(f"r{i}", output=10 + i)
+        ledger.row(request)
+        request.status = SimpleNamespace(name=status)
+        ledger.finish(f"r{i}", 1.0)
+    assert learned.lengths.as_dict() == {"default": [[0, 10, 0], [0, 11, 1], [0, 12, 1]]}
+    row = ledger.row(fake_request("running"))
+    ledger.table.generated_tokens[row] = 44
+    assert list(learned.lengths.running()) == [("default", 10, 44)]
