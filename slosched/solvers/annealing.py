@@ -56,10 +56,11 @@ class Schedule:
         if objective is Objective.G:
             hot = 3.0 if n <= 20 else 1.0 if n <= 50 else 0.3 if n <= 200 else 0.1
             return cls(hot=hot, cold=0.01 if n <= 20 else 0.001, cycles=cycles)
+        worth = 100.0 if 20 < n <= 200 else 25.0
         if n <= 50:
-            return cls(hot=40.0 if n <= 12 else 20.0 if n <= 20 else 10.0, cold=0.02, cycles=cycles)
+            return cls(hot=40.0 if n <= 12 else 20.0, cold=0.02, weight_worth=worth, cycles=cycles)
         hot = 5.0 if n <= 100 else 2.0 if n <= 200 else 0.2 if n <= 500 else 0.05
-        return cls(hot=hot, cold=0.003, cycles=cycles)
+        return cls(hot=hot, cold=0.003, weight_worth=worth, cycles=cycles)
 
 
 def records(problem: StaticProblem) -> Floats:
