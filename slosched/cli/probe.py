@@ -67,7 +67,9 @@ def collect(
             raise InputError("prompts must be a file of prompts, got none.")
         asked = read_prompts(prompts)
     if not served and Path(source).is_dir():
-        found = collect_states(source, asked, out, settings, layer=layer, every_tokens=every)
+        found = collect_states(
+            source, asked, out, settings, layer=layer, every_tokens=every, loud=not as_json
+        )
     else:
         if not out.absolute().parent.is_dir():
             raise InputError(f"out must lie in a folder that exists, got {str(out)!r}.")

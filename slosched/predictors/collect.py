@@ -9,7 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -327,8 +331,9 @@ def collect_states(
     layer: int | None = None,
     every_tokens: int = 4,
     engine: dict[str, Any] | None = None,
+    loud: bool = False,
 ) -> Collected:
-    """Run vLLM on prompts in this process; write hidden states for a probe, and the records beside them.
+    """Run vLLM on prompts in a process of its own; write hidden states for a probe, and the records beside them.
 
     Parameters
     ----------
@@ -346,6 +351,8 @@ def collect_states(
         A state each so many tokens.
     engine
         Further arguments of ``vllm.LLM``.
+    loud
+        Let the engine's log and progress bar through to standard error.
 
     Returns
     -------
@@ -359,8 +366,6 @@ def collect_states(
     InputError
         If the folder holds states already, or vLLM handed out none.
     """
-    import os
-
     if find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm")
     settings, out = settings or CollectSettings(), Path(out)
@@ -368,43 +373,35 @@ def collect_states(
     if any(out.glob("*.safetensors")):
         raise InputError(f"out must be a folder without states, got {str(out)!r}.")
     asked = {
-        "SLOSCHED_STATES": str(out), "SLOSCHED_STATES_EVERY": str(every_tokens), "SLOSCHED_PROBE": "",
+        "SLOSCHED_STATES": str(out.absolute()), "SLOSCHED_STATES_EVERY": str(every_tokens),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }  # fmt: skip
     if layer is not None:
         asked["SLOSCHED_STATES_LAYER"] = str(layer)
-    before = {name: os.environ.get(name) for name in asked}
-    os.environ.update(asked)
-    try:
-        from vllm import LLM, SamplingParams
-
-        from slosched.integrations.vllm.plugin import watch_of
-
-        arguments = {"max_num_seqs": settings.concurrency, "enable_prefix_caching": False, **(engine or {})}
-        llm = LLM(model=str(model), seed=settings.seed, **arguments)
-        runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-        watch = watch_of(runner)
-        if watch is None:
-            raise InputError("the engine must hand out hidden states; its log says why it does not.")
-        params = SamplingParams(
-            n=1, temperature=settings.temperature, max_tokens=settings.max_tokens, seed=None
-        )
-        todo = [(i, s) for i in range(len(prompts)) for s in range(settings.samples)]
-        answers = llm.generate([prompts[i] for i, _ in todo], params)
-        watch.reader.flush()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    todo = [(i, s) for i in range(len(prompts)) for s in range(settings.samples)]
+    base = {"seed": settings.seed, "max_num_seqs": settings.concurrency, "enable_prefix_caching": False}
+    task = {
+        "model": str(model), "prompts": [prompts[i] for i, _ in todo], "engine": {**base, **(engine or {})},
+        "max_tokens": settings.max_tokens, "temperature": settings.temperature,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        given, got = Path(folder) / "task.json", Path(folder) / "answers.json"
+        given.write_text(json.dumps(task), encoding="utf-8")
+        command = [sys.executable, "-m", "slosched.integrations.vllm.offline", str(given), str(got)]
+        done = subprocess.run(
+            command, env={**os.environ, **asked}, stdout=subprocess.PIPE, stderr=None if loud else subprocess.PIPE,
+            text=True, check=False,
+        )  # fmt: skip
+        content = json.loads(got.read_text()) if got.exists() else {}
+    if "answers" not in content:
+        words = content.get("error") or " ".join((done.stderr or "see above").splitlines()[-1:])
+        raise InputError(f"{model} must be a model that vLLM can serve: {words}")
     # vLLM adds a random ending to the names it uses inside.
     names = {name.rsplit("-", 1)[0]: name for name in load_states(out).names}
     records = []
-    for (i, sample), answer in zip(todo, answers, strict=True):
-        given = answer.outputs[0]
-        cut = given.finish_reason in CUT_REASONS or given.finish_reason is None
-        record = _record(prompts[i], len(given.token_ids), cut, sample, str(model))
-        records.append({**record, "name": names.get(answer.request_id)})
+    for (i, sample), answer in zip(todo, content["answers"], strict=True):
+        cut = answer["finish_reason"] in CUT_REASONS or answer["finish_reason"] is None
+        record = _record(prompts[i], answer["output_tokens"], cut, sample, str(model))
+        records.append({**record, "name": names.get(answer["name"])})
     write_records(records, out / "answers.jsonl")
     return Collected(records)

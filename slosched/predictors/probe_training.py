@@ -24,6 +24,9 @@ TRAIL_EDGES = tuple(51.2 * i for i in range(11))
 """TRAIL's bins: ten of equal width up to 512 tokens."""
 
 LEAST_REQUESTS = 20
+LEAST_BATCH, STEPS_PER_EPOCH = 16, 50
+"""Few data, such as the one state a prompt has, are taken in smaller batches, for enough steps."""
+
 HELD_OUT = 0.1
 """Share of requests kept from training; by request, since states of one answer resemble each other."""
 
@@ -47,7 +50,7 @@ class Settings:
     width
         Units of the hidden layer.
     epochs, batch, learning_rate, weight_decay
-        Of AdamW; the rate falls to zero along a cosine.
+        Of AdamW; the rate falls to zero along a cosine. `batch` is the largest; few data take less.
     seed
         Of weights, order and held-out requests.
     """
@@ -293,13 +296,14 @@ class _Fit:
                 for parameter in (layer.weight, layer.bias):
                     parameter.uniform_(-bound, bound, generator=generator)
         optimizer = torch.optim.AdamW(net.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay)
-        steps = s.epochs * -(-len(x) // s.batch)
+        batch = min(s.batch, max(LEAST_BATCH, len(x) // STEPS_PER_EPOCH))
+        steps = s.epochs * -(-len(x) // batch)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         best, kept = float("inf"), {k: v.clone() for k, v in net.state_dict().items()}
         for _ in range(s.epochs):
             order = torch.randperm(len(x), generator=generator)
             losses = []
-            for chosen in order.split(s.batch):
+            for chosen in order.split(batch):
                 loss = self._loss(net(inputs[chosen]), target[chosen])
                 optimizer.zero_grad()
                 loss.backward()

@@ -79,7 +79,7 @@ class Watch:
         self.reader = reader
         self.steps = self.requests = 0
         self.seconds = 0.0
-        self._sums: dict[str, tuple[NDArray[np.float32], int]] = {}
+        self._sums: dict[str, tuple[Any, int, int]] = {}
         self._next: dict[str, int] = {}
         self._step: Step | None = None
 
@@ -144,13 +144,15 @@ class Watch:
         name = step.names[i]
         if name in self._next:  # it was preempted and computes its prompt again
             return
-        tokens = min(int(step.last[i] - step.first[i]) + 1, int(step.prompt[i] - step.computed[i]))
-        first = int(step.first[i])
-        total = _numpy(step.states[first : first + tokens].float().sum(0))
-        before = self._sums.get(name)
-        if before is not None:
-            total, tokens = total + before[0], tokens + before[1]
-        self._sums[name] = (total, tokens)
+        begin, prompt = int(step.computed[i]), int(step.prompt[i])
+        end = min(prompt, begin + int(step.last[i] - step.first[i]) + 1)
+        total, count, reached = self._sums.get(name, (0.0, 0, 0))
+        # Preempted amid its prompt, a request computes the beginning again: nothing counts twice.
+        start = max(begin, reached)
+        if start < end:
+            row = int(step.first[i]) - begin
+            total = total + _numpy(step.states[row + start : row + end].float().sum(0))
+            self._sums[name] = (total, count + end - start, end)
 
 
 class Forecaster:
@@ -236,8 +238,10 @@ class Collector:
                 continue
             answer.newest += len(tokens)
             params = request.sampling_params
-            ends = set() if params.ignore_eos else {params.eos_token_id}
-            natural = int(tokens[-1]) in ends | set(params.all_stop_token_ids)
+            last = int(tokens[-1])
+            natural = last in (params.stop_token_ids or ()) or (
+                last == params.eos_token_id and not params.ignore_eos
+            )
             natural = natural and answer.newest >= params.min_tokens
             length = request.num_prompt_tokens + answer.newest
             full = answer.newest >= (params.max_tokens or 1 << 60) or length >= runner.max_model_len

