@@ -55,6 +55,8 @@ class PlannerParams:
         Most requests that the constructive orders sort, at least `horizon`.
     pace
         Whether to limit prefill; without, only the order is planned.
+    interrupt
+        Whether prompts may be interrupted between two steps; without, one that has begun goes on first.
     aim
         Soft margins and price of latency, see `slosched.solvers.continuous.DEFAULT_AIM`.
     """
@@ -65,6 +67,7 @@ class PlannerParams:
     replan_steps: int = 8
     replan_limit: int = 2048
     pace: bool = True
+    interrupt: bool = True
     aim: tuple[float, float, float, float, float] = c.DEFAULT_AIM
 
     def __post_init__(self) -> None:
@@ -167,7 +170,7 @@ class Planner:
         """
         self._begin_s = self._clock() if self._clock is not None else 0.0
         entering = _entering(snapshot)
-        if not entering.any():
+        if not (self.params.interrupt and entering.any()):
             order, limit = self._order(snapshot, c.engine_of(snapshot))
             return Planned(order, limit, None, snapshot.running[:0])
         decoding, begun = snapshot.running[~entering], snapshot.running[entering]
@@ -251,13 +254,15 @@ class Planner:
         t, waiting = snapshot.table, snapshot.waiting
         if len(self._mark) < t.capacity:
             self._mark = np.zeros(t.capacity, dtype=np.bool_)
-        kept, fresh, newest, tokens = _follow(
+        kept, fresh, newest, tokens, pairs = _follow(
             self._rows, self._serials, waiting, snapshot.running, t.serial, t.prompt_tokens, t.cached_tokens,
             self._seen_serial, self._mark,
         )  # fmt: skip
         if newest > self._seen_serial:
             self._seen_serial = newest
-            work_s = tokens * snapshot.step_time.prefill_token_s
+            model = snapshot.step_time
+            token_s = model.prefill_token_s + model.knee_token_s  # steps that hold prompts are above the knee
+            work_s = tokens * token_s + pairs * model.attention_work_s
             fade = float(np.exp((self._seen_s - snapshot.now_s) / FORGET_S))
             self._future = self._future * fade + work_s / FORGET_S
             self._seen_s = snapshot.now_s
@@ -370,24 +375,29 @@ def _split(snapshot: Snapshot, order: Ints, limit: float, decoding: Ints, begun:
 def _follow(
     rows: Ints, serials: Ints, waiting: Ints, running: Ints, serial: Ints, prompt: Ints, cached: Ints,
     seen: int, mark: NDArray[np.bool_],
-) -> tuple[Ints, Ints, int, float]:  # fmt: skip
-    """Who of `rows` still waits, who waits besides, and what has arrived: newest serial, prompt tokens.
+) -> tuple[Ints, Ints, int, float, float]:  # fmt: skip
+    """Who of `rows` still waits, who waits besides, and what has arrived: newest serial, prompt tokens, pairs
+    of such a token and one it attends to.
 
     `mark` is False everywhere, before and after.
     """
     kept, fresh = np.empty(len(waiting), np.int64), np.empty(len(waiting), np.int64)
-    newest, tokens, k, f = seen, 0, 0, 0
+    newest, tokens, pairs, k, f = seen, 0.0, 0.0, 0, 0
     for x in range(len(waiting)):
         row = waiting[x]
         mark[row] = True
         if serial[row] > seen:
             newest = max(newest, serial[row])
-            tokens += prompt[row] - cached[row]
+            todo = float(prompt[row] - cached[row])
+            tokens += todo
+            pairs += todo * (cached[row] + 0.5 * todo)
     for x in range(len(running)):
         row = running[x]
         if serial[row] > seen:
             newest = max(newest, serial[row])
-            tokens += prompt[row] - cached[row]
+            todo = float(prompt[row] - cached[row])
+            tokens += todo
+            pairs += todo * (cached[row] + 0.5 * todo)
     for x in range(len(rows)):
         row = rows[x]
         if row < len(serial) and mark[row] and serial[row] == serials[x]:
@@ -400,4 +410,4 @@ def _follow(
             fresh[f] = row
             f += 1
             mark[row] = False
-    return kept[:k], fresh[:f], newest, float(tokens)
+    return kept[:k], fresh[:f], newest, tokens, pairs

@@ -25,7 +25,7 @@ from slosched.slo import Slo
 from slosched.snapshot import Snapshot
 from slosched.solvers import continuous as c
 from slosched.solvers.background import BackgroundSearch, Task
-from slosched.solvers.planner import Planner, PlannerParams
+from slosched.solvers.planner import FORGET_S, Planner, PlannerParams
 from slosched.solvers.queue_orders import CONSTRUCTIVE, PLAIN, QueueOrders
 from slosched.table import Ints
 from slosched.warmup import PLANNER_KERNELS
@@ -127,6 +127,16 @@ def test_the_tail_beyond_the_horizon_keeps_its_order() -> None:
     second, *_ = planner.plan(snapshot)
     assert second[16:].tolist() == first[16:].tolist()
     assert sorted(second[:16].tolist()) == sorted(first[:16].tolist())
+
+
+def test_arriving_prompts_count_with_their_attention() -> None:
+    """The share of time that prompts take is their work, as the step-time model has it, over the memory."""
+    snapshot, planner = queue(30), Planner()
+    planner.plan(snapshot)
+    tokens = snapshot.table.prompt_tokens[snapshot.waiting].astype(np.float64)
+    model = replace(snapshot.step_time, knee_tokens=0)
+    work_s = float(np.sum(model.predict(tokens, tokens**2 / 2))) - len(tokens) * model.base_s
+    assert planner._future == pytest.approx(work_s / FORGET_S)
 
 
 def test_replan_cadence() -> None:
