@@ -1,0 +1,43 @@
+"""The step-time model is learned while serving, whatever engine the preset was measured on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from slosched.integrations.vllm.state import Learned
+from slosched.integrations.vllm.stepwatch import StepWatch
+from slosched.steptime import StepTimeModel
+
+SLOW = StepTimeModel(base_s=0.012, prefill_token_s=2.7e-4, sequence_s=1e-3)
+"""A small model on two CPU cores: prefill costs twenty times what it does on the preset's GPU."""
+
+
+def test_a_machine_unlike_the_preset_is_learned_within_a_hundred_steps() -> None:
+    """With noise and stalls, prefill and decode steps are predicted within a quarter."""
+    rng = np.random.default_rng(0)
+    learned = Learned("h100-llama-3.1-8b")
+    watch = StepWatch(learned, measure=True)
+    now_s = 0.0
+    for _ in range(100):
+        decoding, prompt = int(rng.integers(0, 8)), int(rng.integers(0, 250)) * int(rng.random() < 0.4)
+        requests = {
+            str(i): SimpleNamespace(num_computed_tokens=60 + i, num_prompt_tokens=50, num_tokens=60 + i)
+            for i in range(decoding)
+        }
+        tokens = dict.fromkeys(requests, 1)
+        if prompt > 1:
+            requests["new"] = SimpleNamespace(
+                num_computed_tokens=prompt, num_prompt_tokens=300, num_tokens=300
+            )
+            tokens["new"] = prompt
+        scheduler = SimpleNamespace(requests=requests)
+        watch.begin(tokens, scheduler, now_s)
+        seconds = SLOW.predict(prompt if prompt > 1 else 0, 0, decoding, 60 * decoding)
+        now_s += float(seconds) * float(rng.lognormal(0.0, 0.2)) * (20.0 if rng.random() < 0.03 else 1.0)
+        watch.end(tokens, now_s)
+    for prefill, decoding in ((0, 4), (0, 8), (128, 8), (250, 0)):
+        wanted = float(SLOW.predict(prefill, 0, decoding, 60 * decoding))
+        got = float(learned.step_time.model.predict(prefill, prefill**2 / 2, decoding, 60 * decoding))
+        assert abs(got / wanted - 1.0) < 0.25, (prefill, decoding)
