@@ -3,7 +3,8 @@
 Steady churn: every step ends the request that has run longest and a new one arrives. Stock and slosched take
 turns in blocks of steps, so that both see the same machine; what slosched adds is the median over the rounds
 of the difference of the blocks' medians (and, for the tail, of their 90 % quantiles), which other work on the
-machine disturbs little, while the quantiles over all steps are what it was that day. Needs vLLM; writes
+machine disturbs little, while the quantiles over all steps are what it was that day. ``cpu`` is the engine
+thread's own processor time, which leaves out when the thread was not running. Needs vLLM; writes
 benchmarks/results/.
 """
 
@@ -20,6 +21,7 @@ from common import RESULTS, environment, write_json
 from slosched.limits import EngineLimits
 
 BLOCK = 20
+DEVICE_S = 0.002
 MODES = ("stock", "no-slo", "edf", "slosched")
 """Stock; slosched by default but no request has an SLO; order only by deadline; slosched with planning."""
 
@@ -37,6 +39,7 @@ class Churn:
         self.slo = mode in ("edf", "slosched")
         self.count = 0
         self.times: list[float] = []
+        self.cpu_times: list[float] = []
         limits = EngineLimits(
             max_num_seqs=running, max_num_batched_tokens=8192, kv_blocks=running * 40, max_model_len=4096
         )
@@ -57,6 +60,7 @@ class Churn:
         for _ in range(4):
             self.step()
         self.times.clear()
+        self.cpu_times.clear()
 
     def add(self) -> None:
         """One more request arrives."""
@@ -76,13 +80,15 @@ class Churn:
         """One engine step: who has run longest ends, another arrives."""
         from slosched.integrations.vllm.harness import STOP, runner_output
 
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.thread_time()
         output = self.scheduler.schedule()
+        self.cpu_times.append(time.thread_time() - cpu)
         self.times.append(time.perf_counter() - begin)
         ids = list(output.num_scheduled_tokens)
         ends = ids[0] if ids else None
-        while self.planning:  # the device would be computing meanwhile
-            time.sleep(0.0005)
+        time.sleep(DEVICE_S)  # every engine waits for its device, and finds its caches cold afterwards
+        while self.planning:
+            time.sleep(DEVICE_S)
         self.scheduler.update_from_output(
             output, runner_output(ids, [[STOP if i == ends else 100] for i in ids])
         )
@@ -112,11 +118,11 @@ def measure(running: int, waiting: int, steps: int) -> dict[str, Any]:
         for k in range(len(names)):  # everyone comes first in turn
             for _ in range(BLOCK):
                 churns[names[(i + k) % len(names)]].step()
-    stock = np.empty(0)
+    stock = stock_cpu = np.empty(0)
     row: dict[str, Any] = {"running": running, "waiting": waiting, "steps": len(churns["stock"].times)}
     for mode, churn in churns.items():
         times = np.array(churn.times) * 1e6
-        blocks = times.reshape(rounds, BLOCK)
+        blocks, cpu = times.reshape(rounds, BLOCK), np.array(churn.cpu_times).reshape(rounds, BLOCK) * 1e6
         row[mode] = {
             "p50_us": round(float(np.median(times)), 1),
             "p99_us": round(float(np.quantile(times, 0.99)), 1),
@@ -124,13 +130,16 @@ def measure(running: int, waiting: int, steps: int) -> dict[str, Any]:
         if mode == "slosched":
             row["plans_in_background"] = churn.scheduler.slosched.planner.background is not None
         if mode == "stock":
-            stock = blocks
+            stock, stock_cpu = blocks, cpu
+            row[mode]["cpu_p50_us"] = round(float(np.median(cpu)), 1)
         else:
             for name, q in (("p50", 0.5), ("p90", 0.9)):
                 more = np.quantile(blocks, q, axis=1) - np.quantile(stock, q, axis=1)
                 row[mode][f"{name}_over_stock_us"] = round(float(np.median(more)), 1)
-            ratio = np.median(blocks, axis=1) / np.median(stock, axis=1)
-            row[mode]["over_stock"] = round(float(np.median(ratio)), 3)
+            ratio = np.median(cpu, axis=1) / np.median(stock_cpu, axis=1)
+            more = np.median(cpu, axis=1) - np.median(stock_cpu, axis=1)
+            row[mode]["cpu_p50_over_stock_us"] = round(float(np.median(more)), 1)
+            row[mode]["cpu_over_stock"] = round(float(np.median(ratio)), 3)
             row[mode]["fallbacks"] = dict(churn.scheduler.slosched.stats.fallbacks)
         churn.close()
     gc.unfreeze()

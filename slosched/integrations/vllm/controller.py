@@ -164,13 +164,14 @@ class Controller:
         queue = self.queue
         if queue.admitted:
             self._admitted.append((queue.admitted, self.clock.now_s()))
-            self._prefilling.update(dict.fromkeys(queue.admitted, True))
+            if self._paces:
+                self._prefilling.update(dict.fromkeys(queue.admitted, True))
             queue.admitted = []
         if self.planner.background is not None:
             self.planner.launch()
 
     def _wants_plan(self, scheduler: Any) -> bool:
-        if self._native or self.planner.open or (self._by_slo and not self.ledger.with_slo):
+        if (self._by_slo and not self.ledger.with_slo) or self._native or self.planner.open:
             return False
         if self._asks_always and scheduler.running:
             if self._skips or self.planner.background is not None:
