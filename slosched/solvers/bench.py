@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -373,8 +373,7 @@ def run(
     warm()  # loading a kernel must not count as annealing
     out: dict[str, Any] = {
         "machine": {"python": platform.python_version(), "processor": platform.machine()},
-        "clock": effort.clock,
-        "first_seed": effort.seed,
+        "effort": asdict(effort),
     }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None, transient=True) as progress:
@@ -452,6 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", action="append", choices=list(MEASURES), help="a measure (default: all)")
     parser.add_argument("--quick", action="store_true", help="a few instances: seconds instead of minutes")
     parser.add_argument("--count", type=int, help="instances per cell (default 30)")
+    parser.add_argument("--long-moves", type=int, help="moves of the annealings that set the best known")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first instance (default 0)")
     parser.add_argument("--cpsat-s", type=float, help="seconds for CP-SAT per instance (default 60)")
     parser.add_argument("--cpsat-count", type=int, help="instances for CP-SAT (default 30)")
@@ -472,7 +472,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             given.measure or tuple(MEASURES),
             effort=Effort(
                 instances=base.instances if given.count is None else given.count,
-                long_moves=base.long_moves,
+                long_moves=base.long_moves if given.long_moves is None else given.long_moves,
                 cpsat_s=base.cpsat_s if given.cpsat_s is None else given.cpsat_s,
                 cpsat_instances=base.cpsat_instances if given.cpsat_count is None else given.cpsat_count,
                 cpsat_workers=given.cpsat_workers,
