@@ -259,14 +259,14 @@ def effect(folder: Path, seeds: range) -> dict[str, Any]:
             keep = rng.permutation(len(test.prompts))[: REQUESTS // 2]
             test = test.select(np.sort(keep))
             length = test.output_tokens.astype(np.float64)
-            rows = {
+            told = {
                 "class mean": np.full((len(length), len(LEVELS)), train.output_tokens.mean()),
                 "class history": history_atoms(train, test, seed),
                 "light ranker": train_ranker(train, seed=seed).forecast(test.prompts),
                 "oracle": np.repeat(length[:, None], len(LEVELS), axis=1),
             }
-            for kind, found in rows.items():
-                atoms[kind].extend(found)
+            for kind, made in told.items():
+                atoms[kind].extend(made)
             texts += [p.text for p in test.prompts]
             prompt_tokens += [p.tokens for p in test.prompts]
             tokens += test.output_tokens.tolist()
@@ -284,8 +284,8 @@ def effect(folder: Path, seeds: range) -> dict[str, Any]:
             base = with_slos(base, slos, model=engine.step_time)
             runs = [(p, f) for f in FORECASTS for p in EFFECT_POLICIES] + [(p, "none") for p in FREE]
             for policy, forecast in runs:
-                rows = np.array(atoms["class mean" if forecast == "none" else forecast])[order]
-                w = replace(base, atoms=np.maximum(rows, 1.0))
+                known = np.array(atoms["class mean" if forecast == "none" else forecast])[order]
+                w = replace(base, atoms=np.maximum(known, 1.0))
                 out = simulate(w, policy, limits=limits, step_time=engine.step_time, seed=seed).outcomes
                 place = cells.setdefault(f"{load}x {policy} {forecast}", {})
                 for name, value in measures(out).items():

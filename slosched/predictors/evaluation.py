@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from slosched.errors import MissingExtraError
 from slosched.predictors.answers import Answers
@@ -38,7 +39,7 @@ class Quality:
     regret
         Serving one by one, shortest expected first: mean completion time over that of the true order, less 1.
     prompt_ms, batch_ms
-        Median time of a forecast for one prompt, and for 64 at once.
+        Median processor time of a forecast for one prompt, and for 64 at once.
     """
 
     answers: int
@@ -100,7 +101,7 @@ def _completion(tokens: Floats) -> float:
 
 
 def latency_ms(predictor: Predictor, prompts: list[Prompt]) -> tuple[float, float]:
-    """Median milliseconds of a forecast for one prompt and for `BATCH` of them."""
+    """Median processor milliseconds of a forecast for one prompt and for `BATCH` of them."""
     some = (prompts * (LATENCY_PROMPTS // max(1, len(prompts)) + 1))[:LATENCY_PROMPTS]
     predictor.forecast(some[:2])  # compiles
     single = [_seconds(predictor, [prompt]) for prompt in some]
@@ -109,14 +110,14 @@ def latency_ms(predictor: Predictor, prompts: list[Prompt]) -> tuple[float, floa
 
 
 def _seconds(predictor: Predictor, prompts: list[Prompt]) -> float:
-    begun = perf_counter()
+    begun = thread_time()
     predictor.forecast(prompts)
-    return perf_counter() - begun
+    return thread_time() - begun
 
 
-def reliability(atoms: Floats, tokens: Floats) -> list[tuple[float, float]]:
+def reliability(atoms: Floats, tokens: ArrayLike) -> list[tuple[float, float]]:
     """Each level of the atoms, and the share of lengths at or below it."""
-    return [(float(p), float(np.mean(tokens <= atoms[:, k]))) for k, p in enumerate(LEVELS)]
+    return [(float(p), float(np.mean(np.asarray(tokens) <= atoms[:, k]))) for k, p in enumerate(LEVELS)]
 
 
 def learning_curve(

@@ -54,9 +54,9 @@ def featurise(texts: Sequence[str]) -> tuple[Ints, NDArray[np.int32], NDArray[np
         half = MOST_BYTES // 2
         pieces.append(raw if len(raw) <= MOST_BYTES else raw[:half] + b" " + raw[-half:])
     starts = np.concatenate([[0], np.cumsum([len(p) for p in pieces], dtype=np.int64)]).astype(np.int64)
-    text = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-    room = int(len(text) * (_LONGEST + 1) + 4 * len(texts) + 16)
-    offsets, buckets, counts = _count(text, starts, room, lexical)
+    joined = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+    room = int(len(joined) * (_LONGEST + 1) + 4 * len(texts) + 16)
+    offsets, buckets, counts = _count(joined, starts, room, lexical)
     # The whole length is known also where the middle is not read.
     lexical[:, 0] = [len(t.encode("utf-8", "replace")) for t in texts]
     return offsets, buckets, counts, np.log1p(lexical)

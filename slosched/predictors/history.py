@@ -129,12 +129,16 @@ class ClassHistory:
             If it is something else.
         """
         try:
-            answers = [(str(name), *map(int, row)) for name, rows in content.items() for row in rows]
-            for name, place, tokens, cut in answers:
-                edge = (1, *(e + 1 for e in BUCKET_TOKENS))[place]
-                self.observe(name, tokens, prompt_tokens=edge, cut=bool(cut))
+            least = (1, *(edge + 1 for edge in BUCKET_TOKENS))
+            answers = [
+                (str(name), least[int(place)], int(tokens), bool(cut))
+                for name, rows in content.items()
+                for place, tokens, cut in rows
+            ]
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise InputError(f"lengths must be [bucket, tokens, cut] by class: {error}.") from None
+        for name, prompt_tokens, tokens, cut in answers:
+            self.observe(name, tokens, prompt_tokens=prompt_tokens, cut=cut)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``predictor.json``; returns the folder."""

@@ -32,17 +32,26 @@ OBJECTIVES = ("listmle", "lists", "pointwise")
 """``listmle``: the whole training set as one list. ``lists``: random lists of 32, as in the paper.
 ``pointwise``: squared error of the logarithm of the length, for comparison."""
 
-PENALTY = 4.0
-"""Weight of the squared weights against one list; halving or doubling it moves tau by less than 0.01."""
+PENALTIES = (2.0, 8.0)
+"""Weights of the squared weights against one list; the better out of fold is taken, the more so the less a
+prompt tells."""
 
 FOLDS = 5
 LIST_SIZE = 32
 RAREST = 2
 """Prompts that must hold an n-gram for it to count."""
 
+_WORDS, _CHARACTERS = 1.3, 0.6
+"""Lengths of a text's words and of its character n-grams as vectors: words tell more."""
+
 _LEXICAL = 0.3
 _STEPS = 0.09
 _DECILES = np.arange(0.1, 1.0, 0.1)
+
+_TYPES: dict[str, Any] = {
+    "rarity": np.float32, "weights": np.float32, "lexical_mean": np.float64, "lexical_scale": np.float64,
+    "deciles": np.float64, "lexical_weights": np.float64,
+}  # fmt: skip
 
 Progress = Callable[[int, int], None]
 
@@ -124,7 +133,7 @@ class Ranker:
     def save(self, folder: str | Path) -> Path:
         """Write ``ranker.safetensors`` and ``predictor.json``; returns the folder."""
         target = Path(folder)
-        arrays = {name: getattr(self.linear, name) for name in Linear.__slots__}
+        arrays = {name: getattr(self.linear, name) for name in _TYPES}
         arrays |= {"scores": self.calibration.scores, "log_atoms": self.calibration.log_atoms}
         target.mkdir(parents=True, exist_ok=True)
         write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-ranker-1"})
@@ -145,8 +154,9 @@ class Ranker:
         path = Path(folder) / "ranker.safetensors"
         arrays, _ = read_tensors(path)
         try:
-            linear = Linear(**{name: arrays[name] for name in Linear.__slots__})
-            return cls(linear, Calibration(arrays["scores"], arrays["log_atoms"]), about.get("report", {}))
+            linear = Linear(**{name: np.asarray(arrays[name], dtype) for name, dtype in _TYPES.items()})
+            scores, log_atoms = (np.asarray(arrays[k], np.float64) for k in ("scores", "log_atoms"))
+            return cls(linear, Calibration(scores, log_atoms), about.get("report", {}))
         except KeyError as error:
             raise InputError(f"{path}: tensor {error} is missing.") from None
         except InputError as error:
@@ -179,25 +189,13 @@ def train_ranker(
     """
     require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
     design = _Design(answers)
-    fold = _folds(answers, seed)
-    scores = np.zeros(len(answers.prompts))
-    for k in range(FOLDS):
-        inside = np.flatnonzero(fold != k)
-        if progress is not None:
-            progress(k, FOLDS + 1)
-        held = np.flatnonzero(fold == k)
-        scores[held] = design.matrix[held] @ design.weights(inside, objective, seed)
-    weights = design.weights(np.arange(len(fold)), objective, seed)
-    if progress is not None:
-        progress(FOLDS + 1, FOLDS + 1)
-    # Each fold's ranker has a scale of its own, that of fewer prompts: put theirs on the last one's.
-    final = design.matrix @ weights
-    n = len(answers.output_tokens)
+    weights, scores, penalty = design.best(objective, seed, progress)
     made = calibrate(scores[answers.prompt], answers.output_tokens, answers.cut, seed=seed)
     report = {
-        "prompts": len(answers.prompts), "answers": n, "cut": int(answers.cut.sum()), "objective": objective,
+        "prompts": len(answers.prompts), "answers": len(answers.output_tokens),
+        "cut": int(answers.cut.sum()), "objective": objective, "penalty": penalty,
         "tau_out_of_fold": tau(scores[answers.prompt], answers.output_tokens),
-        "tau_trained_on": tau(final[answers.prompt], answers.output_tokens),
+        "tau_trained_on": tau((design.matrix @ weights)[answers.prompt], answers.output_tokens),
     }  # fmt: skip
     return Ranker(design.linear(weights), made, report)
 
@@ -206,14 +204,14 @@ def fit(answers: Answers, *, objective: str = "listmle", seed: int = 0) -> Linea
     """A score trained on all answers, without calibration; see `train_ranker`."""
     require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
     design = _Design(answers)
-    return design.linear(design.weights(np.arange(len(answers.prompts)), objective, seed))
+    return design.linear(design.best(objective, seed)[0])
 
 
 def tau(scores: Floats, tokens: NDArray[np.generic]) -> float:
     """Kendall's tau-b of scores and lengths; 0 if either is all equal."""
     from scipy.stats import kendalltau
 
-    found = float(kendalltau(scores, tokens).statistic)
+    found = float(kendalltau(scores, np.asarray(tokens, dtype=np.float64)).statistic)
     return found if np.isfinite(found) else 0.0
 
 
@@ -250,7 +248,30 @@ class _Design:
         dense = _lexical(lexical, self.mean, self.scale, self.deciles)
         self.matrix: csr_matrix = hstack([ngrams, csr_matrix(dense)]).tocsr()
 
-    def weights(self, prompts: Ints, objective: str, seed: int) -> Floats:
+    def best(
+        self, objective: str, seed: int, progress: Progress | None = None
+    ) -> tuple[Floats, Floats, float]:
+        """Weights, each prompt's score by a ranker that has not seen it, and the penalty taken."""
+        fold = _folds(self.answers, seed)
+        done, steps = 0, len(PENALTIES) * FOLDS + 1
+        found = []
+        for penalty in PENALTIES:
+            scores = np.zeros(len(fold))
+            for k in range(FOLDS):
+                inside, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+                scores[held] = self.matrix[held] @ self.weights(inside, objective, penalty, seed)
+                done += 1
+                if progress is not None:
+                    progress(done, steps)
+            order = tau(scores[self.answers.prompt], self.answers.output_tokens)
+            found.append((order, penalty, scores))
+        _, penalty, scores = max(found, key=lambda f: (f[0], f[1]))
+        weights = self.weights(np.arange(len(fold)), objective, penalty, seed)
+        if progress is not None:
+            progress(steps, steps)
+        return weights, scores, penalty
+
+    def weights(self, prompts: Ints, objective: str, penalty: float, seed: int) -> Floats:
         """Weights trained on the answers of some prompts."""
         from scipy.optimize import minimize
 
@@ -258,7 +279,7 @@ class _Design:
         matrix = self.matrix[prompts]
         turned = matrix.T.tocsr()
         loss = _loss(answers, objective, seed)
-        strength = PENALTY / len(prompts)
+        strength = penalty / len(prompts)
 
         def value(w: Floats) -> tuple[float, Floats]:
             cost, slope = loss(matrix @ w)
@@ -320,11 +341,12 @@ def _loss(answers: Answers, objective: str, seed: int) -> Callable[[Floats], tup
 def _weigh(
     row: Ints, buckets: NDArray[np.int32], counts: NDArray[np.float32], rarity: NDArray[np.float32], n: int
 ) -> Floats:
-    """TF-IDF with logarithmic counts; the words of a text, and its n-grams, have length 1 together."""
+    """TF-IDF with logarithmic counts; words, and n-grams, of a text scaled to one length together."""
     values = (1.0 + np.log(counts)) * rarity[buckets]
     block = 2 * row + (buckets >= BUCKETS // 2)
     norm = np.sqrt(np.bincount(block, values * values, minlength=2 * n))
-    return np.asarray(values / np.maximum(norm[block], 1e-9))
+    length = np.where(block % 2 == 1, _CHARACTERS, _WORDS)
+    return np.asarray(length * values / np.maximum(norm[block], 1e-9))
 
 
 def _lexical(lexical: Floats, mean: Floats, scale: Floats, deciles: Floats) -> Floats:

@@ -143,13 +143,14 @@ class TransformerRanker:
         import torch
 
         about = about_of(folder)
-        objective = about.get("objective")
+        objective = str(about.get("objective"))
         require(objective in OBJECTIVES, f"{Path(folder) / ABOUT}: objective", "a known one", objective)
         arrays, _ = read_tensors(Path(folder) / "ranker.safetensors")
         body, tokenizer = open_model(Path(folder) / "model")
         try:
             weight = torch.tensor(arrays["head"])
-            calibration = Calibration(arrays["scores"], arrays["log_atoms"])
+            scores, log_atoms = (np.asarray(arrays[k], np.float64) for k in ("scores", "log_atoms"))
+            calibration = Calibration(scores, log_atoms)
         except KeyError as error:
             raise InputError(f"{Path(folder) / 'ranker.safetensors'}: tensor {error} is missing.") from None
         size = int(body.config.hidden_size)
@@ -215,7 +216,8 @@ def train_transformer(
     tokens = np.minimum(train.output_tokens, LONGEST)
     texts = [prompt.text for prompt in train.prompts]
     watched = [prompt.text for prompt in watch.prompts]
-    total, done, curve = epochs * -(-n // LIST_SIZE), 0, []
+    total, done = epochs * -(-n // LIST_SIZE), 0
+    curve: list[tuple[int, float]] = []
     for _ in range(epochs):
         body.train()
         order = rng.permutation(n)

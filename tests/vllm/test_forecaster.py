@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_ranker(Answers.single(texts, lengths)).save(tmp_path_factory.mktemp("ranker"))
 
 
-def asked(text: str, request_id: str = "a", **fields: object) -> object:
+def asked(text: str, request_id: str = "a", **fields: Any) -> Any:
     return fake_request(request_id, prompt=text, prompt_token_ids=[1, 2], **fields)
 
 
@@ -133,7 +134,7 @@ def test_the_ledger_learns_cut_answers_as_such_and_knows_who_runs(clock: Virtual
     learned = Learned("h100-llama-3.1-8b")
     ledger = Ledger(Config(), clock, learned, Stats())
     for i, status in enumerate(("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED", "FINISHED_ABORTED")):
-        request = fake_request(f"r{i}", output=10 + i)
+        request: Any = fake_request(f"r{i}", output=10 + i)
         ledger.row(request)
         request.status = SimpleNamespace(name=status)
         ledger.finish(f"r{i}", 1.0)
