@@ -26,13 +26,15 @@ class Las(RankedPolicy):
     ----------
     quantum_tokens
         Output tokens a request gets before it counts as served more, at least 1; 400 in JITServe's code.
+    preempt
+        Whether running requests give way; if not, those are ordered only that memory ran short for.
     """
 
     name: ClassVar[str] = "las"
 
-    def __init__(self, *, quantum_tokens: int = 400) -> None:
+    def __init__(self, *, quantum_tokens: int = 400, preempt: bool = True) -> None:
         require(quantum_tokens >= 1, "quantum_tokens", "at least 1", quantum_tokens)
-        self.quantum_tokens = quantum_tokens
+        self.quantum_tokens, self.preempt = quantum_tokens, preempt
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Whole quanta of output tokens received."""
@@ -117,10 +119,12 @@ class Mlfq(RankedPolicy):
 class _Program(RankedPolicy):
     """Ranks calls by the service of the program they belong to; see `Plas` and `Atlas`."""
 
-    def __init__(self, *, quantum_tokens: int = 400, promote_ratio: float = 10.0) -> None:
+    def __init__(
+        self, *, quantum_tokens: int = 400, promote_ratio: float = 10.0, preempt: bool = True
+    ) -> None:
         require(quantum_tokens >= 1, "quantum_tokens", "at least 1", quantum_tokens)
         require(promote_ratio > 0, "promote_ratio", "a number above 0", promote_ratio)
-        self.quantum_tokens, self.promote_ratio = quantum_tokens, promote_ratio
+        self.quantum_tokens, self.promote_ratio, self.preempt = quantum_tokens, promote_ratio, preempt
         self._left = Departures()
         self._ids: dict[int, int] = {}
         self._programs = 0
@@ -129,11 +133,9 @@ class _Program(RankedPolicy):
         self._done, self._wait_s, self._run_s = (np.zeros(64) for _ in range(3))
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
-        """Whole quanta of service; 0 for programs that waited too long for what they got."""
-        program = self._program(snapshot, rows)
-        level = np.floor(self._service(snapshot, rows) / self.quantum_tokens)
-        starved = self._wait_s[program] > self.promote_ratio * self._run_s[program]
-        return np.where(starved, 0.0, level)
+        """Whole quanta of service since the last promotion."""
+        forgiven = snapshot.table.extra(f"{self.name}.forgiven")[rows]
+        return np.asarray(np.floor((self._service(snapshot, rows) - forgiven) / self.quantum_tokens))
 
     def plan(self, snapshot: Snapshot) -> Plan:
         """Account for the time since the last plan, then rank everybody."""
@@ -144,7 +146,17 @@ class _Program(RankedPolicy):
         self._now_s = snapshot.now_s
         np.add.at(self._wait_s, self._program(snapshot, waiting), elapsed_s)
         np.add.at(self._run_s, self._program(snapshot, running), elapsed_s)
+        self._promote(snapshot, np.concatenate([waiting, running]))
         return super().plan(snapshot)
+
+    def _promote(self, snapshot: Snapshot, rows: Ints) -> None:
+        """Send the calls of starved programs to the top, and begin to count anew."""
+        program = self._program(snapshot, rows)
+        starved = self._wait_s[program] > self.promote_ratio * self._run_s[program]
+        forgiven = snapshot.table.extra(f"{self.name}.forgiven")
+        forgiven[rows[starved]] = self._service(snapshot, rows[starved])
+        self._wait_s[program[starved]] = 0.0
+        self._run_s[program[starved]] = 0.0
 
     def _program(self, snapshot: Snapshot, rows: Ints) -> Ints:
         return snapshot.table.extra(f"{self.name}.program", fill=-1.0)[rows].astype(np.int64)
@@ -182,8 +194,9 @@ class Plas(_Program):
     """Program-level attained service of Autellix (arXiv 2502.13965): least served program first, preemptive.
 
     A call counts the output tokens of all calls of its program, finished and live, in whole quanta as in
-    JITServe's version. A program whose calls waited more than `promote_ratio` times as long as they ran
-    goes to the top. Autellix counts seconds and has a few levels of growing width.
+    JITServe's version. When the calls of a program have waited more than `promote_ratio` times as long as
+    they ran, those that are there go to the top and the count of seconds begins anew. Autellix counts service
+    in seconds, too, and has a few levels of growing width.
 
     A program here is the set of requests whose prompts begin with the same block (`prefix_index`), as the
     turns of a session do; a request whose prompt is not known is a program of its own, and then this is LAS.
@@ -194,6 +207,8 @@ class Plas(_Program):
         Output tokens a level is wide, at least 1; 400 in JITServe's code.
     promote_ratio
         Above 0. Ours: no published value is known to us.
+    preempt
+        Whether running requests give way.
     """
 
     name: ClassVar[str] = "plas"
@@ -217,7 +232,7 @@ class Atlas(_Program):
 
     Parameters
     ----------
-    quantum_tokens, promote_ratio
+    quantum_tokens, promote_ratio, preempt
         As in `Plas`.
     """
 

@@ -17,15 +17,19 @@ class RankedPolicy(KeyPolicy):
 
     Token budget goes to running requests by the same key, and the last of them loses its memory first. A
     preempted request computes its cache again; the systems these policies come from swap it to the host.
+    Without `preempt` only the waiting queue is sorted.
     """
 
     preempts: ClassVar[bool] = True
+    preempt = True
 
     def plan(self, snapshot: Snapshot) -> Plan:
         """Sort both queues; preempt running requests behind waiting ones that do not fit."""
         waiting, running = snapshot.waiting, snapshot.running
         mine, theirs = self.key(snapshot, waiting), self.key(snapshot, running)
         by_key = np.argsort(mine, kind="stable")
+        if not self.preempt:
+            return Plan(snapshot=snapshot, policy=self.name, order=waiting[by_key])
         return Plan(
             snapshot=snapshot,
             policy=self.name,

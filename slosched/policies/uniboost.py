@@ -162,15 +162,14 @@ class UniBoost(Policy):
         return np.asarray(snapshot.table.arrival_s[rows] - boost_s(work * self.token_s, self.tail.gamma))
 
     def _level(self, snapshot: Snapshot, rows: Ints) -> Floats:
-        """Boundaries crossed so far."""
+        """Boundaries crossed so far, whether or not the cache was lost since."""
         t = snapshot.table
-        generated = t.generated_tokens[rows]
+        generated, most = t.generated_tokens[rows], t.extra("uniboost.attained")
         attained = np.where(
-            generated > 0,
-            t.prompt_tokens[rows] + self.decode_weight * generated,
-            t.computed_tokens[rows],
+            generated > 0, t.prompt_tokens[rows] + self.decode_weight * generated, t.computed_tokens[rows]
         )
-        return np.asarray(np.floor(np.log2(np.maximum(attained, self.guard_tokens) / self.guard_tokens)))
+        most[rows] = np.maximum(most[rows], attained)
+        return np.asarray(np.floor(np.log2(np.maximum(most[rows], self.guard_tokens) / self.guard_tokens)))
 
 
 def _recompute_s(snapshot: Snapshot, rows: Ints) -> Floats:
