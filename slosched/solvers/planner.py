@@ -169,14 +169,19 @@ class Planner:
         interrupted between two steps, since that costs nothing but the memory it holds.
         """
         self._begin_s = self._clock() if self._clock is not None else 0.0
-        entering = _entering(snapshot)
-        if not (self.params.interrupt and entering.any()):
-            order, limit = self._order(snapshot, c.engine_of(snapshot))
-            return Planned(order, limit, None, snapshot.running[:0])
-        decoding, begun = snapshot.running[~entering], snapshot.running[entering]
-        queue = replace(snapshot, running=decoding, waiting=np.concatenate([begun, snapshot.waiting]))
-        order, limit = self._order(queue, c.engine_of(snapshot))
-        return _split(snapshot, order, limit, decoding, begun)
+        t, running = snapshot.table, snapshot.running
+        decoding, begun = _begun(running, t.prompt_tokens, t.generated_tokens, t.computed_tokens)
+        engine = c.engine_of(snapshot)
+        if not self.params.interrupt or len(begun) == 0:
+            order, limit = self._order(snapshot, engine)
+            return Planned(order, limit, None, begun[:0])
+        prompts = np.concatenate([begun, snapshot.waiting])
+        order, limit = self._order(replace(snapshot, running=decoding, waiting=prompts), engine)
+        order, begun, ahead = _part(order, begun, self._mark)
+        # The engine serves running requests first: who stands behind the first waiting one is passed over.
+        skip = begun[ahead:] if _fits(snapshot, order[:1]) else begun[:0]
+        served = np.concatenate([decoding, begun])
+        return Planned(order, limit, None if np.array_equal(served, running) else served, skip)
 
     def _order(self, snapshot: Snapshot, engine: Floats) -> tuple[Ints, float]:
         """Order of the waiting rows, and the most prompt tokens to compute in the next step (or infinity)."""
@@ -341,34 +346,49 @@ class Planner:
         return self._limit
 
 
-def _entering(snapshot: Snapshot) -> NDArray[np.bool_]:
-    """Which running rows are in prefill."""
-    t, rows = snapshot.table, snapshot.running
-    left = t.prompt_tokens[rows] + t.generated_tokens[rows] - t.computed_tokens[rows]
-    return np.asarray((left > 1) | (t.generated_tokens[rows] == 0))
+def _fits(snapshot: Snapshot, row: Ints) -> bool:
+    """Whether a waiting row, if there is one, would be admitted now."""
+    if len(row) == 0 or snapshot.free_seqs <= 0:
+        return False
+    tokens = int(snapshot.table.prompt_tokens[row[0]] + snapshot.table.generated_tokens[row[0]])
+    return -(-tokens // snapshot.limits.block_tokens) <= snapshot.free_blocks
 
 
-def _split(snapshot: Snapshot, order: Ints, limit: float, decoding: Ints, begun: Ints) -> Planned:
-    """Turn an order of prompts, begun and waiting ones, into what an engine can do in one step.
+@njit(nogil=True, cache=True)
+def _begun(running: Ints, prompt: Ints, generated: Ints, computed: Ints) -> tuple[Ints, Ints]:
+    """Running rows that decode, and those still in prefill; both in their order."""
+    decoding, begun = np.empty(len(running), np.int64), np.empty(len(running), np.int64)
+    d, b = 0, 0
+    for row in running:
+        if generated[row] > 0 and prompt[row] + generated[row] - computed[row] <= 1:
+            decoding[d] = row
+            d += 1
+        else:
+            begun[b] = row
+            b += 1
+    return decoding[:d], begun[:b]
 
-    The engine serves running requests first, so those behind the first waiting one are passed over, if that
-    one can be admitted.
+
+@njit(nogil=True, cache=True)
+def _part(order: Ints, begun: Ints, mark: NDArray[np.bool_]) -> tuple[Ints, Ints, int]:
+    """Waiting and begun rows of an order of both, and how many begun ones stand before all waiting ones.
+
+    `mark` is False everywhere, before and after.
     """
-    t = snapshot.table
-    place = np.empty(t.capacity, dtype=np.int64)
-    place[order] = np.arange(len(order))
-    begun = begun[np.argsort(place[begun])]
-    mine = np.zeros(t.capacity, dtype=np.bool_)
-    mine[begun] = True
-    waiting = order[~mine[order]]
-    skip = begun[:0]
-    if len(waiting) and snapshot.free_seqs > 0:
-        tokens = int(t.prompt_tokens[waiting[0]] + t.generated_tokens[waiting[0]])
-        if -(-tokens // snapshot.limits.block_tokens) <= snapshot.free_blocks:
-            skip = begun[place[begun] > place[waiting[0]]]
-    running_order = np.concatenate([decoding, begun])
-    same = np.array_equal(running_order, snapshot.running)
-    return Planned(waiting, limit, None if same else running_order, skip)
+    waiting, running = np.empty(len(order) - len(begun), np.int64), np.empty(len(begun), np.int64)
+    w, r, ahead = 0, 0, 0
+    for row in begun:
+        mark[row] = True
+    for row in order:
+        if mark[row]:
+            mark[row] = False
+            running[r] = row
+            r += 1
+            ahead += w == 0
+        else:
+            waiting[w] = row
+            w += 1
+    return waiting, running, ahead
 
 
 @njit(nogil=True, cache=True)
