@@ -200,11 +200,17 @@ def train_ranker(
     return Ranker(design.linear(weights), made, report)
 
 
-def fit(answers: Answers, *, objective: str = "listmle", seed: int = 0) -> Linear:
-    """A score trained on all answers, without calibration; see `train_ranker`."""
+def fit(
+    answers: Answers, *, objective: str = "listmle", penalty: float | None = None, seed: int = 0
+) -> Linear:
+    """A score trained on all answers, without calibration; see `train_ranker`. `penalty` is chosen out of
+    fold if not given.
+    """
     require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
     design = _Design(answers)
-    return design.linear(design.best(objective, seed)[0])
+    if penalty is None:
+        return design.linear(design.best(objective, seed)[0])
+    return design.linear(design.weights(np.arange(len(answers.prompts)), objective, penalty, seed))
 
 
 def tau(scores: Floats, tokens: NDArray[np.generic]) -> float:
