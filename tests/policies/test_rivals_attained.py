@@ -289,3 +289,30 @@ def test_las_serves_the_short_sooner() -> None:
         for name, one in (("las", policy("las", quantum_tokens=30)), ("fcfs", policy("fcfs")))
     }
     assert mean["las"] < 0.8 * mean["fcfs"]
+
+
+def test_uniboost_forgets_no_service() -> None:
+    """A request evicted during its prefill keeps its level, and crosses no boundary a second time."""
+    waiting = [request("new", prompt=5, arrival_s=0.5)]
+    snapshot = snapshot_of(waiting, [request("run", prompt=3000)])
+    uniboost = UniBoost(gamma=0.1)
+    t = snapshot.table
+
+    def plan_at(computed: int) -> int:
+        t.computed_tokens[1] = computed
+        return len(uniboost.plan(snapshot).preempt)
+
+    assert [plan_at(0), plan_at(400), plan_at(600)] == [0, 0, 1]
+    t.computed_tokens[1] = 0
+    uniboost.plan(replace(snapshot, waiting=np.array([1]), running=np.array([0])))
+    assert uniboost.key(snapshot, np.array([1])) == pytest.approx(-boost_s(np.array([512 * 64e-6]), 0.1))
+    assert [plan_at(0), plan_at(600), plan_at(1000), plan_at(1100)] == [0, 0, 0, 1]
+
+
+def test_preemption_can_be_turned_off() -> None:
+    """Without `preempt` the queue is sorted and the engine's running requests are left alone."""
+    snapshot = snapshot_of([request("new")], [request("run", generated_tokens=5000)])
+    for name in ("las", "plas", "atlas"):
+        assert victims(name, snapshot) == ["run"]
+        assert victims(name, snapshot, preempt=False) == []
+        assert policy(name, preempt=False).plan(snapshot).running_order is None
