@@ -23,7 +23,7 @@ from slosched.workloads.mixes import mix
 ENGINE = preset("h100-llama-3.1-8b")
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 POLICIES = ("fcfs", "edf+d", "qoserve", "slosched")
-RATES_RPS = {"azure": 12.0, "sharegpt-batch": 12.0}
+RATES_RPS = {"azure": 16.0, "sharegpt-batch": 30.0}
 """Well above what first come, first served can take under the limits as they are."""
 
 Cell = tuple[str, float, str, int, int]
