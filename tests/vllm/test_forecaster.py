@@ -106,6 +106,29 @@ def test_a_ranker_is_corrected_by_what_comes(folder: Path) -> None:
     assert len(made._asked) == 1  # what has finished is forgotten
 
 
+def test_tokens_are_turned_back_into_text(folder: Path, tmp_path: Path) -> None:
+    """As the engine has them: by the tokenizer of the model it serves."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = {w: i for i, w in enumerate(("<unk>", "Write", "one", "ninety", "line", "lines", "on", "7", "."))}
+    inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path)
+    made, stats = forecaster(folder, limit_ms=1000)
+    model = SimpleNamespace(tokenizer=str(tmp_path))
+    made.reads(SimpleNamespace(vllm_config=SimpleNamespace(model_config=model)))
+    short, long = (
+        made.of(PLAIN, fake_request("a", prompt=None, prompt_token_ids=tokenizer(text)["input_ids"]))
+        for text in ("Write one line on 7 .", "Write ninety lines on 7 .")
+    )
+    assert 3 * short.mean_tokens < long.mean_tokens
+    assert not stats.fallbacks
+
+
 def test_no_text_and_no_tokenizer_falls_back(folder: Path) -> None:
     """A request of tokens, where the model's tokenizer is not at hand."""
     made, stats = forecaster(folder)
