@@ -101,9 +101,9 @@ def train_probe(
     spacing: Annotated[
         str, typer.Option(help="Bins: quantile, or trail: ten up to 512 tokens.")
     ] = "quantile",
-    bins: Annotated[int, typer.Option(help="Bins, with quantile spacing.")] = 20,
+    bins: Annotated[int, typer.Option(help="Bins, with quantile spacing.")] = 10,
     every: Annotated[int, typer.Option(help="While serving, a new forecast each so many tokens.")] = 8,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 15,
     seed: c.Seed = 0,
     as_json: c.AsJson = False,
 ) -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from slosched.errors import InputError
 from slosched.forecast import FORECAST_ATOMS, LengthForecast
 from slosched.predictors.refinement import REFINEMENTS, bayes
-from slosched.predictors.states import read_tensors, write_tensors
+from slosched.predictors.states import finite_rows, read_tensors, write_tensors
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -158,7 +158,7 @@ class Probe:
             Mean over each prompt's states, then its last token's, shape (n, 2 * hidden size).
         """
         prompt_states = prompt_states[:, : self.prompt.w1.shape[0]]
-        good = np.isfinite(prompt_states).all(axis=1)
+        good = finite_rows(prompt_states)
         beliefs = iter(self.prompt.probabilities(prompt_states[good]))
         return [_fresh(next(beliefs)) if ok else None for ok in good]
 
@@ -179,7 +179,7 @@ class Probe:
         list of bool
             False where the state was not finite and the belief stays as it was.
         """
-        good = np.isfinite(states).all(axis=1)
+        good = finite_rows(states)
         inputs = states
         if self.about.refinement == "prior":
             inputs = decode_inputs(states, np.array([b.prior for b in held]), np.asarray(generated_tokens))

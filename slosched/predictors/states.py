@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,8 +98,8 @@ class States:
 
         A request whose prompt state is not finite goes with all its states.
         """
-        good = np.isfinite(self.prompt_states).all(axis=1)
-        rows = np.isfinite(self.states).all(axis=1) & good[self.request]
+        good = finite_rows(self.prompt_states)
+        rows = finite_rows(self.states) & good[self.request]
         dropped = int((~rows).sum() + (~good).sum())
         if dropped == 0:
             return self, 0
@@ -111,7 +112,7 @@ class States:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file in one move."""
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "prompt_states": self.prompt_states, "output_tokens": self.output_tokens,
             "cut": self.cut.astype(np.uint8), "states": self.states, "request": self.request,
             "generated_tokens": self.generated_tokens,
@@ -123,6 +124,11 @@ class States:
             "names": json.dumps(self.names),
         }
         write_tensors(Path(path), arrays, about)
+
+
+def finite_rows(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows hold neither NaN nor infinity, shape (n,)."""
+    return np.asarray(np.isfinite(values).all(axis=1))
 
 
 def load_states(path: str | Path) -> States:
@@ -185,7 +191,7 @@ def _read(path: Path) -> States:
         raise InputError(f"{path} must be a file of hidden states: {error}") from error
 
 
-def write_tensors(path: Path, arrays: dict[str, NDArray[np.generic]], about: dict[str, str]) -> None:
+def write_tensors(path: Path, arrays: dict[str, NDArray[Any]], about: dict[str, str]) -> None:
     """Write a safetensors file in one move.
 
     Raises
@@ -202,7 +208,7 @@ def write_tensors(path: Path, arrays: dict[str, NDArray[np.generic]], about: dic
     partial.replace(path)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Arrays and metadata of a safetensors file; nothing in it is executed.
 
     Raises

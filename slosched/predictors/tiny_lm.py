@@ -4,8 +4,8 @@
 language made here and saves it in Hugging Face's format with its tokenizer; vLLM loads the folder like any
 other. As with real models, the length of an answer follows from what the prompt means, in part from chance,
 and the model ends it by itself: "explain all rivers fully" gets a long answer unless "no instead name one
-river" comes after. Chance shows as the answer goes on: its first words say how many items there will be and in
-what manner, where the prompt left that open.
+river" follows. Chance shows as the answer goes on: its first words say how many items there will be, where
+the prompt left that open.
 
 The prompt's own length says nothing: remarks of random length surround the request.
 """
@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ TOPICS = {
     topic: [f"{topic}-{i}" for i in range(24)]
     for topic in ("rivers", "birds", "tools", "songs", "cities", "metals", "games", "plants")
 }
-VERBS = {"name": 0.3, "list": 0.7, "describe": 1.5, "explain": 2.4}
+VERBS = {"name": 0.35, "list": 0.7, "describe": 1.4, "explain": 2.0}
 """Words an item gets, as a factor."""
 
 AMOUNTS = {
@@ -41,16 +41,13 @@ AMOUNTS = {
 """Least and most items of an answer; where they differ, chance decides."""
 
 STYLES = {"briefly": 0.5, "": 1.0, "fully": 2.2}
-MANNERS = ("tersely", "shortly", "plainly", "richly", "deeply")
-"""An answer's second word: 1, 2, 4, 8, 16 words an item or thereabouts."""
-
 REMARKS = [f"remark-{i}" for i in range(40)]
 WORDS_PER_ITEM = 4.0
 MOST_ITEMS = 20
 MOST_WORDS = 24
 CHOICE = 4
 """Words that may come next within an item."""
-MOST_REMARKS = 12
+MOST_REMARKS = 24
 LENGTH_TOKENS = 1024
 """Context of the model; no answer of the language comes near it."""
 
@@ -68,7 +65,7 @@ class Meaning:
 def vocabulary() -> list[str]:
     """Every word of the language; a word's place is its token number."""
     words = [*SPECIAL, "please", "no", "instead", "not", "?", ":", ".", "done"]
-    words += [*TOPICS, *VERBS, *AMOUNTS, *(style for style in STYLES if style), *MANNERS, *REMARKS]
+    words += [*TOPICS, *VERBS, *AMOUNTS, *(style for style in STYLES if style), *REMARKS]
     words += [f"#{k}" for k in range(1, MOST_ITEMS + 1)]
     return words + [word for topic in TOPICS.values() for word in topic]
 
@@ -97,7 +94,7 @@ def _prompt(rng: np.random.Generator) -> tuple[list[str], Meaning]:
     """A prompt's words and what it means: of two requests the last counts, "not" turns a style round."""
     words = _remarks(rng)
     asked, meaning = _request(rng)
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         words += [*_request(rng)[0], "no", "instead"]
     words += [*asked, *_remarks(rng), "?"]
     return words, meaning
@@ -106,7 +103,7 @@ def _prompt(rng: np.random.Generator) -> tuple[list[str], Meaning]:
 def _request(rng: np.random.Generator) -> tuple[list[str], Meaning]:
     verb, amount, topic, style = (_one(rng, names) for names in (VERBS, AMOUNTS, TOPICS, STYLES))
     words = ["please"] * int(rng.integers(2)) + [verb, amount, topic]
-    if style and rng.random() < 0.3:
+    if style and rng.random() < 0.4:
         words += ["not", "briefly" if style == "fully" else "fully"]
     elif style:
         words.append(style)
@@ -117,13 +114,13 @@ def _remarks(rng: np.random.Generator) -> list[str]:
     return [REMARKS[i] for i in rng.integers(0, len(REMARKS), int(rng.integers(0, MOST_REMARKS + 1)))]
 
 
-def _one(rng: np.random.Generator, names: Sequence[str] | dict[str, object]) -> str:
-    return list(names)[int(rng.integers(len(names)))]
+def _one(rng: np.random.Generator, names: Iterable[str]) -> str:
+    known = list(names)
+    return known[int(rng.integers(len(known)))]
 
 
 def answer(meaning: Meaning, rng: np.random.Generator) -> list[str]:
-    """An answer: how many items and in what manner, then the items counted down, each of as many words as
-    chance will have.
+    """An answer: how many items, then the items counted down, each of as many words as chance will have.
 
     Which words an item gets depends on its number, so that a model must know at every word how far it is, as
     models of real language do.
@@ -132,14 +129,13 @@ def answer(meaning: Meaning, rng: np.random.Generator) -> list[str]:
     --------
     >>> words = answer(Meaning("name", "one", "birds", "briefly"), np.random.default_rng(0))
     >>> words[:3], words[-1]
-    (['#1', 'tersely', ':'], 'done')
+    (['#1', ':', '#1'], 'done')
     """
     least, most = AMOUNTS[meaning.amount]
     items = int(rng.integers(least, most + 1))
     mean = WORDS_PER_ITEM * VERBS[meaning.verb] * STYLES[meaning.style]
     mean *= math.exp(rng.normal(0.0, 0.2))
-    manner = MANNERS[min(max(0, round(math.log2(mean))), len(MANNERS) - 1)]
-    words = [f"#{items}", manner, ":"]
+    words = [f"#{items}", ":"]
     for k in range(items, 0, -1):
         count = min(MOST_WORDS, 1 + int(rng.poisson(mean)))
         chosen = k - 1 + rng.integers(0, CHOICE, count)
@@ -151,7 +147,7 @@ def train(
     out: str | Path,
     *,
     seed: int = 0,
-    steps: int = 1000,
+    steps: int = 800,
     hidden: int = 96,
     layers: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -275,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
     options = parser.parse_args(arguments)
     begin = time.perf_counter()
 

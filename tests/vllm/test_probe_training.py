@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def made(requests: int = 300, seed: int = 0, *, noise: float = 0.1, cut_share: f
 @pytest.mark.parametrize("refinement", ["none", "bayes", "prior"])
 def test_a_probe_learns_what_the_states_say(refinement: str) -> None:
     """Far better than knowing nothing, on requests it has not seen; better later than at the prompt."""
-    probe, curves = train_probe(made(), Settings(**{**_as_dict(QUICK), "refinement": refinement}))
+    probe, curves = train_probe(made(), replace(QUICK, refinement=refinement))
     unseen = made(seed=1)
     found = measure(probe, unseen)
     blind = np.abs(unseen.remaining_tokens - np.median(unseen.remaining_tokens)).mean()
@@ -173,7 +174,3 @@ def test_the_command_leaves_nothing_behind_on_bad_input(
     assert left.value.code == 2
     assert "must be a safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "probe").exists()
-
-
-def _as_dict(settings: Settings) -> dict[str, object]:
-    return {name: getattr(settings, name) for name in Settings.__dataclass_fields__}

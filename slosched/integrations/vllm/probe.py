@@ -93,8 +93,8 @@ class Watch:
         self._sweep(runner.requests)
         step = self._step = _step(runner, state)
         end = step.computed + step.last - step.first + 1
-        for i in np.flatnonzero(step.computed < step.prompt):
-            self._add_prompt(step, int(i))
+        for prefilling in np.flatnonzero(step.computed < step.prompt).tolist():
+            self._add_prompt(step, prefilling)
         at: dict[int, int] = {}
         prompts: dict[int, NDArray[np.float32]] = {}
         generated = (end - step.prompt).tolist()
