@@ -87,11 +87,11 @@ def _wrap(runner_class: Any) -> None:
         watch = watch_of(runner)
         if watch is None:
             return sample(runner, *args, **kwargs)
-        found: dict[str, Any] = {}
         try:
             found = watch.before(runner)
         except Exception as error:
             _give_up(runner, error)
+            return sample(runner, *args, **kwargs)
         output = sample(runner, *args, **kwargs)
         try:
             watch.after(runner, output, found)

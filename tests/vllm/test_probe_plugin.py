@@ -1,0 +1,154 @@
+"""The plugin stays out of the way: unless asked, after a surprise, with forecasts that make no sense."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slosched.errors import InputError
+from slosched.integrations.vllm import plugin
+from slosched.integrations.vllm.foretold import foretold
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.probe import Collector, reader_for
+
+from .conftest import fake_request
+
+
+def test_importing_the_plugin_loads_nothing_heavy() -> None:
+    """VLLM imports it in every process, asked for or not, and its CPU worker fails where numba is loaded."""
+    words = (
+        "import sys, slosched.integrations.vllm.plugin as p; p.register(); "
+        "print(sorted({'numba', 'numpy', 'torch', 'vllm', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", words], env={"PATH": ""}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+class Runner:
+    """As much of a model runner as is wrapped."""
+
+    def __init__(self) -> None:
+        self.set_up = 0
+
+    def _setup_eagle3_aux_hidden_state_outputs(self) -> None:
+        self.set_up += 1
+
+    def sample_tokens(self, grammar: object) -> Any:
+        return SimpleNamespace(tokens=[1, 2, 3])
+
+
+class Watching:
+    """A watch that fails when told to."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.calls = fails, 0
+
+    def before(self, runner: Any) -> dict[str, Any]:
+        self.calls += 1
+        if self.fails == "before":
+            raise RuntimeError("no such tensor")
+        return {"a": [1.0]}
+
+    def after(self, runner: Any, output: Any, found: dict[str, Any]) -> None:
+        if self.fails == "after":
+            raise RuntimeError("no such field")
+        output.slosched_atoms = found
+
+
+@pytest.fixture
+def runner_class() -> type[Runner]:
+    made = type("Wrapped", (Runner,), dict(vars(Runner)))
+    plugin._wrap(made)
+    plugin._wrap(made)  # a second load of the plugins changes nothing
+    return made
+
+
+@pytest.mark.parametrize("fails", ["", "before", "after"])
+def test_a_failing_watch_is_dropped_with_one_line(
+    runner_class: type[Runner], fails: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Watching(fails)
+    monkeypatch.setattr(plugin, "_attach", lambda runner: watch)
+    runner = runner_class()
+    runner._setup_eagle3_aux_hidden_state_outputs()
+    with caplog.at_level(logging.WARNING, logger="vllm.slosched"):
+        outputs = [runner.sample_tokens(None) for _ in range(3)]
+    assert [o.tokens for o in outputs] == [[1, 2, 3]] * 3
+    assert [hasattr(o, plugin.ATTRIBUTE) for o in outputs] == [not fails] * 3
+    assert watch.calls == (1 if fails else 3)
+    assert len(caplog.records) == (1 if fails else 0)
+    assert (plugin.watch_of(runner) is None) == bool(fails)
+
+
+def test_a_runner_that_cannot_be_watched_is_set_up_as_before(
+    runner_class: type[Runner], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(runner: Any) -> None:
+        raise InputError("the engine must run without speculative decoding.")
+
+    monkeypatch.setattr(plugin, "_attach", refuse)
+    runner = runner_class()
+    with caplog.at_level(logging.WARNING, logger="vllm.slosched"):
+        runner._setup_eagle3_aux_hidden_state_outputs()
+    assert runner.set_up == 1
+    assert runner.sample_tokens(None).tokens == [1, 2, 3]
+    assert "without speculative decoding" in caplog.text
+
+
+def test_wanted_by_environment_or_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (plugin.PROBE, plugin.STATES, "SLOSCHED_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    assert not plugin.wanted()
+    config = tmp_path / "c.yaml"
+    config.write_text("policy: trail\n")
+    monkeypatch.setenv("SLOSCHED_CONFIG", str(config))
+    assert not plugin.wanted()
+    config.write_text("forecast: {probe: somewhere}\n")
+    assert plugin.wanted()
+    assert plugin.probe_folder() == "somewhere"
+    monkeypatch.setenv(plugin.PROBE, "elsewhere")
+    assert plugin.probe_folder() == "elsewhere"
+
+
+@pytest.mark.parametrize("text", ["0", "5", "two", "-1"])
+def test_a_layer_the_model_has_not_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(plugin.STATES, str(tmp_path / "states"))
+    monkeypatch.setenv(plugin.LAYER, text)
+    with pytest.raises(
+        InputError, match=f"SLOSCHED_STATES_LAYER must be an integer from 1 to 4, got '{text}'"
+    ):
+        reader_for("tiny", 8, 4)
+    monkeypatch.delenv(plugin.LAYER)
+    reader = reader_for("tiny", 8, 4)
+    assert isinstance(reader, Collector)
+    assert reader.layer == 2
+
+
+def test_forecasts_that_make_no_sense_are_counted_and_ignored(ledger: Ledger) -> None:
+    """Unknown requests, wrong shapes and NaN change nothing; lengths beyond max_tokens are clipped."""
+    row = ledger.row(fake_request("a", max_tokens=50))
+    stats = Stats()
+    controller = SimpleNamespace(ledger=ledger, stats=stats)
+    before = ledger.table.atoms[row].copy()
+    foretold(controller, SimpleNamespace())
+    foretold(controller)
+    foretold(controller, SimpleNamespace(slosched_atoms={"b": np.arange(8.0)}))
+    assert stats.fallbacks == {}
+    for bad in (np.arange(3.0), np.full(8, np.nan)):
+        foretold(controller, SimpleNamespace(slosched_atoms={"a": bad}))
+    assert stats.fallbacks == {"probe": 2}
+    np.testing.assert_array_equal(ledger.table.atoms[row], before)
+    foretold(controller, SimpleNamespace(slosched_atoms={"a": np.linspace(90, 20, 8)}))
+    assert ledger.table.atoms[row].tolist() == [20, 30, 40, 50, 50, 50, 50, 50]
