@@ -1,6 +1,6 @@
 """Light ranker against its baselines on public prompts, and what its forecasts are worth to policies.
 
-    python benchmarks/predictors.py [--quick] [--part ranks|effect]
+    python benchmarks/predictors.py [--quick] [--part ranks|effect] [--seeds 0 1 --sets codegen --resume]
 
 Needs the public data (SLOSCHED_DATA) and the extra ``study`` (scikit-learn, LightGBM) for the baselines.
 Writes ``benchmarks/results/predictors.json`` and ``predictors_effect.json``: medians over seeds, with the
@@ -30,6 +30,9 @@ from slosched.predictors.history import ClassHistory
 from slosched.predictors.ranker import fit, tau, train_ranker
 
 SETS = ("codegen", "roleplay", "gsm8k", "cruxeval")
+Cells = dict[str, dict[str, dict[str, float]]]
+"""Value by place, measure and seed."""
+
 HELD_MODELS = 5
 SHARE = 0.8
 
@@ -161,17 +164,17 @@ def history_atoms(train: Answers, test: Answers, seed: int) -> Any:
     return history.forecast(asked)[test.prompt]
 
 
-def ranks(folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
+def ranks(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Iterator[dict[str, Any]]:
     """Tau, forecast quality and latency in and across distributions, after each seed."""
     sets, models = read_sets(folder)
-    cells: dict[str, dict[str, list[float]]] = {}
 
     def note(place: str, name: str, value: float) -> None:
-        cells.setdefault(place, {}).setdefault(name, []).append(float(value))
+        cells.setdefault(place, {}).setdefault(name, {})[str(seed)] = round(float(value), 5)
 
     for seed in seeds:
         parts = {name: split_set(sets, models, name, seed) for name in SETS}
-        for name, (train, same, other) in parts.items():
+        for name in names:
+            train, same, other = parts[name]
             begun = time.perf_counter()
             ranker = train_ranker(train, seed=seed)
             note(name, "train_s", time.perf_counter() - begun)
@@ -216,9 +219,11 @@ def ranks(folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
         yield {place: {name: spread(v) for name, v in found.items()} for place, found in cells.items()}
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
+def spread(by_seed: dict[str, float]) -> dict[str, Any]:
+    """Median, lowest and highest, and the values."""
+    values = list(by_seed.values())
     return {
+        "by_seed": by_seed,
         "median": round(float(np.median(values)), 4),
         "low": round(min(values), 4),
         "high": round(max(values), 4),
@@ -232,7 +237,7 @@ LOADS = (1.1, 1.4)
 REQUESTS = 1000
 
 
-def effect(folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
+def effect(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Iterator[dict[str, Any]]:
     """Policies under forecasts of held-out GPTeacher prompts, after each seed: the share of class mean to
     oracle closed.
     """
@@ -252,7 +257,6 @@ def effect(folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
         "codegen": ClassSpec(e2e_s=3.0),
         "roleplay": ClassSpec(ttft_s=0.5, tpot_s=0.02),
     }
-    cells: dict[str, dict[str, list[float]]] = {}
     for seed in seeds:
         rng = np.random.default_rng(seed)
         texts: list[str] = []
@@ -293,7 +297,7 @@ def effect(folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
                 out = simulate(w, policy, limits=limits, step_time=engine.step_time, seed=seed).outcomes
                 place = cells.setdefault(f"{load}x {policy} {forecast}", {})
                 for name, value in measures(out).items():
-                    place.setdefault(name, []).append(value)
+                    place.setdefault(name, {})[str(seed)] = round(value, 5)
             print(f"seed {seed} load {load}", file=sys.stderr)
         yield {
             "runs": {
@@ -303,7 +307,7 @@ def effect(folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
         }
 
 
-def closed(cells: dict[str, dict[str, list[float]]]) -> dict[str, float | None]:
+def closed(cells: Cells) -> dict[str, float | None]:
     """Share of the gap between class-mean forecasts and the oracle that each forecast closes, from means over
     seeds; None where there is no gap to speak of.
     """
@@ -311,7 +315,9 @@ def closed(cells: dict[str, dict[str, list[float]]]) -> dict[str, float | None]:
     for load in LOADS:
         for policy in EFFECT_POLICIES:
             for name in ("mean_token_latency_s", "mean_e2e_s", "mean_ttft_s", "attainment"):
-                mean = {f: float(np.mean(cells[f"{load}x {policy} {f}"][name])) for f in FORECASTS}
+                mean = {
+                    f: float(np.mean(list(cells[f"{load}x {policy} {f}"][name].values()))) for f in FORECASTS
+                }
                 gap = mean["oracle"] - mean["class mean"]
                 for mine in ("class history", "light ranker"):
                     share = (mean[mine] - mean["class mean"]) / gap if gap else None
@@ -342,20 +348,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, nothing written")
     parser.add_argument("--part", choices=("ranks", "effect"), action="append")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="trained on, by ranks")
+    parser.add_argument("--resume", action="store_true", help="add to the results there are")
     options = parser.parse_args()
     folder = data_folder()
     if folder is None:
         print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
         return 1
-    seeds = range(1 if options.quick else 5)
+    seeds = [0] if options.quick else options.seeds
     for part in options.part or ("ranks", "effect"):
-        name = "predictors.json" if part == "ranks" else "predictors_effect.json"
-        for done, found in enumerate({"ranks": ranks, "effect": effect}[part](folder, seeds), start=1):
+        path = RESULTS / ("predictors.json" if part == "ranks" else "predictors_effect.json")
+        cells: Cells = {}
+        if options.resume and path.exists():
+            known = json.loads(path.read_text())["results"]
+            known = known if part == "ranks" else known["runs"]
+            cells = {p: {m: v["by_seed"] for m, v in found.items()} for p, found in known.items()}
+        for found in {"ranks": ranks, "effect": effect}[part](folder, seeds, options.sets, cells):
             if options.quick:
                 print(json.dumps(found, indent=1))
                 continue
             about = environment("scikit-learn", "lightgbm")
-            write_json(RESULTS / name, {"environment": about, "seeds": done, "results": found})
+            write_json(path, {"environment": about, "results": found})
     return 0
 
 

@@ -17,7 +17,7 @@ from slosched.table import Floats, Ints
 BUCKETS = 1 << 18
 """Hash buckets; words take the lower half, character n-grams the upper."""
 
-MOST_BYTES = 4096
+MOST_BYTES = 2048
 """Longer prompts are read at both ends: instructions stand there."""
 
 COUNTS = (
@@ -26,7 +26,7 @@ COUNTS = (
 )  # fmt: skip
 """Lexical counts."""
 
-_SHORTEST, _LONGEST = 2, 5
+_SHORTEST, _LONGEST = 3, 4
 
 
 def featurise(texts: Sequence[str]) -> tuple[Ints, NDArray[np.int32], NDArray[np.float32], Floats]:
