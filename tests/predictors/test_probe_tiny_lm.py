@@ -1,4 +1,4 @@
-"""The instruction language of the small model; what the model itself does is measured in benchmarks/probe.py."""
+"""The small model's instruction language; what the model does with it is measured in benchmarks/probe.py."""
 
 from __future__ import annotations
 
