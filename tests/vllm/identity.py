@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 Factory = Callable[..., Any]
 
-MAX_STEPS = 20_000
+MAX_STEPS = 4_000
 """Steps after which requests without an end are reported as such."""
 
 MADE_WITH: dict[str, Any] = {}
@@ -241,7 +242,9 @@ def main(model: str, prefix_cache: bool, speculation: bool) -> None:
     )  # fmt: skip
     results = {}
     for k, (name, (factory, disturb)) in enumerate(TRIALS.items()):
+        begin = time.perf_counter()
         results[name] = Trial(llm, factory, f"t{k}").run(disturb)
+        print(f"{name}: {results[name]['steps']} steps, {time.perf_counter() - begin:.1f} s", file=sys.stderr)
     print("RESULT " + json.dumps(results), flush=True)
 
 
