@@ -327,19 +327,22 @@ class Planner:
             return np.inf
         budget = float(engine[c.BUDGET])
         shares = [max(1.0, float(int(share * budget))) for share in BUDGET_SHARES]
-        if everything and self._used() < CONSTRUCTION_SHARE:
+        now, used = min(self._limit, budget), self._used()
+        if everything and used < CONSTRUCTION_SHARE:
             limits = [np.inf, *shares]
+        elif used < 1.0:
+            limits = [np.inf, *[x for x in shares if x > now][-1:], now, *[x for x in shares if x < now][:1]]
         else:
-            now = min(self._limit, budget)
-            above, below = [x for x in shares if x > now], [x for x in shares if x < now]
-            limits = [np.inf, *above[-1:], self._limit, *below[:1]]
+            limits = [now]
         # The largest step that endangers no answer, unless another one gains more than this one's latency.
         room = safe_room(jobs, running, order, engine)
         safe = np.inf if room >= budget else max(shares[-1], float(int(room)))
         self._limit = safe
         self.value = c.evaluate(jobs, running, order, len(order), engine, self._aim, safe, scratch)
         least = self.value + PACING_GAIN
-        for limit in limits:
+        for limit in dict.fromkeys(np.inf if limit >= budget else limit for limit in limits):
+            if limit == safe:
+                continue
             value = c.evaluate(jobs, running, order, len(order), engine, self._aim, limit, scratch)
             if value > least:
                 self._limit, self.value, least = limit, value, value
