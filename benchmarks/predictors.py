@@ -233,8 +233,8 @@ def spread(by_seed: dict[str, float]) -> dict[str, Any]:
 EFFECT_POLICIES = ("sjf", "ltr", "trail", "slosched")
 FREE = ("fcfs", "hrrn", "las")
 FORECASTS = ("class mean", "class history", "light ranker", "oracle")
-LOADS = (1.1, 1.4)
-REQUESTS = 1000
+LOADS = (1.4,)
+REQUESTS = 600
 
 
 def effect(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Iterator[dict[str, Any]]:
