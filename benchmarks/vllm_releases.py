@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--requests", type=int, default=60, help="in each of 12 runs")
-    parser.add_argument("--timeout", type=float, default=300.0)
+    parser.add_argument("--timeout", type=float, default=900.0)
     arguments = parser.parse_args()
     rows = []
     for version in QUICK if arguments.quick else arguments.versions:
