@@ -67,42 +67,81 @@ def demo(folder: Path) -> str:
     )
 
 
-def quality(name: str) -> str | None:
-    """The study on trace mixes."""
-    result = load(name)
+def evidence() -> str | None:
+    """The study of all policies on five mixes."""
+    result = load("evidence")
     if result is None:
         return None
+    config, h = result["config"], result["headline"]
     rows = []
-    for cell in result["summary"]:
-        if cell["load"] < 0.85:
+    for cell in result["cells"]:
+        if cell["load"] < 1:
             continue
-        best, tuned = cell["best_baseline"], cell["best_with_any_budget"]
-        a = cell["attainment"]
-        violation, any_budget = cell["violation_ratio"], cell["violation_ratio_any_budget"]
+        a, best, ratio = cell["attainment"], cell["best_rival"], cell["miss_ratio"]
         rows.append(
             [
-                cell["mix"], f"{cell['load']:.2g}x",
-                *(f"{percent(a[p][0])} ± {percent(a[p][1])}" for p in ("slosched", "fcfs", best)),
-                best, "–" if violation is None else f"{violation:.2f}",
-                f"{percent(a[tuned][0])} ({tuned})", "–" if any_budget is None else f"{any_budget:.2f}",
-                percent(a["slosched, no pacing"][0]), percent(a["slosched, oracle lengths"][0]),
+                cell["mix"], f"{cell['load']:g}x", *(percent(a[p]) for p in ("slosched", "fcfs", "priority", "edf+d", "edf+d@512")),
+                f"{percent(a[best])} ({best})",
+                f"{100 * cell['advantage']:+.1f} ({100 * cell['advantage_low']:+.1f} to {100 * cell['advantage_high']:+.1f})",
+                "–" if ratio is None else f"{ratio:.2f}", percent(cell["bound"]),
             ]
         )  # fmt: skip
     head = [
-        "mix", "load", "slosched", "fcfs", "best baseline", "which", "misses, ratio",
-        "best of any token budget", "misses, ratio", "slosched, no pacing", "slosched, true lengths",
+        "mix", "load", "slosched", "fcfs", "priority", "edf+d", "edf+d, 512 tokens a step", "best rival",
+        "advantage, points", "misses, ratio", "nobody can beat",
     ]  # fmt: skip
-    h = result["headline"]
+    lost = [
+        f"{c['mix']} at {c['load']:g}x (to {c['rival']}, {100 * c['advantage']:+.1f} points)"
+        for c in h["cells_lost"]
+    ]
+    gain = h["capacity_gain_geometric_mean"]
+    gains = ", ".join(f"{v:.2f} times that of {k}" for k, v in gain.items() if v is not None)
     return (
         table(head, rows)
-        + f"\n\nRequests that met all their limits, by weight, in %; mean ± standard deviation over {result['seeds']} seeds "
-        f'of {result["requests"]} requests; forecasts with the errors of a real predictor. "misses, ratio" is slosched\'s '
-        "misses over that baseline's. The baselines of the fourth column run on the same engine (2,048 tokens a step); "
-        "those of the eighth may also have their engine's token budget cut to 512 or 1,024 by hand. Geometric mean of "
-        f"the ratios in overload (1.1x and more, cells without misses of the baseline left out): {h['violation_ratio_overload_geometric_mean']:.2f} and "
-        f"{h['violation_ratio_any_budget_overload_geometric_mean']:.2f}. Measured by `python benchmarks/quality.py` on "
-        f"{machine(result)}."
+        + f"\n\nRequests that met all their limits, by weight, in %, means over {config['seeds']} seeds of "
+        f"{config['requests']} requests; forecasts with the errors of a real predictor. The best rival is the best of "
+        f"{len(config['policies']) - 1} others, chosen after the fact in each cell; the advantage over it is paired by "
+        'seed, with a 95 % bootstrap interval; "misses, ratio" is our misses over its. Of all '
+        f"{h['cells']} cells (loads {', '.join(f'{x:g}x' for x in config['loads'])}) slosched wins {h['cells_won']}, ties "
+        f"{h['cells'] - h['cells_won'] - len(lost)} and loses {len(lost)}{': ' + '; '.join(lost) if lost else ''}. "
+        f"Geometric mean of the ratios in overload: {h['overload_miss_ratio_geometric_mean']:.2f} "
+        f"({h['overload_cells_without_misses_of_the_rival']} cells without misses of the rival left out). Highest load "
+        f"with 90 % attainment: {gains} (geometric means). Tails: p99 TTFT, p99 e2e and the longest wait are no worse "
+        f"than {' and '.join(h['tail_rivals'])}'s in {100 * h['tails_no_worse']:.0f} % of comparisons. "
+        f"`slosched evidence --config benchmarks/evidence.yaml`, {place(result)}."
     )
+
+
+def forecasts() -> str | None:
+    """What length knowledge is worth."""
+    result = load("evidence_forecasts")
+    if result is None:
+        return None
+    config = result["config"]
+    rows: list[list[str]] = []
+    for mix in config["mixes"]:
+        for load_ in config["loads"]:
+            found = {
+                c["forecast"]: c["attainment"]
+                for c in result["cells"]
+                if (c["mix"], c["load"]) == (mix, load_)
+            }
+            rows.extend(
+                [mix, f"{load_:g}x", policy, *(percent(found[f][policy]) for f in config["forecasts"])]
+                for policy in config["policies"] if policy != "fcfs"
+            )  # fmt: skip
+    return (
+        table(["mix", "load", "policy", *config["forecasts"]], rows)
+        + f"\n\nAttainment by weight in %, means over {config['seeds']} seeds of {config['requests']} requests, by what the "
+        "policies know of answer lengths: the errors of a real predictor, the truth, or the mean of the class. "
+        f"`slosched evidence --config benchmarks/evidence_forecasts.yaml`, {place(result)}."
+    )
+
+
+def place(result: dict[str, Any]) -> str:
+    """Where a study of `slosched evidence` was run."""
+    e = result["environment"]
+    return f"{e['cores']} cores of {e['cpu']}, Python {e['python']}, numba {e['packages']['numba']}"
 
 
 def speed() -> str | None:
@@ -169,8 +208,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.demo is not None:
         write("demo", demo(options.demo))
-    studies = [quality("quality"), quality("quality_prefix_cache")]
-    write("quality", "\n\n".join(text for text in studies if text is not None) or None)
+    write("evidence", evidence())
+    write("forecasts", forecasts())
     write("speed", speed())
     write("fidelity", fidelity())
 

@@ -118,7 +118,7 @@ def measure(running: int, waiting: int, steps: int) -> dict[str, Any]:
         for k in range(len(names)):  # everyone comes first in turn
             for _ in range(BLOCK):
                 churns[names[(i + k) % len(names)]].step()
-    stock = stock_cpu = np.empty(0)
+    stock = stock_cpu = np.empty((0, BLOCK))
     row: dict[str, Any] = {"running": running, "waiting": waiting, "steps": len(churns["stock"].times)}
     for mode, churn in churns.items():
         times = np.array(churn.times) * 1e6

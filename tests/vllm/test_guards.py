@@ -191,7 +191,7 @@ def test_ranking_a_shortlist_gives_the_head_of_ranking_everybody() -> None:
     for _ in range(80):
         waiting = np.flatnonzero(queued[: table.capacity] & (table.serial >= 0))
         waiting = waiting[np.argsort(table.serial[waiting])]
-        decision = planner.decide(replace(first, waiting=waiting), joined, queued)
+        decision = planner.decide(replace(first, waiting=waiting), joined=joined, queued=queued)
         assert decision is not None
         wanted = waiting[np.argsort(table.priority[waiting], kind="stable")][:64]
         assert decision.order[:64].tolist() == wanted.tolist()
