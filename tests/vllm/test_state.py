@@ -17,10 +17,10 @@ from slosched.errors import InputError
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.fields import read_claim
+from slosched.integrations.vllm.forecaster import Forecaster
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import PrometheusExport, Stats
 from slosched.integrations.vllm.queue import SloQueue
-from slosched.integrations.vllm.forecaster import Forecaster
 from slosched.integrations.vllm.state import Learned
 
 from .conftest import fake_request
