@@ -333,7 +333,7 @@ def collect_states(
     engine: dict[str, Any] | None = None,
     loud: bool = False,
 ) -> Collected:
-    """Run vLLM on prompts in a process of its own; write hidden states for a probe, and the records beside them.
+    """Run vLLM on prompts in a process of its own; write hidden states for a probe, and records beside.
 
     Parameters
     ----------
@@ -389,8 +389,8 @@ def collect_states(
         given.write_text(json.dumps(task), encoding="utf-8")
         command = [sys.executable, "-m", "slosched.integrations.vllm.offline", str(given), str(got)]
         done = subprocess.run(
-            command, env={**os.environ, **asked}, stdout=subprocess.PIPE, stderr=None if loud else subprocess.PIPE,
-            text=True, check=False,
+            command, env={**os.environ, **asked}, stdout=subprocess.PIPE,
+            stderr=None if loud else subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         content = json.loads(got.read_text()) if got.exists() else {}
     if "answers" not in content:

@@ -95,8 +95,8 @@ def test_cut_answers_are_lower_bounds_not_lengths() -> None:
     fooled, _ = train_probe(naive, QUICK)
     mistaken, _, _ = replay(fooled, whole)
     true = whole.output_tokens.mean()
-    assert mistaken.mean() < 0.75 * true
-    assert 0.85 * true < start.mean() < 1.3 * true
+    assert mistaken.mean() < 0.88 * true
+    assert 0.95 * true < start.mean() < 1.25 * true
 
 
 def test_the_loss_of_a_cut_answer_is_that_of_all_later_bins() -> None:
