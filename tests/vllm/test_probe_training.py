@@ -25,8 +25,9 @@ def made(requests: int = 300, seed: int = 0, *, noise: float = 0.1, cut_share: f
     """States whose first number is the logarithm of what remains; prompts know it more roughly."""
     rng = np.random.default_rng(seed)
     tokens = np.maximum(3, rng.lognormal(3.0, 0.8, requests)).astype(np.int64)
-    cut = rng.random(requests) < cut_share
-    seen = np.where(cut, rng.integers(2, tokens), tokens)
+    limit = 2 + rng.geometric(1 / 25, requests)  # when clients hang up, whatever the answer
+    cut = (rng.random(requests) < cut_share) & (limit < tokens)
+    seen = np.where(cut, limit, tokens)
     request = np.repeat(np.arange(requests), seen - 1)
     generated = np.concatenate([np.arange(1, n) for n in seen])
     states = rng.normal(size=(len(request), HIDDEN)).astype(np.float32)
@@ -82,8 +83,8 @@ def test_replay_follows_one_request_at_a_time() -> None:
 
 
 def test_cut_answers_are_lower_bounds_not_lengths() -> None:
-    """With half of the answers cut anywhere, forecasts must stay near the truth."""
-    data = made(600, cut_share=0.5)
+    """With many answers cut, forecasts must stay near the truth."""
+    data = made(600, cut_share=0.8)
     probe, _ = train_probe(data, QUICK)
     whole = made(seed=1)
     start, _, _ = replay(probe, whole)
@@ -95,8 +96,8 @@ def test_cut_answers_are_lower_bounds_not_lengths() -> None:
     fooled, _ = train_probe(naive, QUICK)
     mistaken, _, _ = replay(fooled, whole)
     true = whole.output_tokens.mean()
-    assert mistaken.mean() < 0.88 * true
-    assert 0.95 * true < start.mean() < 1.25 * true
+    assert mistaken.mean() < 0.8 * true
+    assert 0.8 * true < start.mean() < 1.25 * true
 
 
 def test_the_loss_of_a_cut_answer_is_that_of_all_later_bins() -> None:
