@@ -65,7 +65,7 @@ class PlannerParams:
     window: int = 32
     horizon: int = 256
     replan_steps: int = 8
-    replan_limit: int = 2048
+    replan_limit: int = 512
     pace: bool = True
     interrupt: bool = True
     aim: tuple[float, float, float, float, float] = c.DEFAULT_AIM
@@ -343,6 +343,8 @@ class Planner:
         for limit in dict.fromkeys(np.inf if limit >= budget else limit for limit in limits):
             if limit == safe:
                 continue
+            if self._used() >= 1.0:
+                break
             value = c.evaluate(jobs, running, order, len(order), engine, self._aim, limit, scratch)
             if value > least:
                 self._limit, self.value, least = limit, value, value
