@@ -21,7 +21,9 @@ class Ltr(Policy):
     row becomes prioritized for a quantum of `quantum_steps` scheduled steps. Running requests that rank
     behind waiting ones give way to them while slots or memory are short.
 
-    The authors' engine swaps a preempted request's cache to host memory; this one computes it again. Their
+    The authors' engine swaps a preempted request's cache to host memory; this one computes it again. Steps in
+    which a request computes its prompt, or anew what it lost, are therefore not taken from its quantum: a
+    prompt longer than the quantum would else lose all its work each time, and nobody would ever end. Their
     head-of-line stop (filling ends at the first request that does not fit) is the engine's own here.
 
     Parameters
@@ -58,7 +60,10 @@ class Ltr(Policy):
         self._step = snapshot.step
         idle[waiting] += elapsed
         idle[running] = 0.0
-        quantum[running] = np.maximum(0.0, quantum[running] - elapsed)
+        t = snapshot.table
+        decoding = t.computed_tokens[running] >= t.prompt_tokens[running] + t.generated_tokens[running] - 1
+        spent = running[decoding]
+        quantum[spent] = np.maximum(0.0, quantum[spent] - elapsed)
         starved = waiting[idle[waiting] >= self.starvation_steps]
         quantum[starved] = self.quantum_steps
         idle[starved] = 0.0
