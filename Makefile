@@ -41,7 +41,7 @@ test-core: $(VENV)/.installed-test lint typecheck
 
 test-vllm: $(VLLM_VENV)/.tried
 	if [ -f $(VLLM_VENV)/.installed ]; then \
-	  NUMBA_CACHE_DIR=$(CURDIR)/$(VLLM_VENV)/numba $(VLLM_BIN)/python -m pytest tests/vllm; \
+	  NUMBA_CACHE_DIR=$(CURDIR)/$(VLLM_VENV)/numba $(VLLM_BIN)/python -m pytest tests/vllm tests/predictors/test_transformer.py; \
 	else echo "skipped: the CPU build of vLLM is not installed"; fi
 
 wheel-smoke: $(VENV)/.installed-test
