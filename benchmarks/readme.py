@@ -67,9 +67,9 @@ def demo(folder: Path) -> str:
     )
 
 
-def evidence() -> str | None:
-    """The study of all policies on five mixes."""
-    result = load("evidence")
+def evidence(name: str) -> str | None:
+    """A study of all policies."""
+    result = load(name)
     if result is None:
         return None
     config, h = result["config"], result["headline"]
@@ -94,6 +94,9 @@ def evidence() -> str | None:
         f"{c['mix']} at {c['load']:g}x (to {c['rival']}, {100 * c['advantage']:+.1f} points)"
         for c in h["cells_lost"]
     ]
+    options = " ".join(
+        [*(f"--mix {m}" for m in config["mixes"]), *(f"--load {x:g}" for x in config["loads"])]
+    )
     gain = h["capacity_gain_geometric_mean"]
     gains = ", ".join(f"{v:.2f} times that of {k}" for k, v in gain.items() if v is not None)
     return (
@@ -108,7 +111,7 @@ def evidence() -> str | None:
         f"({h['overload_cells_without_misses_of_the_rival']} cells without misses of the rival left out). Highest load "
         f"with 90 % attainment: {gains} (geometric means). Tails: p99 TTFT, p99 e2e and the longest wait are no worse "
         f"than {' and '.join(h['tail_rivals'])}'s in {100 * h['tails_no_worse']:.0f} % of comparisons. "
-        f"`slosched evidence --config benchmarks/evidence.yaml`, {place(result)}."
+        f"`slosched evidence --config benchmarks/evidence.yaml {options}`, {place(result)}."
     )
 
 
@@ -208,7 +211,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.demo is not None:
         write("demo", demo(options.demo))
-    write("evidence", evidence())
+    studies = [evidence("evidence"), evidence("evidence_agentic")]
+    write("evidence", "\n\n".join(text for text in studies if text is not None) or None)
     write("forecasts", forecasts())
     write("speed", speed())
     write("fidelity", fidelity())
