@@ -63,13 +63,14 @@ def choosing(evidence: dict[str, Any]) -> None:
     for name in ("fcfs", "priority"):
         if name in mean and name not in best:
             best.append(name)
+    best.sort(key=lambda p: -mean[p])
     made, (ax,) = figure(1, 7.6, 0.28 * len(best) + 1.0)
     ax.barh(best[::-1], [mean[p] for p in best[::-1]],
             color=[COLOURS.get(p, "#9DB7C8") for p in best[::-1]])  # fmt: skip
     for i, name in enumerate(best[::-1]):
         ax.text(mean[name] + 0.5, i, f"{mean[name]:.1f}", va="center", fontsize=8)
     ax.grid(axis="x", color="#EEEEEE")
-    ax.set_xlabel("requests that met their SLOs in overload, by weight, in %, mean over mixes and loads")
+    ax.set_xlabel("SLOs met in overload, by weight, in %, mean over mixes and loads")
     save(made, "policies.png")
 
 
