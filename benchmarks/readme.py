@@ -67,9 +67,9 @@ def demo(folder: Path) -> str:
     )
 
 
-def evidence(name: str) -> str | None:
-    """A study of all policies."""
-    result = load(name)
+def evidence() -> str | None:
+    """The study of all policies."""
+    result = load("evidence")
     if result is None:
         return None
     config, h = result["config"], result["headline"]
@@ -211,8 +211,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.demo is not None:
         write("demo", demo(options.demo))
-    studies = [evidence("evidence"), evidence("evidence_agentic")]
-    write("evidence", "\n\n".join(text for text in studies if text is not None) or None)
+    write("evidence", evidence())
     write("forecasts", forecasts())
     write("speed", speed())
     write("fidelity", fidelity())

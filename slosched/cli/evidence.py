@@ -16,7 +16,7 @@ def evidence(
     ),
     config: Annotated[Path | None, typer.Option(help="YAML or TOML file: mixes, loads, policies, …")] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="The whole grid instead of ten minutes' worth.")
+        bool, typer.Option("--full", help="The whole grid instead of the small one.")
     ] = False,
     mix: Annotated[list[str] | None, typer.Option(help="Mix of traffic; several.")] = None,
     load: Annotated[list[float] | None, typer.Option(help="Multiple of the FCFS capacity; several.")] = None,

@@ -131,13 +131,14 @@ class EvidenceConfig(BaseModel):
         """Labels of the policies that are not ours, variants of ours left out."""
         return [contender.label for contender in self.contenders if contender.name != OURS]
 
-    def limits(self, mix: str) -> EngineLimits:
-        """The engine of a mix: those with shared prefixes have the prefix cache, agents 64k of context."""
-        limits = preset(self.preset).limits
-        if mix in ("mooncake", "agentic"):
-            limits = replace(limits, prefix_cache=True)
-        # Contexts beyond 64k tokens leave room for three requests at a time.
-        return replace(limits, max_model_len=65_536) if mix == "agentic" else limits
+
+def engine_limits(preset_name: str, mix: str) -> EngineLimits:
+    """The engine of a mix: those with shared prefixes have the prefix cache, agents 64k of context."""
+    limits = preset(preset_name).limits
+    if mix in ("mooncake", "agentic"):
+        limits = replace(limits, prefix_cache=True)
+    # Contexts beyond 64k tokens leave room for three requests at a time.
+    return replace(limits, max_model_len=65_536) if mix == "agentic" else limits
 
 
 SMALL = EvidenceConfig(
@@ -148,10 +149,10 @@ SMALL = EvidenceConfig(
     seeds=3,
     requests=150,
 )
-"""A study of about ten minutes on two cores."""
+"""A small study, meant for minutes rather than hours on two cores."""
 
 FULL = EvidenceConfig()
-"""The whole grid: days on two cores, hours on a cluster."""
+"""The whole grid, for a cluster or a patient machine."""
 
 
 def load_evidence(path: Path | None, base: EvidenceConfig = SMALL, **changes: Any) -> EvidenceConfig:

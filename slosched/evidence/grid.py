@@ -14,7 +14,7 @@ from typing import Any
 from slosched import __version__
 from slosched.errors import require
 from slosched.evidence.bound import attainment_bound
-from slosched.evidence.config import REFERENCE, Contender, EvidenceConfig
+from slosched.evidence.config import REFERENCE, Contender, EvidenceConfig, engine_limits
 from slosched.outcome import Run
 from slosched.parallel import Progress, Workers
 from slosched.presets import preset
@@ -232,7 +232,7 @@ def _measure(data: str | None, cell: Cell) -> dict[str, Any]:
     if cell.policy == BOUND:
         work = _workload(data, cell)
         engine = preset(cell.preset)
-        limits = EvidenceConfig(preset=cell.preset).limits(cell.mix)
+        limits = engine_limits(cell.preset, cell.mix)
         return {"bound": attainment_bound(work, limits, engine.step_time)}
     result: dict[str, Any] = json.loads(json.dumps(Metrics.of(_run(data, cell)).to_dict()))
     return result
@@ -242,14 +242,14 @@ def _workload(data: str | None, cell: Cell) -> Workload:
     engine = preset(cell.preset)
     return mix(
         cell.mix, rate_per_s=cell.rate_rps, requests=cell.requests, seed=cell.seed, data_dir=data,
-        model=engine.step_time, limits=EvidenceConfig(preset=cell.preset).limits(cell.mix),
+        model=engine.step_time, limits=engine_limits(cell.preset, cell.mix),
         forecast=cell.forecast,
     )  # fmt: skip
 
 
 def _run(data: str | None, cell: Cell) -> Run:
     contender = Contender.parse(cell.policy)
-    limits = contender.limits(EvidenceConfig(preset=cell.preset).limits(cell.mix))
+    limits = contender.limits(engine_limits(cell.preset, cell.mix))
     return simulate(
         _workload(data, cell), contender.make(cell.seed), limits=limits,
         step_time=preset(cell.preset).step_time, seed=cell.seed, measure_plans=True,
