@@ -15,9 +15,7 @@ def evidence(
         "out/evidence"
     ),
     config: Annotated[Path | None, typer.Option(help="YAML or TOML file: mixes, loads, policies, …")] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="The whole grid instead of the small one.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="The whole grid instead of the small one.")] = False,
     mix: Annotated[list[str] | None, typer.Option(help="Mix of traffic; several.")] = None,
     load: Annotated[list[float] | None, typer.Option(help="Multiple of the FCFS capacity; several.")] = None,
     forecast: Annotated[list[str] | None, typer.Option(help="Forecast of lengths; several.")] = None,
