@@ -15,9 +15,10 @@ from common import data_folder
 from slosched.solvers.instances import Instance, write
 from slosched.solvers.library import check, with_best_known
 from slosched.solvers.overload import overload
-from slosched.workloads.mixes import MIXES
 
 ENGINES = ("h100-llama-3.1-8b", "rtx4090-llama-3.1-8b")
+QUEUES = ("azure", "sharegpt-batch", "mooncake", "agentic", "bursty")
+"""Mixes the instances are taken from, in an order that their seeds depend on."""
 STATIC = {8: 2, 12: 2, 20: 4, 50: 8, 200: 16}
 """Largest batch by size."""
 CONTINUOUS = (8, 20, 50, 200)
@@ -27,7 +28,7 @@ LARGE, SMALL = ("agentic", "mooncake"), ("sharegpt-batch",)
 
 def instances(data: Path | None) -> Iterator[Instance]:
     """The grid without stored plans; weights, engine and data alternate."""
-    for m, name in enumerate(MIXES):
+    for m, name in enumerate(QUEUES):
         for k, (n, max_batch) in enumerate(STATIC.items()):
             traces = data if (m + k) % 2 else None
             engine = ENGINES[1 if name in SMALL or (n <= 20 and name not in LARGE) else 0]

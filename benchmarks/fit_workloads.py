@@ -31,6 +31,7 @@ SOURCES = {
     "code": f"{AZURE}, code",
     "summarization": "arXiv summarization lengths, sarathi-serve and vidur (MIT)",
     "chat": "ShareGPT lengths, validation set of vidur_opt_scheduler (MIT), Llama-2 tokens",
+    "dialog": "ShareGPT lengths with the whole conversation as prompt, sarathi-serve (Apache-2.0), Llama-2 tokens",
     "documents": "Mooncake conversation trace (Qin et al., FAST 2025; Apache-2.0)",
     "agentic": "kv-cache-tester agentic coding traces (Apache-2.0)",
     "predictor": "SSJF BERT length classifier (Qiu et al., arXiv 2404.08509; Apache-2.0), 20,000 rows",
@@ -136,6 +137,7 @@ def main() -> None:
     code = columns(traces / "azure2023_code.csv.gz", ["arrival_s", *lengths_of])
     arxiv = columns(traces / "lengths_arxiv_summarization_vidur.csv.gz", lengths_of)
     sharegpt = columns(traces / "lengths_sharegpt_val10k.csv.gz", lengths_of)
+    dialog = columns(traces / "lengths_sharegpt8k_sarathi.csv.gz", lengths_of)
     with gzip.open(traces / "mooncake_conversation.jsonl.gz", "rt", encoding="utf-8") as file:
         kimi = [json.loads(line) for line in file]
     ssjf = columns(
@@ -148,6 +150,7 @@ def main() -> None:
             "code": lengths(code[1], code[2], SOURCES["code"]),
             "summarization": lengths(arxiv[0], arxiv[1], SOURCES["summarization"]),
             "chat": lengths(sharegpt[0], sharegpt[1], SOURCES["chat"]),
+            "dialog": lengths(dialog[0], dialog[1], SOURCES["dialog"]),
             "documents": lengths(
                 np.array([float(r["input_length"]) for r in kimi]),
                 np.array([float(r["output_length"]) for r in kimi]),

@@ -42,6 +42,7 @@ TRACES = {
     "mooncake": "Mooncake conversation trace (Qin et al., FAST 2025; Apache-2.0)",
     "agentic": "kv-cache-tester agentic coding traces (Apache-2.0)",
     "bursty": f"{AZURE}; {CHAT_AND_PAPERS}",
+    "tiers": "ShareGPT lengths, sarathi-serve (Apache-2.0)",
 }
 """Where the requests of a mix come from, and under which licence, when taken from the public traces."""
 

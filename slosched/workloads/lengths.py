@@ -84,8 +84,9 @@ class LengthTable:
         Parameters
         ----------
         name
-            ``conversation``, ``code`` (Azure 2023), ``chat`` (ShareGPT), ``summarization`` (arXiv papers) or
-            ``documents`` (Mooncake conversation: long prompts).
+            ``conversation``, ``code`` (Azure 2023), ``chat`` (ShareGPT), ``dialog`` (ShareGPT, the
+            conversation so far as prompt), ``summarization`` (arXiv papers) or ``documents`` (Mooncake
+            conversation: long prompts).
 
         Raises
         ------

@@ -45,9 +45,13 @@ FEWEST_REQUESTS = 10
 CODE_FILE = "azure2023_code.csv.gz"
 CHAT_FILE = "lengths_sharegpt_val10k.csv.gz"
 PAPERS_FILE = "lengths_arxiv_summarization_vidur.csv.gz"
+DIALOG_FILE = "lengths_sharegpt8k_sarathi.csv.gz"
 
 DOCUMENT_SLO = ClassSpec(ttft_s=2.0, ttft_x=5.0, tpot_s=0.05, weight=1.0, priority=1)
 """Chat over long documents: the first token may take as long as the document needs."""
+GOLD_SLO = ClassSpec(ttft_s=1.0, ttft_x=3.0, tpot_s=0.04, weight=4.0, priority=0)
+FREE_SLO = ClassSpec(ttft_s=5.0, ttft_x=5.0, tpot_s=0.1, weight=1.0, priority=1)
+"""Two tiers of the same chat: paid for, and not."""
 BEST_EFFORT = ClassSpec(weight=0.1, priority=2)
 """Work nobody promised anything for."""
 
@@ -219,6 +223,14 @@ def _bursty(part: Part) -> Workload:
     )
 
 
+def _tiers(part: Part) -> Workload:
+    shares = {"gold": 0.3, "free": 0.5, "batch": 0.2}
+    parts = part.split(*shares.values())
+    return merge(
+        [_lengths(DIALOG_FILE, "dialog", p, slo_class=tier) for tier, p in zip(shares, parts, strict=True)]
+    )
+
+
 MIXES: dict[str, tuple[Callable[[Part], Workload], dict[str, ClassSpec], str]] = {
     "azure": (
         _azure,
@@ -240,6 +252,11 @@ MIXES: dict[str, tuple[Callable[[Part], Workload], dict[str, ClassSpec], str]] =
         _bursty,
         {"code": CODE_SLO, "chat": CHAT_SLO, "batch": BEST_EFFORT},
         "40 % Azure code in its bursts, 30 % ShareGPT chat with gaps of CV 3, 30 % best-effort summaries",
+    ),
+    "tiers": (
+        _tiers,
+        {"gold": GOLD_SLO, "free": FREE_SLO, "batch": BATCH_SLO},
+        "one kind of work, ShareGPT conversations, sold in three tiers; Poisson arrivals",
     ),
 }
 """Benchmark mixes: how to build them, what each class is promised, and what they are."""
