@@ -7,13 +7,15 @@ a request either keeps it in an `extra` column, which is reset for each newcomer
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import InputError
+from slosched.errors import InputError, require
 from slosched.forecast import FORECAST_ATOMS
 from slosched.request import Request
 
@@ -86,7 +88,7 @@ class RequestTable:
         self.classes: list[str] = []
         self.tenants: list[str] = []
         self._extras: dict[str, tuple[Floats, float]] = {}
-        self._free = list(range(n - 1, -1, -1))
+        self._free = deque(range(n))
         self._next_serial = 0
 
     @property
@@ -104,10 +106,15 @@ class RequestTable:
         return self._extras[name][0]
 
     def add(self, request: Request) -> int:
-        """Store a newcomer and return its row."""
+        """Store a newcomer and return its row: the one that was freed first, so that others stay readable."""
         if not self._free:
             self._grow()
-        row = self._free.pop()
+        row = self._free.popleft()
+        self.fill(row, request)
+        return row
+
+    def fill(self, row: int, request: Request) -> None:
+        """Store a newcomer in the row of another."""
         self.serial[row] = self._next_serial
         self._next_serial += 1
         self.arrival_s[row] = request.arrival_s
@@ -126,7 +133,19 @@ class RequestTable:
         self.request_ids[row] = request.request_id
         for column, fill in self._extras.values():
             column[row] = fill
-        return row
+
+    def with_columns(self, **columns: Floats | Ints) -> RequestTable:
+        """A view on which some columns are others, of the same shape; all else is shared, `extra` included.
+
+        For a policy that plans as if limits or weights were different. It ends with the next change of rows.
+        """
+        view = copy.copy(self)
+        for name, values in columns.items():
+            old = getattr(self, name, None)
+            ok = isinstance(old, np.ndarray) and old.shape == values.shape
+            require(ok, name, "a column with an entry for every row", values.shape)
+            setattr(view, name, values)
+        return view
 
     def release(self, row: int) -> None:
         """Free the row of a request that has left."""
@@ -144,7 +163,7 @@ class RequestTable:
         self.request_ids.extend([""] * n)
         for name, (column, fill) in self._extras.items():
             self._extras[name] = (np.concatenate([column, np.full(n, fill)]), fill)
-        self._free = list(range(2 * n - 1, n - 1, -1))
+        self._free = deque(range(n, 2 * n))
 
     def copy_from(self, live: RequestTable) -> None:
         """Become a copy of another table, for a reader in another thread.
@@ -169,7 +188,7 @@ class RequestTable:
         """A table of exactly `rows` requests, serial i in row i, whose columns the caller then fills."""
         table = cls(rows)
         table.serial[:rows] = np.arange(rows)
-        table._free = []
+        table._free.clear()
         table._next_serial = rows
         return table
 

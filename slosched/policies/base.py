@@ -53,7 +53,7 @@ class Policy(ABC):
     steady: ClassVar[bool] = False
     preempts: ClassVar[bool] = False
     paces: ClassVar[bool] = False
-    rejects: ClassVar[bool] = False
+    rejects: bool = False
     skips: ClassVar[bool] = False
     victim_worst: ClassVar[bool] = False
 

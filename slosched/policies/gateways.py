@@ -33,7 +33,7 @@ class AibrixSlo(KeyPolicy):
     """
 
     name: ClassVar[str] = "aibrix-slo"
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
 
     def __init__(self, *, reject: bool = True) -> None:
         self.reject = reject

@@ -51,7 +51,7 @@ class JitServe(Policy):
 
     name: ClassVar[str] = "jitserve"
     preempts: ClassVar[bool] = True
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
 
     def __init__(
         self,

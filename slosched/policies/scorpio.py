@@ -51,7 +51,7 @@ class Scorpio(Policy):
     """
 
     name: ClassVar[str] = "scorpio"
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
     skips: ClassVar[bool] = True
 
     def __init__(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,9 @@ from slosched.estimate import decode_step_s, prefill_s, remaining_s
 from slosched.plan import Plan
 from slosched.policies.base import Policy
 from slosched.policies.fallback import edf_demoted
+from slosched.policies.hopeless import HOPELESS, patient, refused
+from slosched.policies.programs import ProgramDeadlines
+from slosched.policies.tenants import TenantShares
 from slosched.snapshot import Snapshot
 from slosched.solvers.planner import Planner, PlannerParams
 from slosched.table import Ints
@@ -40,6 +44,17 @@ class Slosched(Policy):
         seconds, its prompt and an equal share of the decoding, the next one's turn comes p / rescue_share
         seconds later. A request waits at most `starvation_s`, plus that for each starved one before it, plus
         the time until it fits.
+    hopeless
+        What becomes of requests that will miss a limit whatever is done: "keep" them in line as if they had
+        been promised twice as long, "demote" them behind all that can be met, or "reject" those whose chance
+        to keep all limits, served alone and at once, is below `least_chance`. Best-effort requests and those
+        that have a token are never refused.
+    least_chance
+        Above 0, at most 1.
+    fairness, tenant_shares, fairness_s
+        Strength, shares and time constant of fairness between tenants, see `TenantShares`; 0 for none.
+    programs
+        Whether the calls of one program (`prefix_index`) share one deadline, see `ProgramDeadlines`.
     seed
         Seed of the search.
     clock, budget_s
@@ -59,6 +74,12 @@ class Slosched(Policy):
         *,
         starvation_s: float = 120.0,
         rescue_share: float = 0.02,
+        hopeless: str = "demote",
+        least_chance: float = 0.05,
+        fairness: float = 0.0,
+        tenant_shares: Mapping[str, float] | None = None,
+        fairness_s: float = 60.0,
+        programs: bool = False,
         seed: int = 0,
         clock: Callable[[], float] | None = None,
         budget_s: float | None = None,
@@ -66,7 +87,20 @@ class Slosched(Policy):
     ) -> None:
         require(starvation_s > 0, "starvation_s", "a number of seconds above 0", starvation_s)
         require(0 < rescue_share <= 1, "rescue_share", "a number above 0, at most 1", rescue_share)
+        require(hopeless in HOPELESS, "hopeless", f"one of {', '.join(HOPELESS)}", hopeless)
+        require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
+        require(isinstance(programs, bool), "programs", "true or false", programs)
         self.starvation_s, self.rescue_share = starvation_s, rescue_share
+        self.rejects, self.least_chance = hopeless == "reject", least_chance
+        # What the planner is shown instead of the snapshot, one change after the other.
+        self._views: list[Callable[[Snapshot], Snapshot]] = []
+        shares = TenantShares(fairness, tenant_shares, fairness_s)
+        if programs:
+            self._views.append(ProgramDeadlines())
+        if fairness > 0:
+            self._views.append(shares)
+        if hopeless == "keep":
+            self._views.append(patient)
         self.planner = Planner(params, seed=seed, clock=clock, budget_s=budget_s, background=background)
         self._waits = not background
         self._rescued = -1  # serial of the starved request that goes first until it is admitted
@@ -78,15 +112,22 @@ class Slosched(Policy):
         if not self._waits and not PLANNER_KERNELS.ready:
             PLANNER_KERNELS.start()
             return Plan(snapshot=snapshot, policy=self.name, order=edf_demoted(snapshot))
-        planned = self.planner.plan(snapshot)
+        seen = snapshot
+        for view in self._views:
+            seen = view(seen)
+        reject = refused(seen, self.least_chance) if self.rejects else snapshot.waiting[:0]
+        if len(reject):
+            seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
+        planned = self.planner.plan(seen)
         limit = planned.prefill_tokens
         return Plan(
             snapshot=snapshot,
             policy=self.name,
-            order=self._rescue(snapshot, planned.order),
+            order=self._rescue(seen, planned.order),
             prefill_tokens=int(limit) if np.isfinite(limit) else None,
             running_order=planned.running_order,
             skip=planned.skip,
+            reject=reject,
         )
 
     def close(self) -> None:

@@ -172,6 +172,12 @@ def test_documented(name: str) -> None:
         ("slosched", {"starvation_s": 0.0}, "starvation_s"),
         ("slosched", {"starvation_s": float("nan")}, "starvation_s"),
         ("slosched", {"rescue_share": 0.0}, "rescue_share"),
+        ("slosched", {"hopeless": "drop"}, "hopeless"),
+        ("slosched", {"least_chance": 0.0}, "least_chance"),
+        ("slosched", {"fairness": -1.0}, "fairness"),
+        ("slosched", {"fairness_s": 0.0}, "fairness_s"),
+        ("slosched", {"tenant_shares": {"a": 0.0}}, "tenant_shares of a"),
+        ("slosched", {"programs": "yes"}, "programs"),
     ],
 )
 def test_bad_parameters_are_named(name: str, parameters: dict[str, Any], field: str) -> None:

@@ -26,7 +26,7 @@ class RandomPolicy(Policy):
     name: ClassVar[str] = "random-plans"
     preempts: ClassVar[bool] = True
     paces: ClassVar[bool] = True
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
     skips: ClassVar[bool] = True
 
     def __init__(self, seed: int, preempt: float = 0.3) -> None:
