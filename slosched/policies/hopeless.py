@@ -52,7 +52,7 @@ def refused(snapshot: Snapshot, least_chance: float) -> Ints:
     t, rows = snapshot.table, snapshot.waiting
     promised = np.isfinite(t.ttft_s[rows]) | np.isfinite(t.tpot_s[rows]) | np.isfinite(t.e2e_s[rows])
     rows = rows[promised & (t.generated_tokens[rows] == 0)]
-    return rows[best_chance(snapshot, rows) < least_chance]
+    return np.asarray(rows[best_chance(snapshot, rows) < least_chance])
 
 
 def patient(snapshot: Snapshot) -> Snapshot:

@@ -44,8 +44,8 @@ class ProgramDeadlines:
             return snapshot
         e2e_s, weight = t.e2e_s.copy(), t.weight.copy()
         e2e_s[rows] = due_s[rows] - t.arrival_s[rows]
-        _, program, calls = np.unique(t.prefix_index[rows], return_inverse=True, return_counts=True)
-        weight[rows] /= calls[program]
+        _, place, calls = np.unique(t.prefix_index[rows], return_inverse=True, return_counts=True)
+        weight[rows] /= calls[place]
         return replace(snapshot, table=t.with_columns(e2e_s=e2e_s, weight=weight))
 
     def _forget(self, now_s: float) -> None:

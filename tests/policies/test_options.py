@@ -37,7 +37,7 @@ STEPS = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-4)
 
 def request(name: str, slo: Slo, **other: Any) -> Request:
     """A hundred tokens of prompt, ten of answer."""
-    values = {"prompt_tokens": 100, "forecast": LengthForecast.point(10)} | other
+    values: dict[str, Any] = {"prompt_tokens": 100, "forecast": LengthForecast.point(10)} | other
     return Request(request_id=name, slo=slo, **values)
 
 

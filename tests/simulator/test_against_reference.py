@@ -193,7 +193,7 @@ class Reference:
 
     def one_step(self) -> None:
         """Schedule one step, let its time pass, and hand out tokens."""
-        budget = self.limits.max_num_batched_tokens
+        budget = skipless = self.limits.max_num_batched_tokens
         line = list(self.waiting)
         skip: list[Job] = []
         decision = self.decide()
@@ -207,8 +207,10 @@ class Reference:
             out = decision.hold + decision.reject
             line = [self.jobs[row] for row in decision.order + rest if row not in out]
             if decision.prefill_tokens is not None:
-                decodes = sum(j.computed + 1 == j.known for j in self.running if j not in skip)
-                budget = min(budget, decodes + decision.prefill_tokens)
+                decodes = [j for j in self.running if j.computed + 1 == j.known]
+                passed = sum(j in skip for j in decodes)
+                budget = min(budget, len(decodes) - passed + decision.prefill_tokens)
+                skipless = min(skipless, len(decodes) + decision.prefill_tokens)
             if not self.waiting and not self.running:
                 return
         several = len(self.waiting) + len(self.running) > 1
@@ -218,7 +220,8 @@ class Reference:
         if not preempted:
             self.admit(scheduled, budget - sum(scheduled.values()), cap, line)
         if skip and not scheduled:
-            self.serve_running(scheduled, budget, cap, [])
+            if not self.serve_running(scheduled, skipless, cap, []):
+                self.admit(scheduled, skipless - sum(scheduled.values()), cap, line)
         self.log += [(self.step, job.row, tokens) for job, tokens in scheduled.items()]
         self.busiest = max(self.busiest, len(self.running))
         self.now += self.duration_ps(scheduled)
@@ -239,9 +242,10 @@ class Reference:
                 tokens = cap
             tokens = min(tokens, budget - sum(scheduled.values()))
             while not self.allocate(job, job.computed + tokens):
-                victim = self.running[-1]
+                able = [j for j in self.running if j not in skip]
+                victim = able[-1]
                 if self.policy == "priority":
-                    victim = max(self.running, key=lambda j: (j.priority, j.arrival_ps))
+                    victim = max(able, key=lambda j: (j.priority, j.arrival_ps))
                 place -= self.running.index(victim) < place
                 scheduled.pop(victim, None)
                 self.preempt(victim)
@@ -372,7 +376,7 @@ class WideScripted(Scripted):
     """The scripted decisions that refuse and skip, too."""
 
     name: ClassVar[str] = "wide-scripted"
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
     skips: ClassVar[bool] = True
 
 

@@ -330,7 +330,7 @@ def test_refused_requests_miss_and_are_counted() -> None:
     """A refused request leaves at once, never finishes, and is counted; the engine goes on."""
 
     class Refuses(Returns):
-        rejects: ClassVar[bool] = True
+        rejects: bool = True
 
         def plan(self, snapshot: Snapshot) -> Plan:
             long = snapshot.waiting[snapshot.table.prompt_tokens[snapshot.waiting] > 50]

@@ -31,7 +31,7 @@ class Anything(Policy):
 
     name: ClassVar[str] = "anything"
     preempts: ClassVar[bool] = True
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
     skips: ClassVar[bool] = True
 
     def __init__(self, seed: int) -> None:
@@ -89,7 +89,7 @@ class Refuses(Policy):
     """Refuses whoever has a long prompt as soon as he waits."""
 
     name: ClassVar[str] = "refuses"
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
 
     def plan(self, snapshot: Snapshot) -> Plan:
         rows = snapshot.waiting
