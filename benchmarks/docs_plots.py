@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 DOCS = ROOT / "docs"
 COLOURS = {"slosched": "#0072B2", "fcfs": "#444444", "edf+d": "#E08A4F", "qoserve": "#4DB89A"}
 FORECAST = "predictor-5"
-SHOWN = 16
 
 
 def figure(columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
@@ -59,7 +58,7 @@ def choosing(evidence: dict[str, Any]) -> None:
     mean = {
         p: 100 * statistics.fmean(c["attainment"][p] for c in cells) for p in evidence["config"]["policies"]
     }
-    best = sorted(mean, key=lambda p: -mean[p])[:SHOWN]
+    best = sorted(mean, key=lambda p: -mean[p])
     for name in ("fcfs", "priority"):
         if name in mean and name not in best:
             best.append(name)
@@ -97,7 +96,7 @@ def limits(scale: dict[str, Any]) -> None:
 
 def main() -> None:
     """Draw what there are results for."""
-    for name, draw in (("evidence", helps), ("evidence", choosing), ("slo_scale", limits)):
+    for name, draw in (("evidence", helps), ("evidence_breadth", choosing), ("slo_scale", limits)):
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw(json.loads(path.read_text()))

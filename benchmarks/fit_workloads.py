@@ -31,7 +31,7 @@ SOURCES = {
     "code": f"{AZURE}, code",
     "summarization": "arXiv summarization lengths, sarathi-serve and vidur (MIT)",
     "chat": "ShareGPT lengths, validation set of vidur_opt_scheduler (MIT), Llama-2 tokens",
-    "dialog": "ShareGPT lengths with the whole conversation as prompt, sarathi-serve (Apache-2.0), Llama-2 tokens",
+    "dialog": "ShareGPT lengths, prompts with all turns so far, sarathi-serve (Apache-2.0), Llama-2 tokens",
     "documents": "Mooncake conversation trace (Qin et al., FAST 2025; Apache-2.0)",
     "agentic": "kv-cache-tester agentic coding traces (Apache-2.0)",
     "predictor": "SSJF BERT length classifier (Qiu et al., arXiv 2404.08509; Apache-2.0), 20,000 rows",

@@ -67,6 +67,10 @@ def demo(folder: Path) -> str:
     )
 
 
+SHOWN_LOADS = (1.0, 1.6, 2.5)
+"""Of the study: near capacity, overload, deep overload."""
+
+
 def evidence() -> str | None:
     """The study of all policies."""
     result = load("evidence")
@@ -75,7 +79,7 @@ def evidence() -> str | None:
     config, h = result["config"], result["headline"]
     rows = []
     for cell in result["cells"]:
-        if cell["load"] < 1:
+        if cell["load"] not in SHOWN_LOADS:
             continue
         a, best, ratio = cell["attainment"], cell["best_rival"], cell["miss_ratio"]
         rows.append(
@@ -94,9 +98,6 @@ def evidence() -> str | None:
         f"{c['mix']} at {c['load']:g}x (to {c['rival']}, {100 * c['advantage']:+.1f} points)"
         for c in h["cells_lost"]
     ]
-    options = " ".join(
-        [*(f"--mix {m}" for m in config["mixes"]), *(f"--load {x:g}" for x in config["loads"])]
-    )
     gain = h["capacity_gain_geometric_mean"]
     gains = ", ".join(f"{v:.2f} times that of {k}" for k, v in gain.items() if v is not None)
     return (
@@ -111,7 +112,7 @@ def evidence() -> str | None:
         f"({h['overload_cells_without_misses_of_the_rival']} cells without misses of the rival left out). Highest load "
         f"with 90 % attainment: {gains} (geometric means). Tails: p99 TTFT, p99 e2e and the longest wait are no worse "
         f"than {' and '.join(h['tail_rivals'])}'s in {100 * h['tails_no_worse']:.0f} % of comparisons. "
-        f"`slosched evidence --config benchmarks/evidence.yaml {options}`, {place(result)}."
+        f"`slosched evidence --config benchmarks/evidence.yaml`, {place(result)}."
     )
 
 
@@ -121,22 +122,24 @@ def forecasts() -> str | None:
     if result is None:
         return None
     config = result["config"]
-    rows: list[list[str]] = []
-    for mix in config["mixes"]:
-        for load_ in config["loads"]:
-            found = {
-                c["forecast"]: c["attainment"]
-                for c in result["cells"]
-                if (c["mix"], c["load"]) == (mix, load_)
-            }
-            rows.extend(
-                [mix, f"{load_:g}x", policy, *(percent(found[f][policy]) for f in config["forecasts"])]
-                for policy in config["policies"] if policy != "fcfs"
-            )  # fmt: skip
+    overload = [c for c in result["cells"] if c["load"] > 1]
+    lost = len(result["headline"]["cells_lost"])
+
+    def mean(policy: str, forecast: str, mix: str | None = None) -> str:
+        chosen = [c for c in overload if c["forecast"] == forecast and mix in (None, c["mix"])]
+        return percent(statistics.fmean(c["attainment"][policy] for c in chosen))
+
+    rows = [[policy, *(mean(policy, f) for f in config["forecasts"])] for policy in config["policies"]]
+    rows += [
+        [f"slosched, {m}", *(mean("slosched", f, m) for f in config["forecasts"])] for m in config["mixes"]
+    ]
     return (
-        table(["mix", "load", "policy", *config["forecasts"]], rows)
-        + f"\n\nAttainment by weight in %, means over {config['seeds']} seeds of {config['requests']} requests, by what the "
-        "policies know of answer lengths: the errors of a real predictor, the truth, or the mean of the class. "
+        table(["policy", *config["forecasts"]], rows)
+        + f"\n\nAttainment by weight in %, means over {len(config['mixes'])} mixes, "
+        f"{sum(x > 1 for x in config['loads'])} loads above 1 and {config['seeds']} seeds of {config['requests']} requests, by "
+        "what the policies know of answer lengths: the truth, a forecast with the errors of a real predictor, or the "
+        f"mean of the class. Over all {len(result['cells'])} cells of mix, load and forecast slosched loses {lost} to the "
+        "best of the others. "
         f"`slosched evidence --config benchmarks/evidence_forecasts.yaml`, {place(result)}."
     )
 
