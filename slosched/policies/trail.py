@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from slosched.errors import require
+from slosched.estimate import decode_step_s
 from slosched.forecast import remaining_tokens
 from slosched.plan import Plan
 from slosched.policies.base import Policy
@@ -26,22 +27,32 @@ class Trail(Policy):
     A preempted request past its cut-off goes to the head of the queue (the released code sends it to the
     tail, a sign error by its own description).
 
+    With `memory`, what a preemption does to memory counts too. A victim must make room enough for the head of
+    the queue, and what it would have to compute again, in decode steps, is taken off its remaining length.
+    And where the engine itself is short of memory it takes that of young requests, the longest remaining
+    first, and of those past their cut-off last; by itself it takes that of the last to come.
+
     Parameters
     ----------
     preemptible_share
         C in [0, 1]: 0 is non-preemptive shortest job first, 1 is SPRPT; 0.8 in the paper.
     margin_tokens
         At least 0.
+    memory
+        Whether preemptions account for memory; the paper has its limit C alone for that.
     """
 
     name: ClassVar[str] = "trail"
     preempts: ClassVar[bool] = True
 
-    def __init__(self, *, preemptible_share: float = 0.8, margin_tokens: float = 0.0) -> None:
+    def __init__(
+        self, *, preemptible_share: float = 0.8, margin_tokens: float = 0.0, memory: bool = False
+    ) -> None:
         ok = 0 <= preemptible_share <= 1
         require(ok, "preemptible_share", "a number from 0 to 1", preemptible_share)
         require(margin_tokens >= 0, "margin_tokens", "at least 0", margin_tokens)
         self.preemptible_share, self.margin_tokens = preemptible_share, margin_tokens
+        self.memory = memory
 
     def plan(self, snapshot: Snapshot) -> Plan:
         """Sort by predicted remaining length; perhaps preempt one young request."""
@@ -52,7 +63,15 @@ class Trail(Policy):
         by_left = np.argsort(left, kind="stable")
         order = waiting[by_left]
         preempt = self._victim(snapshot, int(order[0]), float(left[by_left[0]])) if len(order) else order
-        return Plan(snapshot=snapshot, policy=self.name, order=order, preempt=preempt)
+        keep = self._keep_order(snapshot) if self.memory else None
+        return Plan(snapshot=snapshot, policy=self.name, order=order, preempt=preempt, running_order=keep)
+
+    def _keep_order(self, snapshot: Snapshot) -> Ints:
+        """Running requests, those first whose memory is to be taken last."""
+        t, running = snapshot.table, snapshot.running
+        young = t.generated_tokens[running] < self._cutoff(snapshot, running)
+        left = remaining_tokens(t.atoms, running, t.generated_tokens)
+        return running[np.lexsort((left, young))]
 
     def _cutoff(self, snapshot: Snapshot, rows: Ints) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         first = snapshot.table.extra("trail_first_tokens", np.nan)
@@ -66,5 +85,11 @@ class Trail(Policy):
         if len(young) == 0 or not blocked(snapshot, head):
             return young[:0]
         left = remaining_tokens(t.atoms, young, t.generated_tokens)
+        if self.memory:
+            block, computed = snapshot.limits.block_tokens, t.computed_tokens[young]
+            wanted = t.prompt_tokens[head] + t.generated_tokens[head] - t.cached_tokens[head]
+            makes_room = -(-wanted // block) <= snapshot.free_blocks + -(-computed // block)
+            again = snapshot.step_time.prefill_token_s * computed / decode_step_s(snapshot)
+            left = np.where(makes_room, left - again, -np.inf)
         worst = int(np.argmax(left))
         return young[worst : worst + 1] if mine + self.margin_tokens < left[worst] else young[:0]
