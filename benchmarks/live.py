@@ -8,6 +8,7 @@ by side with confidence intervals. Wants a machine with nothing else to do. Need
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import signal
@@ -68,17 +69,38 @@ def mix(seconds: float, rate: float, seed: int) -> Workload:
     )
 
 
+PLAIN: dict[str, Any] = {"classes": {"chat": {}, "assist": {}, "batch": {}}, "default_class": "batch"}
+"""slosched's settings where a contender has none of its own: everything by default."""
+
+
 @contextmanager
-def server(model: Path, name: str, folder: Path, max_num_seqs: int) -> Iterator[tuple[str, int]]:
-    """A vLLM server for the duration of the block; yields its URL and process id."""
+def server(
+    model: Path, name: str, folder: Path, max_num_seqs: int, *, settings: dict[str, Any] | None = None,
+    arguments: Sequence[str] | None = None,
+) -> Iterator[tuple[str, int]]:  # fmt: skip
+    """A vLLM server for the duration of the block; yields its URL and process id.
+
+    Parameters
+    ----------
+    model
+        Its folder.
+    name, folder
+        Log and metrics go to ``NAME.log`` and ``metrics.json`` in the folder.
+    max_num_seqs
+        Requests at a time.
+    settings
+        slosched's; `PLAIN` if not given.
+    arguments
+        Of the command line; if not given, weights made up and the scheduler that `SERVERS` has for the name.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = folder / "slosched.yaml"
-    config.write_text(
-        f"classes: {{chat: {{}}, assist: {{}}, batch: {{}}}}\ndefault_class: batch\n"
-        f"metrics: {{json_file: {folder / 'metrics.json'}, json_every_s: 2}}\n"
-    )
+    metrics = {"json_file": str(folder / "metrics.json"), "json_every_s": 0.5}
+    config.write_text(json.dumps({"metrics": metrics, **(settings or PLAIN)}))
+    if arguments is None:
+        arguments = ["--load-format", "dummy", *SERVERS[name]]
     variables = dict(
         os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind",
         SLOSCHED_CONFIG=str(config), VLLM_LOGGING_LEVEL="WARNING",
@@ -87,11 +109,10 @@ def server(model: Path, name: str, folder: Path, max_num_seqs: int) -> Iterator[
     )  # fmt: skip
     log = (folder / f"{name.replace(' ', '-')}.log").open("ab")
     process = subprocess.Popen(
-        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--load-format",
-         "dummy", "--enforce-eager", "--port", str(port), "--max-num-seqs", str(max_num_seqs),
-         "--max-num-batched-tokens", "256", "--gpu-memory-utilization", "0.2", "--max-model-len", "2048",
-         "--disable-uvicorn-access-log",
-         *SERVERS[name]],
+        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+         "--enforce-eager", "--port", str(port), "--max-num-seqs", str(max_num_seqs),
+         "--max-num-batched-tokens", "256", "--gpu-memory-utilization", "0.2",
+         "--disable-uvicorn-access-log", *arguments],
         env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"

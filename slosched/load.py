@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -105,6 +105,7 @@ def load(
     workload: Workload,
     settings: LoadSettings | None = None,
     *,
+    prompts: Sequence[str] | None = None,
     policy: str = "server",
     progress: Callable[[int, int], None] | None = None,
     counts: LoadCounts | None = None,
@@ -123,6 +124,10 @@ def load(
         What to send; the answer's length is forced with ``max_tokens`` and ``ignore_eos``.
     settings
         How to send it.
+    prompts
+        Texts to send in place of random tokens, one a request. The model then ends its answers itself, at
+        the latest after the workload's output tokens, sampled at temperature 1 with a seed for each request,
+        so that another server gives the same answers; the outcomes hold the lengths that came.
     policy
         Label of the run in reports.
     progress
@@ -145,24 +150,32 @@ def load(
     """
     if find_spec("aiohttp") is None:
         raise MissingExtraError("aiohttp", "load")
-    client = _Client(url.rstrip("/"), workload, settings or LoadSettings(), counts or LoadCounts(), progress)
+    if prompts is not None:
+        require(len(prompts) == len(workload), "prompts", f"one for each of {len(workload)}", len(prompts))
+    client = _Client(
+        url.rstrip("/"), workload, settings or LoadSettings(), counts or LoadCounts(), progress, prompts
+    )
     begin = time.perf_counter()
     asyncio.run(client.run())
     return client.result(policy, time.perf_counter() - begin)
 
 
-def body(workload: Workload, i: int, prompt: list[int] | str, settings: LoadSettings) -> dict[str, Any]:
-    """The completion request for row `i`, with its SLO in ``vllm_xargs``."""
+def body(
+    workload: Workload, i: int, prompt: list[int] | str, settings: LoadSettings, *, forced: bool = True
+) -> dict[str, Any]:
+    """The completion request for row `i`, with its SLO in ``vllm_xargs``; `forced` to its length, or not."""
     tokens = int(workload.output_tokens[i])
     content: dict[str, Any] = {
         "model": settings.model,
         "prompt": prompt,
         "max_tokens": tokens,
-        "min_tokens": tokens,
-        "ignore_eos": True,
-        "temperature": 0.0,
         "stream": True,
     }
+    if forced:
+        content |= {"min_tokens": tokens, "ignore_eos": True, "temperature": 0.0}
+    else:
+        usage = {"include_usage": True}
+        content |= {"temperature": 1.0, "seed": settings.seed + i, "stream_options": usage}
     extra: dict[str, Any] = {}
     if settings.send_slo:
         for name, column in (
@@ -191,10 +204,12 @@ class _Client:
         settings: LoadSettings,
         counts: LoadCounts,
         progress: Callable[[int, int], None] | None,
+        prompts: Sequence[str] | None,
     ) -> None:
         self.url, self.workload, self.settings = url, workload, settings
-        self.counts, self.progress = counts, progress
+        self.counts, self.progress, self.prompts = counts, progress, prompts
         n = len(workload)
+        self.output_tokens = workload.output_tokens.copy()
         self.arrival_s = workload.arrival_s / settings.speed
         self.first_s, self.finish_s, self.sent_s = (np.full(n, np.nan) for _ in range(3))
         rng = np.random.default_rng(settings.seed)
@@ -239,7 +254,8 @@ class _Client:
             self.begin = time.perf_counter()
             async with asyncio.TaskGroup() as group:
                 for i in range(len(self.workload)):
-                    prompt = self.prompt(int(self.workload.prompt_tokens[i]))
+                    given = self.prompts
+                    prompt = given[i] if given else self.prompt(int(self.workload.prompt_tokens[i]))
                     delay = float(self.arrival_s[i]) - self.now()
                     if delay > 0:
                         await asyncio.sleep(delay)
@@ -283,7 +299,8 @@ class _Client:
 
     async def stream(self, session: Any, i: int, prompt: list[int] | str) -> None:
         """Post request `i` and stamp its chunks as they come."""
-        content = body(self.workload, i, prompt, self.settings) | {"model": self.model}
+        content = body(self.workload, i, prompt, self.settings, forced=self.prompts is None)
+        content["model"] = self.model
         if self.malformed[i]:
             content["vllm_xargs"] = {
                 name: values[int(self.nonsense_rng.integers(len(values)))]
@@ -302,8 +319,11 @@ class _Client:
                 data = line[5:].strip()
                 if data == b"[DONE]":
                     break
-                choices = json.loads(data).get("choices")
+                chunk = json.loads(data)
+                choices = chunk.get("choices")
                 if not choices:
+                    if usage := chunk.get("usage"):
+                        self.output_tokens[i] = max(1, usage["completion_tokens"])
                     continue
                 last = self.now()
                 if math.isnan(self.first_s[i]):
@@ -325,7 +345,7 @@ class _Client:
         nothing = np.zeros(n, dtype=np.int64)
         depths = np.array(self.depths, dtype=np.float64).reshape(-1, 3)
         outcomes = Outcomes(
-            workload=replace(self.workload, arrival_s=self.arrival_s),
+            workload=replace(self.workload, arrival_s=self.arrival_s, output_tokens=self.output_tokens),
             admitted_s=np.where(np.isnan(self.first_s), np.nan, self.first_s),
             first_token_s=self.first_s,
             finish_s=self.finish_s,

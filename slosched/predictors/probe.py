@@ -53,7 +53,7 @@ class About(BaseModel):
     refinement
         ``none``, ``bayes`` or ``prior``; see `slosched.predictors.refinement`.
     every_tokens
-        A running request gets a new forecast each so many tokens.
+        A running request gets a new forecast each so many tokens, or steps of the engine.
     report
         Measures of the training.
     """
@@ -135,6 +135,7 @@ class Probe:
     prompt: Mlp
     decode: Mlp
     _edges: Floats = field(init=False, repr=False)
+    _widths: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         bins, hidden = len(self.about.values), self.about.hidden_size
@@ -146,6 +147,7 @@ class Probe:
             if got != wanted or mlp.w1.shape[1:] != mlp.b1.shape or mlp.w2.shape[:1] != mlp.b1.shape:
                 raise InputError(f"{name}: inputs and bins of the weights must be {wanted}, got {got}.")
         object.__setattr__(self, "_edges", np.array(self.about.edges))
+        object.__setattr__(self, "_widths", np.diff(self._edges))
 
     # belief -----------------------------------------------------------------------------------------------
 
@@ -199,17 +201,20 @@ class Probe:
         """Expected tokens still to come when the belief was formed."""
         return float(belief.now @ np.array(self.about.values))
 
-    def atoms(self, belief: Belief) -> Floats:
-        """Whole output length as equally likely values, shape (FORECAST_ATOMS,): generated plus quantiles of
-        what remains, at least one token.
+    def atoms(self, held: Sequence[Belief]) -> Floats:
+        """Whole output lengths as equally likely values, shape (n, FORECAST_ATOMS): generated plus quantiles
+        of what remains, at least one token. Within a bin all lengths are equally likely.
         """
-        cumulative = np.concatenate([[0.0], np.cumsum(belief.now)])
-        remaining = np.interp(LEVELS, cumulative, self._edges)
-        return belief.generated_tokens + np.maximum(remaining, 1.0)
+        below = np.cumsum([b.now for b in held], axis=1)
+        into = np.minimum((below[:, :, None] < LEVELS).sum(axis=1), below.shape[1] - 1)
+        end = np.take_along_axis(below, into, axis=1)
+        share = np.take_along_axis(np.diff(below, axis=1, prepend=0.0), into, axis=1)
+        left = self._edges[into + 1] - np.maximum(end - LEVELS, 0.0) / share * self._widths[into]
+        return np.array([b.generated_tokens for b in held])[:, None] + np.maximum(left, 1.0)
 
     def forecast(self, belief: Belief) -> LengthForecast:
-        """The same as a `LengthForecast`."""
-        return LengthForecast(tuple(float(a) for a in self.atoms(belief)))
+        """One of them as a `LengthForecast`."""
+        return LengthForecast(tuple(float(a) for a in self.atoms([belief])[0]))
 
     # files ------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.errors import InputError, MissingExtraError, require
+from slosched.forecast import FORECAST_ATOMS
 from slosched.predictors.probe import PROMPT_INPUTS, About, Belief, Mlp, Probe, bin_of, decode_inputs
 from slosched.predictors.refinement import REFINEMENTS
 from slosched.predictors.states import States
@@ -204,7 +205,7 @@ def replay(probe: Probe, data: States) -> tuple[Floats, Floats, Floats]:
     beliefs = probe.begin(data.prompt_states)
     start = np.array([np.nan if b is None else probe.remaining_tokens(b) for b in beliefs])
     expected = np.full(len(data.states), np.nan)
-    atoms = np.full((len(data.states), len(probe.atoms(_any(probe)))), np.nan)
+    atoms = np.full((len(data.states), FORECAST_ATOMS), np.nan)
     order = np.lexsort((data.generated_tokens, data.request))
     # All requests at once, each at its next due state: few large calls instead of many small ones.
     following: dict[int, list[int]] = {}
@@ -224,9 +225,8 @@ def replay(probe: Probe, data: States) -> tuple[Floats, Floats, Floats]:
         if rows:
             held: list[Belief] = [b for i in rows if (b := beliefs[data.request[i]]) is not None]
             probe.update(held, data.states[rows], data.generated_tokens[rows].tolist())
-            for i, belief in zip(rows, held, strict=True):
-                expected[i] = probe.remaining_tokens(belief)
-                atoms[i] = probe.atoms(belief)
+            expected[rows] = [probe.remaining_tokens(belief) for belief in held]
+            atoms[rows] = probe.atoms(held)
     return start, expected, atoms
 
 
@@ -257,12 +257,6 @@ def _errors(expected: Floats, true: Ints) -> dict[str, float]:
         "mae_tokens": float(np.abs(error).mean()),
         "bias_tokens": float(error.mean()),
     }
-
-
-def _any(probe: Probe) -> Belief:
-    bins = len(probe.about.values)
-    flat = np.full(bins, 1.0 / bins)
-    return Belief(prior=flat, now=flat)
 
 
 # fitting ----------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ TOPICS = {
     topic: [f"{topic}-{i}" for i in range(24)]
     for topic in ("rivers", "birds", "tools", "songs", "cities", "metals", "games", "plants")
 }
-VERBS = {"name": 0.35, "list": 0.7, "describe": 1.4, "explain": 2.0}
+VERBS = {"name": 0.25, "list": 0.7, "describe": 1.4, "explain": 2.4}
 """Words an item gets, as a factor."""
 
 AMOUNTS = {
@@ -40,7 +40,7 @@ AMOUNTS = {
 }  # fmt: skip
 """Least and most items of an answer; where they differ, chance decides."""
 
-STYLES = {"briefly": 0.5, "": 1.0, "fully": 2.2}
+STYLES = {"briefly": 0.4, "": 1.0, "fully": 2.5}
 REMARKS = [f"remark-{i}" for i in range(40)]
 WORDS_PER_ITEM = 4.0
 MOST_ITEMS = 20
@@ -147,7 +147,7 @@ def train(
     out: str | Path,
     *,
     seed: int = 0,
-    steps: int = 800,
+    steps: int = 1000,
     hidden: int = 96,
     layers: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args(arguments)
     begin = time.perf_counter()
 

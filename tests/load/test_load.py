@@ -47,11 +47,16 @@ class Server:
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
         await asyncio.sleep(self.first_s)
-        for i in range(content["max_tokens"]):
-            reason = "length" if i + 1 == content["max_tokens"] else None
+        forced = content.get("ignore_eos", False)
+        tokens = content["max_tokens"] if forced else min(content["max_tokens"], 1 + content["seed"] % 3)
+        for i in range(tokens):
+            reason = ("length" if forced else "stop") if i + 1 == tokens else None
             chunk = {"choices": [{"text": "x", "finish_reason": reason}]}
             await answer.write(f"data: {json.dumps(chunk)}\n\n".encode())
             await asyncio.sleep(self.gap_s)
+        if content.get("stream_options", {}).get("include_usage"):
+            usage = {"choices": [], "usage": {"completion_tokens": tokens}}
+            await answer.write(f"data: {json.dumps(usage)}\n\n".encode())
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
@@ -152,3 +157,17 @@ def test_settings_are_checked() -> None:
     for bad in ({"timeout_s": 0}, {"abort_share": 2}, {"speed": float("nan")}, {"warm_up": -1}):
         with pytest.raises(InputError, match=next(iter(bad))):
             LoadSettings(**bad)
+
+
+def test_answers_to_given_prompts_end_by_themselves(server: Server) -> None:
+    """No length is forced; the outcomes hold what came, at most the workload's lengths."""
+    work = replace(WORK, output_tokens=np.full(12, 2, dtype=np.int64))
+    texts = [f"prompt {i}" for i in range(12)]
+    run = load(server.url, work, LoadSettings(warm_up=0, seed=6), prompts=texts)
+    assert run.outcomes.finished.all()
+    assert run.outcomes.workload.output_tokens.tolist() == [1, 2, 2] * 4
+    assert sorted(b["prompt"] for b in server.bodies) == sorted(texts)
+    assert sorted(b["seed"] for b in server.bodies) == list(range(6, 18))
+    assert not any("ignore_eos" in b or "min_tokens" in b for b in server.bodies)
+    with pytest.raises(InputError, match="prompts must be one for each of 12, got 3"):
+        load(server.url, work, prompts=texts[:3])

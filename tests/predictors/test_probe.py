@@ -166,7 +166,7 @@ def test_bins_hold_their_upper_edge() -> None:
 def test_atoms_of_a_certain_belief() -> None:
     """All weight in one bin: atoms spread over it."""
     belief = Belief(prior=np.array([0.0, 1.0, 0.0]), now=np.array([0.0, 1.0, 0.0]), generated_tokens=10)
-    np.testing.assert_allclose(probe().atoms(belief), 10 + 4 + 16 * (np.arange(8) + 0.5) / 8)
+    np.testing.assert_allclose(probe().atoms([belief])[0], 10 + 4 + 16 * (np.arange(8) + 0.5) / 8)
 
 
 # files and mismatches ---------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def test_a_ranker_tells_requests_apart_and_max_tokens_bounds_it(folder: Path) ->
     long = made.of(PLAIN, asked("Write ninety lines on 7."))
     assert 3 * short.mean_tokens < long.mean_tokens
     assert made.of(PLAIN, asked("Write ninety lines on 7.", max_tokens=20)).atoms[-1] == 20
-    assert made.requests == 3
+    assert stats.forecasts == {"ranker": 3}
+    assert 0 < stats.forecast_s["ranker"] < 1
     assert not stats.fallbacks
 
 
@@ -130,12 +131,12 @@ def test_tokens_are_turned_back_into_text(folder: Path, tmp_path: Path) -> None:
 
 
 def test_no_text_and_no_tokenizer_falls_back(folder: Path) -> None:
-    """A request of tokens, where the model's tokenizer is not at hand."""
+    """A request of tokens, where the model's tokenizer is not at hand; counted at the start already."""
     made, stats = forecaster(folder)
     made.reads(SimpleNamespace(vllm_config=SimpleNamespace(model_config=SimpleNamespace(tokenizer="none/x"))))
     request = fake_request("a", prompt=None, prompt_token_ids=[1, 2, 3])
     assert made.of(PLAIN, request) == Forecaster(Config(), ClassHistory(), Stats()).of(PLAIN, request)
-    assert sum(stats.fallbacks.values()) == 1
+    assert stats.fallbacks == {"ranker": 2}
 
 
 def test_the_configuration_names_it(folder: Path, tmp_path: Path) -> None:

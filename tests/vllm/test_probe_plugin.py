@@ -150,5 +150,8 @@ def test_forecasts_that_make_no_sense_are_counted_and_ignored(ledger: Ledger) ->
         foretold(controller, SimpleNamespace(slosched_atoms={"a": bad}))
     assert stats.fallbacks == {"probe": 2}
     np.testing.assert_array_equal(ledger.table.atoms[row], before)
-    foretold(controller, SimpleNamespace(slosched_atoms={"a": np.linspace(90, 20, 8)}))
+    good = {"a": np.linspace(90, 20, 8), "gone": np.arange(8.0)}
+    foretold(controller, SimpleNamespace(slosched_atoms=good, slosched_probe_s=0.25))
+    assert stats.forecasts == {"probe": 5}
+    assert stats.forecast_s == {"probe": 0.25}
     assert ledger.table.atoms[row].tolist() == [20, 30, 40, 50, 50, 50, 50, 50]

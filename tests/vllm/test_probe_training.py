@@ -79,7 +79,7 @@ def test_replay_follows_one_request_at_a_time() -> None:
             due = tokens + 2
             probe.update([belief], data.states[i : i + 1], [tokens])
             assert probe.remaining_tokens(belief) == pytest.approx(expected[i], rel=1e-4)
-            np.testing.assert_allclose(probe.atoms(belief), atoms[i], rtol=1e-4)
+            np.testing.assert_allclose(probe.atoms([belief])[0], atoms[i], rtol=1e-4)
 
 
 def test_cut_answers_are_lower_bounds_not_lengths() -> None:

@@ -33,12 +33,8 @@ class Forecaster:
     """Where forecasts come from, and what finished answers teach it.
 
     A ranker that raises or takes longer than allowed costs that request nothing but its forecast: it keeps
-    its class's. Both are counted as failures, ``ranker`` and ``slow_ranker``.
-
-    Attributes
-    ----------
-    requests, seconds
-        Requests that the ranker forecast, and the time it took, tokens to text included.
+    its class's. Both are counted as failures, ``ranker`` and ``slow_ranker``. What the ranker took, tokens to
+    text included, is in ``stats.forecast_s``.
     """
 
     def __init__(self, config: Config, history: ClassHistory, stats: Stats) -> None:
@@ -50,11 +46,18 @@ class Forecaster:
         self._recalibration: dict[str, Recalibration] = {}
         self._asked: dict[str, Floats] = {}
         self._bad = 0
-        self.requests, self.seconds = 0, 0.0
 
     def reads(self, scheduler: Any) -> None:
-        """Take the tokenizer of the model this scheduler serves, when first needed."""
+        """Take the tokenizer of the model this scheduler serves; forecast once, so that whatever is loaded or
+        compiled then is not waited for while serving.
+        """
         self._model = getattr(getattr(scheduler, "vllm_config", None), "model_config", None)
+        if self._ranker is None or self._model is None:
+            return
+        try:
+            self._ranker.forecast([Prompt(self._decoded([0]))])
+        except Exception as error:
+            self._failed("ranker", error)
 
     def of(self, claim: Claim, request: Any) -> LengthForecast:
         """The forecast of a request, never beyond its ``max_tokens``."""
@@ -97,9 +100,11 @@ class Forecaster:
             self._failed("ranker", error)
             return None
         seconds = perf_counter() - begun
-        self.requests += 1
-        self.seconds += seconds
-        if 1e3 * seconds > self._settings.limit_ms and self.requests > 1:  # the first compiles and loads
+        stats = self._stats
+        first = "ranker" not in stats.forecasts
+        stats.forecasts["ranker"] = stats.forecasts.get("ranker", 0) + 1
+        stats.forecast_s["ranker"] = stats.forecast_s.get("ranker", 0.0) + seconds
+        if 1e3 * seconds > self._settings.limit_ms and not first:  # the first may still compile and load
             self._failed("slow_ranker", TimeoutError(f"{1e3 * seconds:.1f} ms"))
             return None
         self._bad = 0
@@ -116,14 +121,17 @@ class Forecaster:
         text = getattr(request, "prompt", None)
         if isinstance(text, str) and text:
             return text
+        ids = list(request.prompt_token_ids or ())
+        if len(ids) > MOST_TOKENS:
+            ids = ids[: MOST_TOKENS // 2] + ids[-(MOST_TOKENS // 2) :]
+        return self._decoded(ids)
+
+    def _decoded(self, ids: list[int]) -> str:
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
             name = getattr(self._model, "tokenizer", None) or self._model.model
             self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-        ids = list(request.prompt_token_ids or ())
-        if len(ids) > MOST_TOKENS:
-            ids = ids[: MOST_TOKENS // 2] + ids[-(MOST_TOKENS // 2) :]
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from slosched.forecast import FORECAST_ATOMS
-from slosched.integrations.vllm.plugin import ATTRIBUTE
+from slosched.integrations.vllm.plugin import ATTRIBUTE, SECONDS
 
 
 def foretold(controller: Any, output: Any = None, *_: Any) -> None:
@@ -23,15 +23,19 @@ def foretold(controller: Any, output: Any = None, *_: Any) -> None:
     found = getattr(output, ATTRIBUTE, None)
     if not found:
         return
-    ledger = controller.ledger
-    table = ledger.table
-    for request_id, atoms in found.items():
-        row = ledger.rows.get(request_id)
-        if row is None:
-            continue
-        values = np.asarray(atoms, dtype=np.float64)
-        if values.shape != (FORECAST_ATOMS,) or not np.isfinite(values).all():
-            controller.stats.failure("probe", ValueError(f"forecast must be {FORECAST_ATOMS} lengths"))
-            continue
-        most = max(1, int(ledger.requests[row].max_tokens or 1))
-        table.atoms[row] = np.clip(np.sort(values), 1.0, most)
+    ledger, stats = controller.ledger, controller.stats
+    stats.forecasts["probe"] = stats.forecasts.get("probe", 0) + len(found)
+    stats.forecast_s["probe"] = getattr(output, SECONDS, 0.0)
+    known = {ledger.rows[name]: atoms for name, atoms in found.items() if name in ledger.rows}
+    good = {row: atoms for row, atoms in known.items() if _sound(atoms)}
+    for _ in range(len(known) - len(good)):
+        stats.failure("probe", ValueError(f"forecast must be {FORECAST_ATOMS} lengths"))
+    if good:
+        most = np.array([[max(1, int(ledger.requests[row].max_tokens or 1))] for row in good])
+        atoms = np.sort(np.array(list(good.values()), dtype=np.float64), axis=1)
+        ledger.table.atoms[list(good)] = np.clip(atoms, 1.0, most)
+
+
+def _sound(atoms: Any) -> bool:
+    values = np.asarray(atoms, dtype=np.float64)
+    return values.shape == (FORECAST_ATOMS,) and bool(np.isfinite(values).all())

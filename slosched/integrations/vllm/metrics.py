@@ -62,9 +62,13 @@ class Stats:
         Steps in the engine's own order although a plan was wanted, by reason.
     malformed
         Request fields ignored for their value, by name.
+    forecasts, forecast_s
+        Length forecasts made and the time they took the engine, by source: ``ranker``, ``probe``.
     """
 
     def __init__(self) -> None:
+        self.forecasts: dict[str, int] = {}
+        self.forecast_s: dict[str, float] = {}
         self.attained: dict[tuple[str, str], int] = {}
         self.missed: dict[tuple[str, str], int] = {}
         self.fallbacks: dict[str, int] = {}
@@ -140,7 +144,7 @@ class Stats:
         }
         numbers = (
             *TOTALS, "stale_plans", "waiting", "running", "level", "breaker_open", "fallbacks", "malformed",
-            "errors",
+            "errors", "forecasts", "forecast_s",
         )  # fmt: skip
         return {
             **flat,
@@ -198,6 +202,8 @@ class PrometheusExport:
             ),
             "fallbacks": counter("fallbacks", "Steps in the engine's own order.", ("reason",)),
             "malformed": counter("malformed_fields", "Request fields ignored.", ("field",)),
+            "forecasts": counter("forecasts", "Length forecasts made.", ("source",)),
+            "forecast_s": counter("forecast_seconds", "Time that forecasts took.", ("source",)),
         } | {name: counter(name, text) for name, text in TOTALS.items()}
         self._gauges = {
             "attainment": gauge("attainment", "Share of finished requests that kept all limits."),
@@ -220,6 +226,10 @@ class PrometheusExport:
             self._raise("fallbacks", (reason,), n)
         for field, n in s.malformed.items():
             self._raise("malformed", (field,), n)
+        for source, n in s.forecasts.items():
+            self._raise("forecasts", (source,), n)
+        for source, seconds in s.forecast_s.items():
+            self._raise("forecast_s", (source,), seconds)
         for name in TOTALS:
             self._raise(name, (), getattr(s, name))
         attainment = s.attainment()

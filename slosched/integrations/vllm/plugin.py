@@ -29,6 +29,9 @@ EVERY = "SLOSCHED_STATES_EVERY"
 ATTRIBUTE = "slosched_atoms"
 """Attribute of vLLM's runner output: forecast atoms of the whole output length by request id."""
 
+SECONDS = "slosched_probe_s"
+"""Attribute beside it: what the probe has taken up to now on the model runner's thread."""
+
 _MARK = "_slosched_probe"
 
 
