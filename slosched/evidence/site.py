@@ -11,15 +11,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from slosched.evidence.config import OURS
+from slosched.evidence.config import OURS, REFERENCE
 from slosched.evidence.grid import BOUND, Grid
 from slosched.evidence.summary import CellSummary, Summary
 from slosched.report.comparison import Comparison, Point
 from slosched.report.environment import environment
 from slosched.report.export import flatten
 from slosched.report.files import write_files
-from slosched.report.html import METHOD, bullets, page, report_html, table
-from slosched.report.plots import all_pngs
+from slosched.report.html import METHOD, bullets, page, picture, report_html, table
+from slosched.report.plots import all_pngs, panels_png
 from slosched.workloads.mixes import MIXES
 
 METHODS = (
@@ -102,6 +102,7 @@ def _index(grid: Grid, summary: Summary, complaints: Sequence[str]) -> bytes:
         f"{config.requests} requests; engine preset {escape(config.preset)}.</p>",
         "<h2>In short</h2>",
         bullets(headline_words(summary)),
+        *(picture(f"Attainment by load; forecasts: {f}.", _panels(summary, f)) for f in config.forecasts),
         "<h2>Every cell</h2>",
         _filters(summary),
         _cell_table(summary.cells),
@@ -126,6 +127,21 @@ def _index(grid: Grid, summary: Summary, complaints: Sequence[str]) -> bytes:
         _SCRIPT,
     ]
     return page("slosched: the evidence", body)
+
+
+def _panels(summary: Summary, forecast: str) -> bytes:
+    """Ours, the reference, the best rival of each cell, and the bound, in a panel for each mix."""
+    panels = {}
+    for mix in dict.fromkeys(c.mix for c in summary.cells):
+        cells = [c for c in summary.cells if (c.mix, c.forecast) == (mix, forecast)]
+        loads = [c.load for c in cells]
+        known = {OURS: [c.attainment[OURS] for c in cells]}
+        if all(REFERENCE in c.attainment for c in cells):
+            known[REFERENCE] = [c.attainment[REFERENCE] for c in cells]
+        known["best rival of each load"] = [c.attainment[c.best_rival] for c in cells]
+        known["nobody can beat"] = [c.bound for c in cells]
+        panels[mix] = {name: (loads, values) for name, values in known.items()}
+    return panels_png(panels)
 
 
 def headline_words(summary: Summary) -> list[str]:

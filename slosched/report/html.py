@@ -79,7 +79,7 @@ def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
         "<h2>Requests that met their SLOs</h2>",
         _attainment_table(comparison),
         *(f"<p>{escape(line)}</p>" for line in notes(comparison)),
-        *(_picture(name, content) for name, content in pictures.items()),
+        *(picture(CAPTIONS.get(name, name), content) for name, content in pictures.items()),
         "<h2>Workload and engine</h2>",
         bullets([*([comparison.source] if comparison.source else []), *comparison.about]),
         "<h2>Method</h2>",
@@ -162,8 +162,9 @@ def table(heads: Sequence[str], rows: Sequence[str], caption: str) -> str:
     )
 
 
-def _picture(name: str, content: bytes) -> str:
-    caption = escape(CAPTIONS.get(name, name))
+def picture(caption: str, content: bytes) -> str:
+    """A PNG inside the page; the caption is escaped here."""
+    caption = escape(caption)
     data = base64.b64encode(content).decode()
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from slosched.errors import MissingExtraError
 from slosched.outcome import Run
 from slosched.report.comparison import OURS, REFERENCE, Comparison
-from slosched.report.palette import FAINT, INK, MET, MISSED, WAIT, Line, lines, spaced
+from slosched.report.palette import FAINT, INK, MET, MISSED, WAIT, Line, lines, series, spaced
 from slosched.table import Floats
 
 if TYPE_CHECKING:
@@ -147,6 +147,42 @@ def _label_ends(ax: Axes, ends: list[tuple[Line, float]], right: float) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "shrinkB": 2},
         )
+
+
+def panels_png(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> bytes:
+    """Attainment against load as a PNG, one panel for each mix.
+
+    Parameters
+    ----------
+    panels
+        By title: loads and attainment (0 to 1) by name of line; the first line is ours, the last a bound.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    """
+    require_matplotlib()
+    return _png(lambda: _panels_figure(panels))
+
+
+def _panels_figure(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(3.4 * columns, 2.6 * rows + 0.5, rows, columns, sharey=True)
+    for ax, (title, named) in zip(axes.flat, panels.items(), strict=False):
+        styles = series(len(named))
+        for (name, (x, y)), (colour, dash, width) in zip(named.items(), styles, strict=True):
+            ax.plot(x, 100 * np.array(y), color=colour, linestyle=dash, linewidth=width, label=name)
+        ax.set_title(title)
+        ax.set_ylim(top=101)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("attainment in %")
+    figure.supxlabel("offered load, 1 = FCFS capacity", fontsize=9.5)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    return figure
 
 
 def class_figure(comparison: Comparison) -> Figure:
