@@ -59,6 +59,25 @@ def test_numbers_may_be_strings_and_lengths_have_short_names() -> None:
     assert (claim.predicted_tokens, claim.predicted_p90_tokens) == (180.0, 400.0)
 
 
+def test_a_program_is_known_by_name_within_its_tenant() -> None:
+    """Equal for equal names of one tenant only; -1 where none is named."""
+    one, again, other, foreign = (
+        read_claim({"slo_program": name, "slo_tenant": tenant}, CONFIG).program
+        for name, tenant in (("task-1", "a"), ("task-1", "a"), ("task-2", "a"), ("task-1", "b"))
+    )
+    assert one == again
+    assert len({one, other, foreign}) == 3
+    assert all(0 <= number < 2**62 for number in (one, other, foreign))
+    assert read_claim({"slo_tenant": "a"}, CONFIG).program == -1
+
+
+@pytest.mark.parametrize("name", ["", 7, 1.5, True, ["task"], {"a": 1}, "x" * 129])
+def test_a_bad_program_is_none(name: object) -> None:
+    """It is ignored and counted."""
+    claim = read_claim({"slo_program": name}, CONFIG)
+    assert (claim.program, claim.malformed) == (-1, ("slo_program",))
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -72,3 +91,4 @@ def test_nothing_a_client_sends_raises(extra: object) -> None:
     claim = read_claim(extra, CONFIG)
     assert claim.slo_class in CONFIG.classes
     assert 0 <= claim.weight <= max(2.0, CONFIG.bounds.max_weight)
+    assert -1 <= claim.program < 2**62

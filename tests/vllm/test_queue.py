@@ -99,6 +99,7 @@ def test_rows_reused_since_the_plan_are_passed_over(ledger: Ledger) -> None:
     queue, requests = _queue(ledger, [0.0, 1.0])
     order = np.array([1, 0])
     serial = ledger.table.serial[order]
+    ledger.table._free.clear()  # so that the next row to be free is the next to be used
     queue.remove_request(requests[1])
     ledger.finish("1", 2.0)
     queue.add_request(fake_request("new", 5.0))

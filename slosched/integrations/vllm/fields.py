@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from slosched.integrations.vllm.config import MAX_MS, Config
@@ -16,7 +17,7 @@ MAX_NAME = 128
 LIMIT_FIELDS = {"slo_ttft_ms": "ttft", "slo_tpot_ms": "tpot", "slo_e2e_ms": "e2e"}
 LENGTH_FIELDS = ("predicted_output_tokens", "predicted_output_tokens_p90")
 ALIASES = {"pred_len": "predicted_output_tokens", "pred_len_p90": "predicted_output_tokens_p90"}
-FIELDS = (*LIMIT_FIELDS, "slo_class", "slo_weight", "slo_tenant", *LENGTH_FIELDS)
+FIELDS = (*LIMIT_FIELDS, "slo_class", "slo_weight", "slo_tenant", "slo_program", *LENGTH_FIELDS)
 """Every field a request may carry."""
 
 
@@ -24,13 +25,15 @@ FIELDS = (*LIMIT_FIELDS, "slo_class", "slo_weight", "slo_tenant", *LENGTH_FIELDS
 class Claim:
     """What one request says about itself, made harmless.
 
-    `malformed` names the fields that were ignored for their value.
+    `program` is the number of its program, -1 for none; `malformed` names the fields that were ignored for
+    their value.
     """
 
     slo: Slo
     slo_class: str
     weight: float
     tenant: str = "default"
+    program: int = -1
     predicted_tokens: float | None = None
     predicted_p90_tokens: float | None = None
     malformed: tuple[str, ...] = ()
@@ -89,15 +92,31 @@ def read_claim(extra: object, config: Config) -> Claim:
         limits[f"{kind}_s"] = None if value is None else value / 1000.0
     weight = number("slo_weight", 0.0, math.inf)
     tokens, p90 = (number(name, 1.0, MAX_TOKENS) for name in LENGTH_FIELDS)
+    tenant, program = label("slo_tenant") or "default", label("slo_program")
     return Claim(
         slo=Slo(**limits),
         slo_class=slo_class,
         weight=promised.weight if weight is None else min(weight, config.bounds.max_weight),
-        tenant=label("slo_tenant") or "default",
+        tenant=tenant,
+        program=-1 if program is None else program_number(tenant, program),
         predicted_tokens=tokens if tokens is not None else promised.predicted_output_tokens,
         predicted_p90_tokens=p90,
         malformed=tuple(malformed),
     )
+
+
+def program_number(tenant: str, program: str) -> int:
+    """A tenant's program as a number from 0 to 2**62 - 1: a hash, since names kept would fill the memory.
+
+    Examples
+    --------
+    >>> program_number("a", "task-1") == program_number("a", "task-1")
+    True
+    >>> program_number("a", "task-1") == program_number("b", "task-1")
+    False
+    """
+    name = f"{tenant}\0{program}".encode(errors="surrogatepass")
+    return int.from_bytes(blake2b(name, digest_size=8).digest()) >> 2
 
 
 def _number(value: object) -> float | None:

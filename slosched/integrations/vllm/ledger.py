@@ -39,7 +39,8 @@ class Ledger:
     queued
         Whether the row stands in the waiting queue.
     describe
-        Says what is known of a newcomer; another engine than the live one may have its own.
+        Says what is known of a newcomer: the request in slosched's terms, and the number of its program for
+        `RequestTable.prefix_index`. Another engine than the live one may have its own.
     rank
         Place in the engine's own first-come-first-served order, smaller first.
     """
@@ -63,7 +64,7 @@ class Ledger:
         self._params: list[Any] = [None] * n
         self._tokenless: dict[str, int] = {}
         self._tenants: dict[str, int] = {}
-        self.describe: Callable[[Any], Request] = self._described
+        self.describe: Callable[[Any], tuple[Request, int]] = self._described
 
     # arrival ----------------------------------------------------------------------------------------------
 
@@ -81,7 +82,9 @@ class Ledger:
         self._tokenless[request.request_id] = self.row(request)
 
     def _add(self, request: Any) -> int:
-        row = self.table.add(self.describe(request))
+        described, program = self.describe(request)
+        row = self.table.add(described)
+        self.table.prefix_index[row] = program
         if self.table.capacity > len(self.queued):
             self._grow()
         self.rows[request.request_id] = row
@@ -93,7 +96,7 @@ class Ledger:
         self.with_slo += self._promised(row)
         return row
 
-    def _described(self, request: Any) -> Request:
+    def _described(self, request: Any) -> tuple[Request, int]:
         """The request in slosched's terms; a plain best-effort one if anything about it is odd."""
         arrival_s = self._clock.arrival_s(request.arrival_time)
         try:
@@ -101,7 +104,7 @@ class Ledger:
             claim = read_claim(params.extra_args if params is not None else None, self._config)
             for field in claim.malformed:
                 self._stats.malformed[field] = self._stats.malformed.get(field, 0) + 1
-            return Request(
+            described = Request(
                 request_id=request.request_id,
                 prompt_tokens=max(1, request.num_prompt_tokens),
                 forecast=self.forecaster.of(claim, request),
@@ -113,14 +116,16 @@ class Ledger:
                 tenant=self._tenant(claim.tenant),
                 generated_tokens=request.num_output_tokens,
             )
+            return described, claim.program
         except Exception as error:
             self._stats.failure("describe", error)
-            return Request(
+            plain = Request(
                 request_id=request.request_id,
                 prompt_tokens=1,
                 forecast=LengthForecast.point(1),
                 arrival_s=arrival_s if math.isfinite(arrival_s) else self._clock.now_s(),
             )
+            return plain, -1
 
     def _tenant(self, name: str) -> str:
         """The tenant's name while there are few: names come from clients and must not fill the memory."""
@@ -134,11 +139,13 @@ class Ledger:
         rank, queued = int(self.rank[row]), bool(self.queued[row])
         if queued:
             return  # the line is sorted by arrival: take up changes when it next joins
-        described = replace(self.describe(request), generated_tokens=0)
+        described, program = self.describe(request)
+        described = replace(described, generated_tokens=0)
         self.with_slo -= self._promised(row)
         self.table.release(row)
         again = self.table.add(described)
         assert again == row, "a released row is the next to be used"
+        self.table.prefix_index[row] = program
         self.rank[row] = rank
         self._params[row] = request.sampling_params
         self.admitted_s[row] = math.nan

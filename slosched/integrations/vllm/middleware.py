@@ -20,6 +20,7 @@ HEADERS = {
     b"x-slo-e2e-ms": "slo_e2e_ms",
     b"x-slo-class": "slo_class",
     b"x-slo-weight": "slo_weight",
+    b"x-slo-program": "slo_program",
     b"x-slo-predicted-output-tokens": "predicted_output_tokens",
     b"x-gateway-inference-fairness-id": "slo_tenant",
     b"x-llm-d-inference-fairness-id": "slo_tenant",

@@ -24,7 +24,7 @@ from slosched.outcome import Outcomes, Run, RunLog
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import Policy
 from slosched.request import Request
-from slosched.simulator.engine import StepRecord, refuse_oversize
+from slosched.simulator.engine import StepRecord, refuse_oversize, table_of
 from slosched.slo import Slo
 from slosched.steptime import StepTimeModel
 from slosched.study import Bench
@@ -170,6 +170,7 @@ class VirtualEngine:
         self.live: dict[str, Any] = {}
         self.rejected = np.zeros(n, dtype=np.bool_)
         self._shared = _shared_tokens(workload)
+        self._begins = table_of(workload).prefix_index
 
     # set-up -----------------------------------------------------------------------------------------------
 
@@ -196,12 +197,12 @@ class VirtualEngine:
 
         self.scheduler = make_scheduler(self.limits, asynchronous=self.asynchronous, factory=factory)
 
-    def describe(self, request: Any) -> Request:
-        """A row of the workload in slosched's terms: forecast, never the true length."""
+    def describe(self, request: Any) -> tuple[Request, int]:
+        """A row of the workload in slosched's terms, forecast in place of the true length, and its prefix."""
         w, i = self.workload, self.row[request.request_id]
         limits = (float(w.ttft_s[i]), float(w.tpot_s[i]), float(w.e2e_s[i]))
         ttft, tpot, e2e = (None if math.isinf(limit) else limit for limit in limits)
-        return Request(
+        described = Request(
             request_id=request.request_id,
             prompt_tokens=int(w.prompt_tokens[i]),
             forecast=LengthForecast(tuple(w.atoms[i].tolist())),
@@ -212,6 +213,7 @@ class VirtualEngine:
             slo_class=w.classes[w.class_index[i]],
             tenant=w.tenants[w.tenant_index[i]],
         )
+        return described, int(self._begins[i])
 
     def submit(self, i: int) -> None:
         """Hand request i to the scheduler."""

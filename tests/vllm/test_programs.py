@@ -1,0 +1,64 @@
+"""Calls of one program share a number in the table."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from slosched.integrations.vllm.fields import program_number
+from slosched.integrations.vllm.ledger import Ledger
+
+from .conftest import fake_request
+
+
+def test_the_field_fills_the_prefix_index(ledger: Ledger) -> None:
+    """Equal for one program, -1 without the field, also in a row used before."""
+    extras = ({"slo_program": "task"}, {"slo_program": "task"}, {"slo_program": "other"}, None)
+    rows = [ledger.row(fake_request(str(i), extra=extra)) for i, extra in enumerate(extras)]
+    index = ledger.table.prefix_index[rows].tolist()
+    task, other = program_number("default", "task"), program_number("default", "other")
+    assert index == [task, task, other, -1]
+    request = ledger.requests[rows[0]]
+    request.status = SimpleNamespace(name="FINISHED_ABORTED")
+    ledger.finish("0", 1.0)
+    assert ledger.table.prefix_index[ledger.row(fake_request("new"))] == -1
+
+
+def test_a_bad_program_is_counted(ledger: Ledger) -> None:
+    """And the request belongs to none."""
+    row = ledger.row(fake_request("a", extra={"slo_program": ["task"]}))
+    assert ledger.table.prefix_index[row] == -1
+    assert ledger._stats.malformed == {"slo_program": 1}
+
+
+def test_a_streaming_session_may_change_its_program(ledger: Ledger) -> None:
+    """New parameters, new program."""
+    request = fake_request("a", extra={"slo_program": "first"})
+    row = ledger.row(request)
+    request.sampling_params = SimpleNamespace(extra_args={"slo_program": "second"})
+    assert ledger.row(request) == row
+    assert ledger.table.prefix_index[row] == program_number("default", "second")
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore")
+def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
+    """The same prefixes under the virtual clock."""
+    from slosched.integrations.vllm.chaos import chaos_workload
+    from slosched.integrations.vllm.harness import make_request
+    from slosched.integrations.vllm.virtual import VirtualEngine
+    from slosched.limits import EngineLimits
+    from slosched.simulator.engine import table_of
+    from slosched.steptime import StepTimeModel
+
+    work = chaos_workload(40, 1, prefix_cache=True)
+    engine = VirtualEngine(work, EngineLimits(), StepTimeModel(base_s=0.01))
+    requests = [
+        make_request(name, [1], max_tokens=1, arrival_s=0.0, priority=0, block_tokens=16, hashed=False)
+        for name in engine.ids
+    ]
+    found = [engine.describe(request)[1] for request in requests]
+    assert np.array_equal(found, table_of(work).prefix_index)
+    assert len(set(found)) > 3
