@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -34,9 +35,10 @@ WARM_SHARE = 1 / 3
 """Share of the run left out of the slope: caches fill, the queue grows to the length that patience allows."""
 
 
-KV_BLOCKS = 512
-"""Blocks of the KV cache. It takes its memory when it is first written: a small one is whole after a minute,
-one of a GiB would look like a leak for many."""
+ONEDNN_CACHE = 1
+"""Matrix products that oneDNN keeps compiled; by default 1024, one for every shape. Steps have as many shapes
+as tokens fit into them, so PyTorch grows with vLLM alone as with slosched, for longer than a soak. Without
+that cache what is left is the server's own growth."""
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def gauge(url: str, name: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", choices=list(SERVERS), default="slosched")
-    parser.add_argument("--kv-blocks", type=int, default=KV_BLOCKS, help="0: what fits into a GiB")
+    parser.add_argument("--onednn-cache", type=int, default=ONEDNN_CACHE)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--load", type=float, default=1.3, help="arrivals over what the server can do")
     parser.add_argument("--rate", type=float, help="requests per second instead; nothing is measured then")
@@ -100,8 +102,7 @@ def main() -> None:
             Path(name) / "model", hidden=arguments.hidden, layers=arguments.layers,
             heads=arguments.hidden // 64, kv_heads=4,
         )  # fmt: skip
-        if arguments.kv_blocks:
-            SERVERS[arguments.server] += ["--num-gpu-blocks-override", str(arguments.kv_blocks)]
+        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(arguments.onednn_cache)
         with server(model, arguments.server, folder, arguments.max_num_seqs) as (url, pid):
             rate = arguments.rate or arguments.load * capacity_rps(url, 60, arguments.seed)
             work = mix(60.0 * arguments.minutes, rate, arguments.seed)
@@ -132,7 +133,8 @@ def main() -> None:
         "without_end": len(work) - sum(ends.values()), "refused": counts.refused, "errors": counts.errors,
         "left_in_server": left, "answers_afterwards": alive,
         "malformed_requests": round(arguments.malformed_share * len(work)),
-        "slosched": ours, "tracebacks_in_log": log.count("Traceback"), "kv_blocks": arguments.kv_blocks,
+        "slosched": ours, "tracebacks_in_log": log.count("Traceback"),
+        "onednn_cache": arguments.onednn_cache,
         "memory": {name: growth(at_s, values)
                    for name, values in zip(("api_server", "engine"), mib, strict=True)},
         "met_weighted": round(float(np.average(run.outcomes.met, weights=work.weight)), 4),
