@@ -36,8 +36,8 @@ class Policy(ABC):
         Whether plans may preempt running requests: an engine then asks for a plan even when nobody could be
         admitted.
     paces
-        Whether plans may limit prefill: an engine then asks for a plan at every step in which a running
-        request is in prefill, too.
+        Whether plans may limit prefill: an engine then asks whenever somebody waits, and at every step in
+        which a running request is in prefill.
     rejects
         Whether plans may refuse waiting requests: an engine then asks whenever somebody waits.
     skips

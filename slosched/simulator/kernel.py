@@ -332,14 +332,21 @@ def _remove_running(Q: Queues, state: Ints, place: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _worst_running(R: Requests, Q: Queues, state: Ints) -> int:
-    """Place in `running` of the request with the largest (priority, arrival), the first of equals."""
-    worst = 0
-    for i in range(1, state[RUNNING]):
-        a, b = Q.running[worst], Q.running[i]
-        if R.key[a] < R.key[b] or (R.key[a] == R.key[b] and R.arrival_ps[a] < R.arrival_ps[b]):
-            worst = i
-    return worst
+def _victim(R: Requests, Q: Queues, state: Ints, limits: Ints, skip: int) -> int:
+    """Place in `running` of the request that gives up its memory; who is passed over keeps it.
+
+    The last one, or the one with the largest (priority, arrival), the first of equals.
+    """
+    victim = -1
+    for i in range(state[RUNNING]):
+        b = Q.running[i]
+        if skip > 0 and Q.mark[b] == skip:
+            continue
+        a = Q.running[victim]
+        worse = R.key[a] < R.key[b] or (R.key[a] == R.key[b] and R.arrival_ps[a] < R.arrival_ps[b])
+        if victim < 0 or worse or not limits[VICTIM_WORST]:
+            victim = i
+    return victim
 
 
 @njit(nogil=True, cache=True)
@@ -364,7 +371,7 @@ def _schedule_running(
         # Mostly the new tokens fit in the blocks it has: a product decides that, not a slow division.
         grows = upto > R.blocks[row] * block
         while grows and (upto + block - 1) // block - R.blocks[row] > state[FREE]:
-            place = _worst_running(R, Q, state) if limits[VICTIM_WORST] else state[RUNNING] - 1
+            place = _victim(R, Q, state, limits, skip)
             victim = Q.running[place]
             _remove_running(Q, state, place)
             if place < i:
@@ -535,9 +542,22 @@ def _sample(Q: Queues, state: Ints) -> None:
 
 @njit(nogil=True, cache=True)
 def _step(
-    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, budget: int, line: int, skip: int
+    R: Requests,
+    Q: Queues,
+    P: Pool,
+    state: Ints,
+    limits: Ints,
+    coef: Ints,
+    budget: int,
+    line: int,
+    skip: int,
+    skipless: int,
 ) -> None:
-    """Schedule one step and carry it out; running rows with the mark `skip` above 0 are passed over."""
+    """Schedule one step and carry it out; running rows with the mark `skip` above 0 are passed over.
+
+    If that leaves nothing to run, the step is scheduled again with nobody passed over and the budget
+    `skipless`.
+    """
     state[SCHEDULED] = 0
     several = state[RUNNING] + state[WAITING] > 1
     long_prefill = limits[LONG_PREFILL] if several else 0
@@ -545,7 +565,9 @@ def _step(
     if not preempted:
         _schedule_waiting(R, Q, P, state, limits, left, long_prefill, line)
     if skip > 0 and state[SCHEDULED] == 0:  # never an empty step while somebody runs
-        _schedule_running(R, Q, P, state, limits, budget, long_prefill, 0)
+        left, preempted = _schedule_running(R, Q, P, state, limits, skipless, long_prefill, 0)
+        if not preempted:
+            _schedule_waiting(R, Q, P, state, limits, left, long_prefill, line)
     _sample(Q, state)
     if limits[RECORD]:
         for k in range(state[SCHEDULED]):
@@ -729,7 +751,7 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
             stop_ps = -1 if full or state[NEXT] == n else R.arrival_ps[state[NEXT]]
             if _decode_run(R, Q, P, state, limits, coef, stop_ps):
                 continue
-        _step(R, Q, P, state, limits, coef, limits[BUDGET], 0, 0)
+        _step(R, Q, P, state, limits, coef, limits[BUDGET], 0, 0, 0)
         if state[IDLE] > MAX_IDLE_STEPS:
             return STUCK
     return PAUSED
@@ -834,15 +856,17 @@ def apply_plan(
         if Q.mark[row] == open_:
             Q.line[line] = row
             line += 1
-    budget = limits[BUDGET]
+    budget = skipless = limits[BUDGET]
     if prefill_tokens >= 0:
-        decodes = 0
+        decodes, passed = 0, 0
         for i in range(state[RUNNING]):
             row = Q.running[i]
-            if Q.mark[row] != skipped and R.computed[row] + 1 == R.prompt[row] + R.generated[row]:
+            if R.computed[row] + 1 == R.prompt[row] + R.generated[row]:
                 decodes += 1
-        budget = min(budget, decodes + prefill_tokens)
+                passed += Q.mark[row] == skipped
+        budget = min(budget, decodes - passed + prefill_tokens)
+        skipless = min(skipless, decodes + prefill_tokens)
     if state[RUNNING] == 0 and state[WAITING] == 0:  # all were refused
         return PAUSED
-    _step(R, Q, P, state, limits, coef, budget, line, skipped if len(skip) > 0 else 0)
+    _step(R, Q, P, state, limits, coef, budget, line, skipped if len(skip) > 0 else 0, skipless)
     return STUCK if state[IDLE] > MAX_IDLE_STEPS else PAUSED

@@ -89,7 +89,7 @@ class Controller:
         self._by_slo = policy.name.startswith(BY_SLO)
         self._paces, self._skips = policy.paces, policy.skips
         self._asks_always = policy.paces or policy.skips
-        self._asks_when_full = policy.preempts or policy.rejects or policy.skips
+        self._asks_when_full = policy.preempts or policy.rejects or self._asks_always
         self._keys = self._orders and self.planner.steady and not self._native
         self.peek = PrefixPeek(scheduler, self.ledger, self.stats)
         self.bypass = Bypass(self.ledger)
@@ -102,9 +102,10 @@ class Controller:
         self._prefilling: dict[int, bool] = {}
         self._admitted: list[tuple[list[int], float]] = []
         self._applied: Decision | None = None
+        self._newcomers = 0
         self._order_serial: Ints = NOBODY
         self._skipped: list[Any] = []
-        self._passed_over, self._idle_skips = False, 0
+        self._passed_over = self._whole = False
         self._refused: dict[int, list[str]] = {}
         self._refusing: dict[str, bool] = {}
         self._last_log_s = self._last_json_s = time.monotonic()
@@ -158,13 +159,14 @@ class Controller:
         if tokens:
             self.in_flight.append(tokens)
             self.watch.begin(tokens, scheduler, time.perf_counter())
-        elif self._passed_over:
-            self._idle_skips = 1  # nothing ran: the next step passes over nobody
+        # Nothing ran: this was no step, and the next try passes over nobody.
+        self._whole = self._passed_over and not tokens
+        self._step -= self._whole
         self._passed_over = False
         queue = self.queue
         if queue.admitted:
             self._admitted.append((queue.admitted, self.clock.now_s()))
-            if self._paces:
+            if not self._keys:
                 self._prefilling.update(dict.fromkeys(queue.admitted, True))
             queue.admitted = []
         if self.planner.background is not None:
@@ -180,8 +182,25 @@ class Controller:
                 return True
         if not self.queue.line:
             return False
-        most = getattr(scheduler, "max_num_active_reqs", self.limits.max_num_seqs)
-        return self._asks_when_full or len(scheduler.running) < most
+        return self._asks_when_full or self._somebody_fits(scheduler)
+
+    def _somebody_fits(self, scheduler: Any) -> bool:
+        """Whether some order of the waiting requests could admit one: a place, token budget and memory."""
+        running = scheduler.running
+        if len(running) >= getattr(scheduler, "max_num_active_reqs", self.limits.max_num_seqs):
+            return False
+        line, table, block = self.queue.line, self.ledger.table, self.limits.block_tokens
+        free_tokens = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() * block
+        rows = line.rows[:1]
+        if (table.prompt_tokens[rows] + table.generated_tokens[rows])[0] > free_tokens:
+            rows = line.rows
+            need = table.prompt_tokens[rows] + table.generated_tokens[rows] - table.cached_tokens[rows]
+            if need.min() > free_tokens:
+                return False
+        budget = self.limits.max_num_batched_tokens
+        if self.limits.long_prefill_token_threshold or not self._in_prefill():
+            return True
+        return sum(r.num_tokens - r.num_computed_tokens for r in running) < budget
 
     def _in_prefill(self) -> int:
         """How many running requests have prompt, or what was lost to preemption, still to be computed."""
@@ -213,6 +232,8 @@ class Controller:
         try:
             if self.planner.busy:
                 return self.planner.latest(self._step - 1)
+            if self._whole and self._newcomers == self.ledger.newcomers:
+                return self._applied  # the same step, tried again
             self._note_admitted()
             self.peek.look(self.queue.joined, self.queue.line.rows)
             return self.planner.decide(*self._snapshot(scheduler), self.queue.joined, self.ledger.queued)
@@ -276,6 +297,7 @@ class Controller:
         if decision is not self._applied:
             serial = now if decision.serial is None else decision.serial
             self._applied, self._order_serial = decision, serial[decision.order]
+            self._newcomers = ledger.newcomers
             if len(decision.order):
                 self.stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
         queue.set_order(decision.order, self._order_serial)
@@ -297,7 +319,11 @@ class Controller:
 
     def _budget(self, scheduler: Any, prefill_tokens: int) -> None:
         """Bound the prompt tokens of this step; decoding requests keep their token each."""
-        decoding = max(0, len(scheduler.running) - self._in_prefill())
+        begun = self._in_prefill()
+        if self._skipped:
+            here = {self.ledger.rows.get(r.request_id): 1 for r in scheduler.running}
+            begun = sum(row in here for row in self._prefilling)
+        decoding = max(0, len(scheduler.running) - begun)
         per_request = 1 + int(getattr(scheduler, "num_spec_tokens", 0) or 0)
         budget = prefill_tokens + decoding * per_request
         if budget > 0:
@@ -315,8 +341,7 @@ class Controller:
 
         To vLLM it looks as if they had found the budget used up. `restore` puts them back in their places.
         """
-        if self._idle_skips:
-            self._idle_skips -= 1
+        if self._whole:
             return
         ids = {self.ledger.table.request_ids[row]: 1 for row in rows.tolist()}
         everybody = list(scheduler.running)
@@ -355,6 +380,11 @@ class Controller:
             self._refusing = dict.fromkeys(ids, True)
             scheduler.finish_requests(ids, status)
             self._refusing = {}
+
+    @property
+    def retries(self) -> bool:
+        """Whether the last step ran nothing only because of who was passed over: the next comes at once."""
+        return self._whole
 
     def answers(self, outputs: Any) -> None:
         """Add an output for each refused request, so that no client waits for ever."""

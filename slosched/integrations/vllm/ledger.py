@@ -36,6 +36,8 @@ class Ledger:
         Row by request id.
     requests
         vLLM's request object by row.
+    with_slo, newcomers
+        How many requests in the engine have an SLO; how many have ever come.
     queued
         Whether the row stands in the waiting queue.
     describe
@@ -49,7 +51,7 @@ class Ledger:
         self.table = RequestTable(256)
         self.rows: dict[str, int] = {}
         self.requests: list[Any] = [None] * self.table.capacity
-        self.with_slo = 0
+        self.with_slo = self.newcomers = 0
         self._config, self._clock, self._learned, self._stats = config, clock, learned, stats
         self.forecaster = Forecaster(config, learned.lengths, stats)
         learned.lengths.running = lambda: running_of(self)
@@ -85,6 +87,7 @@ class Ledger:
         described, program = self.describe(request)
         row = self.table.add(described)
         self.table.prefix_index[row] = program
+        self.newcomers += 1
         if self.table.capacity > len(self.queued):
             self._grow()
         self.rows[request.request_id] = row
@@ -142,9 +145,7 @@ class Ledger:
         described, program = self.describe(request)
         described = replace(described, generated_tokens=0)
         self.with_slo -= self._promised(row)
-        self.table.release(row)
-        again = self.table.add(described)
-        assert again == row, "a released row is the next to be used"
+        self.table.fill(row, described)
         self.table.prefix_index[row] = program
         self.rank[row] = rank
         self._params[row] = request.sampling_params
@@ -189,12 +190,20 @@ class Ledger:
             return False
         t = self.table
         if request.num_preemptions > t.preemptions[row]:
-            self._lost[row] += max(0, t.computed_tokens[row] - self._hit[row])
+            self._lost[row] += max(0, self._computed(row, request) - self._hit[row])
             self._hit[row] = 0
             t.preemptions[row] = request.num_preemptions
         t.computed_tokens[row] = 0
         t.generated_tokens[row] = request.num_output_tokens
+        t.served_tokens[row] = self._lost[row]
         return True
+
+    def _computed(self, row: int, request: Any) -> int:
+        """What a request had computed when it was preempted: vLLM forgets, and `sync` was some steps ago."""
+        t = self.table
+        known, before = int(t.computed_tokens[row]), int(t.prompt_tokens[row] + t.generated_tokens[row]) - 1
+        decoding = known >= before or request.num_output_tokens > t.generated_tokens[row]
+        return max(known, request.num_tokens - 1) if decoding else known
 
     def rows_of(self, running: list[Any]) -> Ints:
         """Rows of the running requests in the engine's order."""
@@ -254,6 +263,8 @@ class Ledger:
             predicted_tokens=float(t.atoms[row].mean()),
         )
         self.with_slo -= self._promised(row)
+        if not self.queued[row]:  # a policy may look at who has left
+            self.sync([request], np.array([row]), t)
         self.queued[row] = False
         self.requests[row] = self._params[row] = None
         t.release(row)

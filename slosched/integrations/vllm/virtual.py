@@ -254,6 +254,9 @@ class VirtualEngine:
                     return
             else:
                 self.take(self.scheduler.update_from_output(output, runner_output([], [])))
+                controller = getattr(self.scheduler, "slosched", None)
+                if controller is not None and controller.retries:
+                    return
                 if not self.flights:
                     if self.live:  # else vLLM only cleaned up after the last request
                         self.idle()
