@@ -133,3 +133,4 @@ def test_memory_does_not_grow_with_requests(
     assert ledger.table.capacity == 256
     assert len(controller.queue._heap) <= 256
     assert sum(controller.stats.malformed.values()) > 900
+    assert controller.stats.errors == {}

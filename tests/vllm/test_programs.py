@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from slosched.integrations.vllm.fields import program_number
 from slosched.integrations.vllm.ledger import Ledger
 
 from .conftest import fake_request
+from .test_memory import Traffic
 
 
 def test_the_field_fills_the_prefix_index(ledger: Ledger) -> None:
@@ -62,3 +64,26 @@ def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
     found = [engine.describe(request)[1] for request in requests]
     assert np.array_equal(found, table_of(work).prefix_index)
     assert len(set(found)) > 3
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("policy", ["slosched\npolicy_parameters: {programs: true}", "plas", "lpm"])
+def test_policies_of_programs_serve(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the live scheduler, without an error of their own."""
+    from slosched.integrations.vllm.adapter import make
+    from slosched.integrations.vllm.harness import make_scheduler
+    from slosched.limits import EngineLimits
+
+    config = tmp_path / "slosched.yaml"
+    config.write_text(f"policy: {policy}\n")
+    monkeypatch.setenv("SLOSCHED_CONFIG", str(config))
+    limits = EngineLimits(max_num_seqs=8, kv_blocks=64, max_model_len=512, max_num_batched_tokens=128)
+    scheduler = make_scheduler(limits, factory=make)
+    Traffic(scheduler, seed=2).serve(120)
+    controller = scheduler.slosched
+    controller.close()
+    assert controller.stats.errors == {}
+    assert controller.stats.plans > 10
+    index = controller.ledger.table.prefix_index
+    assert len(set(index[index >= 0].tolist())) > 10
