@@ -265,7 +265,8 @@ class _Client:
 
     async def warm(self, session: Any) -> None:
         """Send one short request that does not count; complain if the server refuses it."""
-        content = {"model": self.model, "prompt": self.prompt(16), "max_tokens": 4, "ignore_eos": True}
+        prompt = self.prompts[0] if self.prompts else self.prompt(16)
+        content = {"model": self.model, "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
         async with session.post(f"{self.url}/v1/completions", json=content) as answer:
             if answer.status != 200:
                 raise InputError(f"the server at {self.url} refuses requests: {(await answer.text())[:300]}")

@@ -173,57 +173,78 @@ def collect_server(
     """
     if find_spec("aiohttp") is None:
         raise MissingExtraError("aiohttp", "load")
-    return asyncio.run(_ask(url.rstrip("/"), list(prompts), settings or CollectSettings(), progress))
+    return asyncio.run(_Asker(url.rstrip("/"), list(prompts), settings or CollectSettings(), progress).run())
 
 
-async def _ask(
-    url: str, prompts: list[str], settings: CollectSettings, progress: Progress | None
-) -> Collected:
-    import aiohttp
+class _Asker:
+    """Asks one server every prompt as often as wanted, `concurrency` at a time."""
 
-    failures = (aiohttp.ClientError, TimeoutError, KeyError, IndexError, TypeError, ValueError)
-    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-    timeout = aiohttp.ClientTimeout(total=settings.timeout_s)
-    found: dict[tuple[int, int], Record] = {}
-    failed: Counter[str] = Counter()
-    total = len(prompts) * settings.samples
-    todo = iter([(i, s) for i in range(len(prompts)) for s in range(settings.samples)])
-    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-        model = settings.model
+    def __init__(
+        self, url: str, prompts: list[str], settings: CollectSettings, progress: Progress | None
+    ) -> None:
+        self.url, self.prompts, self.settings, self.progress = url, prompts, settings, progress
+        self.model = settings.model
+        self.total = len(prompts) * settings.samples
+        self.found: dict[tuple[int, int], Record] = {}
+        self.failed: Counter[str] = Counter()
+
+    async def run(self) -> Collected:
+        """Ask; records by prompt, then sample."""
+        import aiohttp
+
+        s = self.settings
+        headers = {"Authorization": f"Bearer {s.api_key}"} if s.api_key else {}
+        timeout = aiohttp.ClientTimeout(total=s.timeout_s)
+        todo = iter([(i, sample) for i in range(len(self.prompts)) for sample in range(s.samples)])
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
+            if self.model is None:
+                self.model = await self.first_model(session)
+            await asyncio.gather(*(self.work(session, todo) for _ in range(min(s.concurrency, self.total))))
+        return Collected([self.found[key] for key in sorted(self.found)], self.failed)
+
+    async def first_model(self, session: Any) -> str:
+        """Name of the model that the server lists first."""
         try:
-            if model is None:
-                async with session.get(f"{url}/v1/models") as answer:
-                    model = (await answer.json())["data"][0]["id"]
-        except failures as error:
+            async with session.get(f"{self.url}/v1/models") as answer:
+                return str((await answer.json())["data"][0]["id"])
+        except _failures() as error:
             raise InputError(
-                f"url must be that of an OpenAI-compatible server, got {url!r}: {error}"
+                f"url must be that of an OpenAI-compatible server, got {self.url!r}: {error}"
             ) from error
 
-        async def worker() -> None:
-            for i, sample in todo:
-                asked: Record = {
-                    "model": model, "max_tokens": settings.max_tokens, "seed": settings.seed + sample,
-                    "temperature": settings.temperature,
-                }  # fmt: skip
-                if settings.chat:
-                    path, asked["messages"] = "chat/completions", [{"role": "user", "content": prompts[i]}]
-                else:
-                    path, asked["prompt"] = "completions", prompts[i]
-                try:
-                    async with session.post(f"{url}/v1/{path}", json=asked) as answer:
-                        if answer.status == 200:
-                            content = await answer.json()
-                            record = _of_response(prompts[i], content, sample, str(model))
-                            found[i, sample] = record
-                        else:
-                            failed[f"HTTP {answer.status}"] += 1
-                except failures as error:
-                    failed[type(error).__name__] += 1
-                if progress is not None:
-                    progress(len(found) + failed.total(), total)
+    async def work(self, session: Any, todo: Iterator[tuple[int, int]]) -> None:
+        """Ask for one answer after the other until nothing is left to do."""
+        for i, sample in todo:
+            try:
+                await self.ask(session, i, sample)
+            except _failures() as error:
+                self.failed[type(error).__name__] += 1
+            if self.progress is not None:
+                self.progress(len(self.found) + self.failed.total(), self.total)
 
-        await asyncio.gather(*(worker() for _ in range(min(settings.concurrency, total))))
-    return Collected([found[key] for key in sorted(found)], failed)
+    async def ask(self, session: Any, i: int, sample: int) -> None:
+        """Ask for one answer to prompt `i` and note its length."""
+        s, prompt = self.settings, self.prompts[i]
+        asked: Record = {
+            "model": self.model, "max_tokens": s.max_tokens, "seed": s.seed + sample,
+            "temperature": s.temperature,
+        }  # fmt: skip
+        if s.chat:
+            path, asked["messages"] = "chat/completions", [{"role": "user", "content": prompt}]
+        else:
+            path, asked["prompt"] = "completions", prompt
+        async with session.post(f"{self.url}/v1/{path}", json=asked) as answer:
+            if answer.status == 200:
+                self.found[i, sample] = _of_response(prompt, await answer.json(), sample, str(self.model))
+            else:
+                self.failed[f"HTTP {answer.status}"] += 1
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a server that does not answer, or not as it should, raises."""
+    import aiohttp
+
+    return (aiohttp.ClientError, TimeoutError, KeyError, IndexError, TypeError, ValueError)
 
 
 def _of_response(prompt: str, response: Any, sample: int, model: str) -> Record:
@@ -384,24 +405,30 @@ def collect_states(
         "model": str(model), "prompts": [prompts[i] for i, _ in todo], "engine": {**base, **(engine or {})},
         "max_tokens": settings.max_tokens, "temperature": settings.temperature,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        given, got = Path(folder) / "task.json", Path(folder) / "answers.json"
-        given.write_text(json.dumps(task), encoding="utf-8")
-        command = [sys.executable, "-m", "slosched.integrations.vllm.offline", str(given), str(got)]
-        done = subprocess.run(
-            command, env={**os.environ, **asked}, stdout=subprocess.PIPE,
-            stderr=None if loud else subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-        content = json.loads(got.read_text()) if got.exists() else {}
-    if "answers" not in content:
-        words = content.get("error") or " ".join((done.stderr or "see above").splitlines()[-1:])
-        raise InputError(f"{model} must be a model that vLLM can serve: {words}")
+    answers = _of_engine(task, asked, loud=loud)
     # vLLM adds a random ending to the names it uses inside.
     names = {name.rsplit("-", 1)[0]: name for name in load_states(out).names}
     records = []
-    for (i, sample), answer in zip(todo, content["answers"], strict=True):
+    for (i, sample), answer in zip(todo, answers, strict=True):
         cut = answer["finish_reason"] in CUT_REASONS or answer["finish_reason"] is None
         record = _record(prompts[i], answer["output_tokens"], cut, sample, str(model))
         records.append({**record, "name": names.get(answer["name"])})
     write_records(records, out / "answers.jsonl")
     return Collected(records)
+
+
+def _of_engine(task: dict[str, Any], variables: dict[str, str], *, loud: bool) -> list[dict[str, Any]]:
+    """The answers of vLLM, run in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, got = Path(folder) / "task.json", Path(folder) / "answers.json"
+        given.write_text(json.dumps(task), encoding="utf-8")
+        command = [sys.executable, "-m", "slosched.integrations.vllm.offline", str(given), str(got)]
+        done = subprocess.run(
+            command, env={**os.environ, **variables}, stdout=subprocess.PIPE,
+            stderr=None if loud else subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        content = json.loads(got.read_text()) if got.exists() else {}
+    if "answers" not in content:
+        words = content.get("error") or " ".join((done.stderr or "see above").splitlines()[-1:])
+        raise InputError(f"{task['model']} must be a model that vLLM can serve: {words}")
+    return list(content["answers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from slosched.predictors.states import States
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Vectors = NDArray[np.float32]
+Progress = Callable[[int, int], None]
 
 TRAIL_EDGES = tuple(51.2 * i for i in range(11))
 """TRAIL's bins: ten of equal width up to 512 tokens."""
@@ -27,6 +29,9 @@ TRAIL_EDGES = tuple(51.2 * i for i in range(11))
 LEAST_REQUESTS = 20
 LEAST_BATCH, STEPS_PER_EPOCH = 16, 50
 """Few data, such as the one state a prompt has, are taken in smaller batches, for enough steps."""
+
+FOLDS = 2
+"""Parts of the requests for priors by networks that have not seen them."""
 
 HELD_OUT = 0.1
 """Share of requests kept from training; by request, since states of one answer resemble each other."""
@@ -92,7 +97,7 @@ class Curve:
 
 
 def train_probe(
-    data: States, settings: Settings | None = None, *, progress: Callable[[int, int], None] | None = None
+    data: States, settings: Settings | None = None, *, progress: Progress | None = None
 ) -> tuple[Probe, dict[str, Curve]]:
     """Train both networks of a probe.
 
@@ -124,6 +129,45 @@ def train_probe(
     """
     settings = settings or Settings()
     data, dropped = data.finite()
+    _check(data)
+    count = len(data.names)
+    order = np.random.default_rng(settings.seed).permutation(count)
+    held_out = max(1, int(HELD_OUT * count))
+    unseen, seen = data.select(order[:held_out]), data.select(order[held_out:])
+    edges = _edges(seen, settings)
+    fit = _Fit(settings, edges, progress)
+    curves = {"prompt": Curve(), "decode": Curve()}
+    inputs = data.hidden_size * len(settings.prompt_input.split("+"))
+    asked, asked_unseen = seen.prompt_states[:, :inputs], unseen.prompt_states[:, :inputs]
+    target, target_unseen = _target(seen, None, edges), _target(unseen, None, edges)
+    prompt = fit.mlp(asked, target, asked_unseen, target_unseen, curves["prompt"], seed=settings.seed)
+    x, x_unseen = seen.states, unseen.states
+    if settings.refinement == "prior":
+        prior = _prior_out_of_fold(fit, asked, target)
+        x = decode_inputs(x, prior[seen.request], seen.generated_tokens)
+        prior = prompt.probabilities(asked_unseen)
+        x_unseen = decode_inputs(x_unseen, prior[unseen.request], unseen.generated_tokens)
+    decode = fit.mlp(
+        x, _target(seen, seen.request, edges), x_unseen, _target(unseen, unseen.request, edges),
+        curves["decode"], seed=settings.seed,
+    )  # fmt: skip
+    about = About(
+        model=data.model, hidden_size=data.hidden_size, layer=data.layer, edges=edges,
+        values=_values(seen, edges), prompt_input=settings.prompt_input, refinement=settings.refinement,
+        every_tokens=settings.every_tokens,
+    )  # fmt: skip
+    report = {
+        "requests": count,
+        "held_out_requests": held_out,
+        "cut_requests": int(data.cut.sum()),
+        "states": len(data.states),
+        "not_finite_dropped": dropped,
+        "held_out": measure(Probe(about, prompt, decode), unseen),
+    }
+    return Probe(about.model_copy(update={"report": report}), prompt, decode), curves
+
+
+def _check(data: States) -> None:
     count = len(data.names)
     require(count >= LEAST_REQUESTS, "data", f"states of at least {LEAST_REQUESTS} requests", f"{count}")
     require(len(data.states) > 0, "data", "states of at least one generated token", "none")
@@ -131,61 +175,18 @@ def train_probe(
     if len(lengths) == 0 or lengths.min() == lengths.max():
         words = "none that ended by itself" if len(lengths) == 0 else f"all of {lengths[0]} tokens"
         raise InputError(f"data must hold answers of different lengths, got {words}.")
-    rng = np.random.default_rng(settings.seed)
-    order = rng.permutation(count)
-    held = order[: max(1, int(HELD_OUT * count))]
-    rest = order[len(held) :]
-    seen, unseen = data.select(rest), data.select(held)
-    inputs = data.hidden_size * len(settings.prompt_input.split("+"))
-    asked, asked_unseen = seen.prompt_states[:, :inputs], unseen.prompt_states[:, :inputs]
-    edges = _edges(seen, settings)
-    values = _values(seen, edges)
-    # The prior, where the decode network takes it, is of networks that have not seen the request.
-    folds = 2 if settings.refinement == "prior" else 0
-    total = settings.epochs * (2 + folds)
-    done = 0
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
 
-    fit = _Fit(settings, edges, tick)
-    curves = {"prompt": Curve(), "decode": Curve()}
-    target, target_unseen = _target(seen, None, edges), _target(unseen, None, edges)
-    prompt = fit.mlp(asked, target, asked_unseen, target_unseen, curves["prompt"], seed=settings.seed)
-    x, x_unseen = seen.states, unseen.states
-    if folds:
-        prior = np.empty((len(rest), len(values)))
-        half = np.arange(len(rest)) % 2
-        for part in (0, 1):
-            mine, other = np.flatnonzero(half == part), np.flatnonzero(half != part)
-            seed = settings.seed + 1 + part
-            mlp = fit.mlp(asked[other], target[other], asked[mine], target[mine], None, seed=seed)
-            prior[mine] = mlp.probabilities(asked[mine])
-        x = decode_inputs(seen.states, prior[seen.request], seen.generated_tokens)
-        prior = prompt.probabilities(asked_unseen)
-        x_unseen = decode_inputs(unseen.states, prior[unseen.request], unseen.generated_tokens)
-    decode = fit.mlp(
-        x, _target(seen, seen.request, edges), x_unseen, _target(unseen, unseen.request, edges),
-        curves["decode"], seed=settings.seed,
-    )  # fmt: skip
-    about = About(
-        model=data.model, hidden_size=data.hidden_size, layer=data.layer, edges=edges, values=values,
-        prompt_input=settings.prompt_input, refinement=settings.refinement,
-        every_tokens=settings.every_tokens,
-    )  # fmt: skip
-    probe = Probe(about, prompt, decode)
-    report = {
-        "requests": count,
-        "held_out_requests": len(held),
-        "cut_requests": int(data.cut.sum()),
-        "states": len(data.states),
-        "not_finite_dropped": dropped,
-        "held_out": measure(probe, unseen),
-    }
-    return Probe(about.model_copy(update={"report": report}), prompt, decode), curves
+def _prior_out_of_fold(fit: _Fit, asked: Vectors, target: Ints) -> Floats:
+    """Beliefs at the prompt's end by networks that have not seen the request, as while serving."""
+    prior = np.empty((len(asked), fit.bins))
+    half = np.arange(len(asked)) % FOLDS
+    for part in range(FOLDS):
+        mine, other = np.flatnonzero(half == part), np.flatnonzero(half != part)
+        seed = fit.settings.seed + 1 + part
+        mlp = fit.mlp(asked[other], target[other], asked[mine], target[mine], None, seed=seed)
+        prior[mine] = mlp.probabilities(asked[mine])
+    return prior
 
 
 # measures ---------------------------------------------------------------------------------------------------
@@ -206,28 +207,31 @@ def replay(probe: Probe, data: States) -> tuple[Floats, Floats, Floats]:
     start = np.array([np.nan if b is None else probe.remaining_tokens(b) for b in beliefs])
     expected = np.full(len(data.states), np.nan)
     atoms = np.full((len(data.states), FORECAST_ATOMS), np.nan)
-    order = np.lexsort((data.generated_tokens, data.request))
     # All requests at once, each at its next due state: few large calls instead of many small ones.
-    following: dict[int, list[int]] = {}
-    for i in order.tolist():
-        following.setdefault(int(data.request[i]), []).append(i)
-    due = {r: probe.about.every_tokens for r, b in enumerate(beliefs) if b is not None}
-    queues = {r: iter(rows) for r, rows in following.items() if r in due}
-    while queues:
-        rows: list[int] = []
-        for r in list(queues):
-            i = next((i for i in queues[r] if data.generated_tokens[i] >= due[r]), None)
-            if i is None:
-                del queues[r]
-            else:
-                rows.append(i)
-                due[r] = int(data.generated_tokens[i]) + probe.about.every_tokens
+    for due in _rounds(data, probe.about.every_tokens):
+        rows = [i for i in due if beliefs[data.request[i]] is not None]
+        held: list[Belief] = [b for i in rows if (b := beliefs[data.request[i]]) is not None]
         if rows:
-            held: list[Belief] = [b for i in rows if (b := beliefs[data.request[i]]) is not None]
             probe.update(held, data.states[rows], data.generated_tokens[rows].tolist())
             expected[rows] = [probe.remaining_tokens(belief) for belief in held]
             atoms[rows] = probe.atoms(held)
     return start, expected, atoms
+
+
+def _rounds(data: States, every_tokens: int) -> list[list[int]]:
+    """States that are due, the first of each request, then the second of each, and so on."""
+    rounds: list[list[int]] = []
+    taken: Counter[int] = Counter()
+    due: dict[int, int] = {}
+    for i in np.lexsort((data.generated_tokens, data.request)).tolist():
+        request, tokens = int(data.request[i]), int(data.generated_tokens[i])
+        if tokens >= due.get(request, every_tokens):
+            due[request] = tokens + every_tokens
+            if taken[request] == len(rounds):
+                rounds.append([])
+            rounds[taken[request]].append(i)
+            taken[request] += 1
+    return rounds
 
 
 def measure(probe: Probe, data: States) -> dict[str, Any]:
@@ -265,12 +269,14 @@ def _errors(expected: Floats, true: Ints) -> dict[str, float]:
 class _Fit:
     """Fits one multilayer perceptron after the other with the same settings."""
 
-    def __init__(self, settings: Settings, edges: Sequence[float], tick: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, edges: Sequence[float], progress: Progress | None) -> None:
         try:
             import torch
         except ImportError as error:
             raise MissingExtraError("torch", "predict") from error
-        self.torch, self.settings, self.bins, self.tick = torch, settings, len(edges) - 1, tick
+        self.torch, self.settings, self.bins = torch, settings, len(edges) - 1
+        self.progress, self.done = progress, 0
+        self.total = settings.epochs * (2 + FOLDS * (settings.refinement == "prior"))
 
     def mlp(
         self, x: Vectors, y: Ints, x_unseen: Vectors, y_unseen: Ints, curve: Curve | None, *, seed: int
@@ -314,7 +320,9 @@ class _Fit:
                 curve.held_out.append(unseen_loss)
             if unseen_loss < best:
                 best, kept = unseen_loss, {k: v.clone() for k, v in net.state_dict().items()}
-            self.tick()
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, self.total)
         # The scaling of the inputs goes into the first layer: serving needs none.
         w1 = kept["0.weight"].numpy().T / scale[:, None]
         b1 = kept["0.bias"].numpy() - mean @ w1

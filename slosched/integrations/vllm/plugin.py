@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partialmethod
 from typing import Any
 
 from slosched.errors import InputError
@@ -75,36 +77,41 @@ def _configured() -> str | None:
 def _wrap(runner_class: Any) -> None:
     if getattr(runner_class, _MARK, False):
         return
-    set_up, sample = runner_class._setup_eagle3_aux_hidden_state_outputs, runner_class.sample_tokens
-
-    def set_up_and_watch(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            watch = _attach(runner)
-        except Exception as error:
-            _give_up(runner, error)
-            return set_up(runner, *args, **kwargs)
-        setattr(runner, _MARK, watch)
-        return None
-
-    def sample_and_watch(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        watch = watch_of(runner)
-        if watch is None:
-            return sample(runner, *args, **kwargs)
-        try:
-            found = watch.before(runner)
-        except Exception as error:
-            _give_up(runner, error)
-            return sample(runner, *args, **kwargs)
-        output = sample(runner, *args, **kwargs)
-        try:
-            watch.after(runner, output, found)
-        except Exception as error:
-            _give_up(runner, error)
-        return output
-
-    runner_class._setup_eagle3_aux_hidden_state_outputs = set_up_and_watch
-    runner_class.sample_tokens = sample_and_watch
+    for name, watched in (
+        ("_setup_eagle3_aux_hidden_state_outputs", _set_up),
+        ("sample_tokens", _sample),
+    ):
+        setattr(runner_class, name, partialmethod(watched, getattr(runner_class, name)))
     setattr(runner_class, _MARK, True)
+
+
+def _set_up(runner: Any, native: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """In place of vLLM's own preparation for EAGLE-3, which `native` is: watch this runner."""
+    try:
+        watch = _attach(runner)
+    except Exception as error:
+        _give_up(runner, error)
+        return native(runner, *args, **kwargs)
+    setattr(runner, _MARK, watch)
+    return None
+
+
+def _sample(runner: Any, native: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Around vLLM's sampling, which `native` is: read the step before, hand on what was found after."""
+    watch = watch_of(runner)
+    if watch is None:
+        return native(runner, *args, **kwargs)
+    try:
+        found = watch.before(runner)
+    except Exception as error:
+        _give_up(runner, error)
+        return native(runner, *args, **kwargs)
+    output = native(runner, *args, **kwargs)
+    try:
+        watch.after(runner, output, found)
+    except Exception as error:
+        _give_up(runner, error)
+    return output
 
 
 def _attach(runner: Any) -> Any:
