@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,12 @@ def until(inner: Policy, most_left: int) -> Policy:
     stopped = Stopped.__new__(Stopped)
     stopped.__dict__.update(inner.__dict__)
     return stopped
+
+
+def refined(output_tokens: Any, seed: int) -> Policy:
+    """TRAIL with forecasts of running requests as good as its released probe's."""
+    made: Policy = probed(Trail(), output_tokens, PROBE_MAE_TOKENS, seed)
+    return made
 
 
 def paper_ltr() -> Ltr:
@@ -223,7 +230,7 @@ def trail(cells: Cells, seed: int) -> None:
                 "fcfs": lambda: policy_by_name("fcfs"),
                 "sjf": lambda: policy_by_name("sjf"),
                 "trail, first forecast": Trail,
-                "trail, refined": lambda truth=truth: probed(Trail(), truth, PROBE_MAE_TOKENS, seed),
+                "trail, refined": partial(refined, truth, seed),
                 "trail (oracle)": Trail,
                 "slosched": lambda: policy_by_name("slosched", seed=seed),
             }

@@ -283,10 +283,14 @@ def views(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Ite
             z["listwise + forest"] = z["listwise"] + z["forest"]
             z["listwise + kernel + forest"] = z["listwise"] + z["kernel"] + z["forest"]
             for label, found in z.items():
-                value = held_out_tau(lambda _, f=found: f, train)
+                value = held_out_tau(partial(_known, found), train)
                 cells.setdefault(name, {}).setdefault(f"tau, {label}", {})[str(seed)] = round(value, 5)
             print(f"seed {seed} {name}", file=sys.stderr)
         yield {where: {m: spread(v) for m, v in found.items()} for where, found in cells.items()}
+
+
+def _known(scores: Any, texts: list[str]) -> Any:
+    return scores
 
 
 def hashed(texts: list[str]) -> Any:
@@ -296,7 +300,7 @@ def hashed(texts: list[str]) -> Any:
     from slosched.predictors.features import BUCKETS, featurise
 
     offsets, buckets, counts, _ = featurise(texts)
-    matrix = csr_matrix((np.log1p(counts), buckets, offsets), shape=(len(texts), BUCKETS))
+    matrix: Any = csr_matrix((np.log1p(counts), buckets, offsets), shape=(len(texts), BUCKETS))
     holders = np.bincount(buckets, minlength=BUCKETS)
     kept = np.flatnonzero(holders >= 2)
     matrix = matrix[:, kept].multiply(1.0 + np.log(len(texts) / holders[kept])).tocsr()
@@ -367,7 +371,8 @@ def effect(
     from slosched.workloads.arrivals import first_arrivals
     from slosched.workloads.workload import Workload
 
-    play, requests = simulate, REQUESTS
+    play: Callable[..., Any] = simulate
+    requests = REQUESTS
     if engine_name == "vllm":
         from slosched.integrations.vllm.virtual import simulate_vllm
 
@@ -512,7 +517,11 @@ def main() -> int:
             known = json.loads(path.read_text())["results"]
             known = known["runs"] if part == "effect" else known
             cells = {p: {m: v["by_seed"] for m, v in found.items()} for p, found in known.items()}
-        parts = {"ranks": ranks, "views": views, "effect": partial(effect, engine_name=options.engine)}
+        parts: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+            "ranks": ranks,
+            "views": views,
+            "effect": partial(effect, engine_name=options.engine),
+        }
         for found in parts[part](folder, seeds, options.sets, cells):
             if options.quick:
                 print(json.dumps(found, indent=1))
