@@ -70,7 +70,8 @@ def train(work: Path) -> dict[str, Path]:
     from slosched.predictors.states import load_states
 
     work.mkdir(parents=True, exist_ok=True)
-    os.environ.update(ENVIRONMENT)
+    # Servers keep vLLM's own way with processes.
+    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"})
     prepare(work)
     states = work / f"train-{LAYERS[0]}"
     folders = {name: work / name for name in ("tiny-lm", "ranker")} | {

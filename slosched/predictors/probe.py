@@ -210,7 +210,8 @@ class Probe:
         end = np.take_along_axis(below, into, axis=1)
         share = np.take_along_axis(np.diff(below, axis=1, prepend=0.0), into, axis=1)
         left = self._edges[into + 1] - np.maximum(end - LEVELS, 0.0) / share * self._widths[into]
-        return np.array([b.generated_tokens for b in held])[:, None] + np.maximum(left, 1.0)
+        generated = np.array([b.generated_tokens for b in held])[:, None]
+        return np.asarray(generated + np.maximum(left, 1.0), dtype=np.float64)
 
     def forecast(self, belief: Belief) -> LengthForecast:
         """One of them as a `LengthForecast`."""

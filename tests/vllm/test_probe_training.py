@@ -101,7 +101,7 @@ def test_cut_answers_are_lower_bounds_not_lengths() -> None:
 
 
 def test_the_loss_of_a_cut_answer_is_that_of_all_later_bins() -> None:
-    fit = _Fit(QUICK, [0.0, 1.0, 2.0, 3.0], lambda: None)
+    fit = _Fit(QUICK, [0.0, 1.0, 2.0, 3.0], None)
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     p = torch.softmax(logits, dim=1)[0]
     one = fit._loss(logits, torch.tensor([[1, 1]]))

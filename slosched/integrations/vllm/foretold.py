@@ -32,8 +32,8 @@ def foretold(controller: Any, output: Any = None, *_: Any) -> None:
         stats.failure("probe", ValueError(f"forecast must be {FORECAST_ATOMS} lengths"))
     if good:
         most = np.array([[max(1, int(ledger.requests[row].max_tokens or 1))] for row in good])
-        atoms = np.sort(np.array(list(good.values()), dtype=np.float64), axis=1)
-        ledger.table.atoms[list(good)] = np.clip(atoms, 1.0, most)
+        values = np.sort(np.array(list(good.values()), dtype=np.float64), axis=1)
+        ledger.table.atoms[list(good)] = np.clip(values, 1.0, most)
 
 
 def _sound(atoms: Any) -> bool:
