@@ -1,4 +1,6 @@
-"""What the options of the policy slosched are worth, and what they cost: refusal, fairness, programs.
+"""What the options of the policy slosched are worth, and what they cost.
+
+Refusal, fairness between tenants, deadlines of programs; and a trial of planned preemption.
 
 Overloaded mixes; load 1 is the rate at which first come, first served meets 90 % of the SLOs, as `slosched
 evidence` found it. Every option runs on the same requests as the policy without it; differences are paired by
@@ -17,19 +19,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import quality
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import Progress
 
+from slosched.estimate import decode_step_s, remaining_s
+from slosched.estimate import hopeless as past_hope
 from slosched.evidence.config import Contender, engine_limits
 from slosched.outcome import Outcomes, Run
 from slosched.parallel import Workers, cores
+from slosched.plan import Plan
+from slosched.policies.ranked import giving_way
+from slosched.policies.slosched import Slosched
 from slosched.presets import preset
 from slosched.report.metrics import Metrics, Spread
 from slosched.simulator import simulate
+from slosched.snapshot import Snapshot
 from slosched.workloads import Workload
 from slosched.workloads.mix import merge
 from slosched.workloads.mixes import mix
@@ -41,6 +49,7 @@ LOADS = (1.3, 1.6)
 MIXES = ("azure", "agentic")
 FIRST_SEED = 40
 OURS = "slosched"
+TRIAL = "slosched, lost answers give way"
 ALONE = "quiet tenant alone"
 OWN = "slosched, limits by call"
 TOLD = "slosched, time left by call"
@@ -85,6 +94,40 @@ def run(cell: Cell, work: Workload) -> Run:
         step_time=ENGINE.step_time,
         seed=cell.seed,
     )
+
+
+class GivesWay(Slosched):
+    """A trial, not an option: running answers that are lost anyway give way to a head without room."""
+
+    preempts: ClassVar[bool] = True
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """Preempt, of those that will miss a limit, the ones with most to go, until the head fits."""
+        plan = super().plan(snapshot)
+        if len(plan.order) == 0:
+            return plan
+        step_s = decode_step_s(snapshot)
+        running = snapshot.running
+        lost = running[past_hope(snapshot, running, step_s)]
+        if past_hope(snapshot, plan.order[:1], step_s).any() or len(lost) == 0:
+            return plan
+        key = remaining_s(snapshot, lost, step_s)
+        victims = giving_way(snapshot, plan.order[:1], np.full(1, -1.0), lost, key)
+        return replace(plan, preempt=victims, skip=plan.skip[~np.isin(plan.skip, victims)])
+
+
+def preemption(cell: Cell) -> dict[str, float]:
+    """Attainment with and without planned preemption, whose cost the simulator charges."""
+    work = base(cell)
+    limits = engine_limits(PRESET, cell.mix)
+    policy = GivesWay(seed=cell.seed) if cell.policy == TRIAL else Slosched(seed=cell.seed)
+    m = Metrics.of(simulate(work, policy, limits=limits, step_time=ENGINE.step_time, seed=cell.seed))
+    return {
+        "attainment": m.weighted.value,
+        "preemptions": float(m.preemptions),
+        "recomputed_tokens": float(m.recomputed_tokens),
+        "e2e_p99_s": m.e2e_s.p99,
+    }
 
 
 def hopeless(cell: Cell) -> dict[str, float]:
@@ -168,6 +211,7 @@ STUDIES: dict[str, tuple[Callable[[Cell], dict[str, float]], tuple[str, ...], st
         (OURS, "slosched:fairness=1", "slosched:fairness=4", "fcfs", ALONE),
         "quiet",
     ),
+    "preemption": (preemption, (OURS, TRIAL), "attainment"),
     "programs": (programs, (OWN, TOLD, "slosched:programs=true"), "programs"),
 }
 """What is measured, for whom (the first is the reference), and the figure whose gain decides."""
@@ -185,6 +229,7 @@ def cells(seeds: int, only: Sequence[str]) -> list[Cell]:
     grid = {
         "hopeless": [(name, load, 250) for name in MIXES for load in LOADS],
         "fairness": [("azure", QUIET_LOAD + FLOOD_LOAD, 560)],
+        "preemption": [("agentic", load, 200) for load in LOADS],
         "programs": [("agentic", load, 200) for load in (1.0, *LOADS)],
     }
     return [
