@@ -30,6 +30,7 @@ from slosched.policies.slosched import Slosched
 from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
 from slosched.solvers import planner as planning
+from slosched.solvers.pacing import next_step
 from slosched.solvers.planner import PlannerParams
 
 LOADS = (1.1, 1.5)
@@ -38,8 +39,14 @@ FULL = "slosched"
 
 
 def _no_bound(*_: object) -> float:
-    """A safe prefill limit that never binds."""
+    """A safe step time that never binds."""
     return float("inf")
+
+
+def _nobody(*given: Any) -> tuple[float, Any]:
+    """What a step holds if no answer sits it out."""
+    tokens, idle = next_step(*given[:-1], False)
+    return tokens, idle[:0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,9 @@ VARIANTS = {
     "no interruption": Variant("a prompt that has begun goes on first", PlannerParams(interrupt=False)),
     "no pacing": Variant("no prefill limit", PlannerParams(pace=False)),
     "no safe limit": Variant(
-        "a prefill limit only where the model gains by it", replaced=(("safe_room", _no_bound),)
+        "a prefill limit only where the model gains by it", replaced=(("safe_step_s", _no_bound),)
     ),
+    "nobody sits out": Variant("every answer is in every step", replaced=(("next_step", _nobody),)),
     "safe limit only": Variant(
         "the largest safe limit, whatever is lost by it", replaced=(("PACING_GAIN", 1e9),)
     ),

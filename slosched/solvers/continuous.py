@@ -37,11 +37,15 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 # Entries of `engine`: seconds, tokens and requests as in the model above; the present time; the expected
-# share of time that prompts of future requests take.
+# share of time that prompts of future requests take; seconds that a step with a prompt may take, infinity for
+# no limit.
 (
     BASE, SEQUENCE, KV_TOKEN, PREFILL_TOKEN, ATTENTION, KNEE_TOKENS, KNEE_TOKEN, BUDGET, SLOTS, KV_TOKENS,
-    NOW, FUTURE, ENGINE_SIZE,
-) = range(13)  # fmt: skip
+    NOW, FUTURE, STEP, ENGINE_SIZE,
+) = range(14)  # fmt: skip
+
+LEAST_SHARE = 0.0625
+"""Share of the token budget that a step may hold of a prompt, however long it takes."""
 
 # Entries of `aim`, see `DEFAULT_AIM`.
 SOFT_S, SOFT_LEAD, SOFT_TPOT, LATENCY, BACKLOG = range(5)
@@ -95,8 +99,22 @@ def engine_of(snapshot: Snapshot) -> Floats:
     # What runs plus what is free: requests that share a prefix together hold less than their contexts.
     held = int(snapshot.table.computed_tokens[snapshot.running].sum())
     engine[KV_TOKENS] = held + snapshot.free_blocks * limits.block_tokens
-    engine[NOW] = snapshot.now_s
+    engine[NOW], engine[STEP] = snapshot.now_s, np.inf
     return engine
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def prompt_room(engine: Floats, alone_s: float, decoding: float, token_s: float, step_s: float) -> float:
+    """Prompt tokens, at `token_s` each, with which a step of `alone_s` without them takes `step_s`.
+
+    At least `LEAST_SHARE` of the token budget, at most all of it; what is beyond the knee costs more.
+    """
+    left_s = step_s - alone_s - engine[KNEE_TOKEN] * max(0.0, decoding - engine[KNEE_TOKENS])
+    below_knee = max(0.0, engine[KNEE_TOKENS] - decoding)
+    room = left_s / token_s
+    if room > below_knee:
+        room = max(below_knee, (left_s + engine[KNEE_TOKEN] * below_knee) / (token_s + engine[KNEE_TOKEN]))
+    return float(min(engine[BUDGET], max(LEAST_SHARE * engine[BUDGET], room)))
 
 
 def jobs_of(snapshot: Snapshot, waiting: Ints | None = None) -> Floats:
@@ -321,7 +339,11 @@ def evaluate(
                 total: float = value - aim[BACKLOG] * engine[FUTURE] * (clear_s - now_s)
                 return total
         # On to the end of that prefill or to the next departure, whichever comes first.
-        room = max(1.0, min(engine[BUDGET] - B, prefill_tokens))
+        room = min(engine[BUDGET] - B, prefill_tokens)
+        if entering >= 0 and engine[STEP] < np.inf:
+            now_alone_s = base_s + sequence_s * B + kv_token_s * K
+            room = min(room, prompt_room(engine, now_alone_s, B, token_s, engine[STEP]))
+        room = max(1.0, room)
         steps = ends[0] - clock if size > 0 else np.inf
         departs = entering < 0 or todo > room * steps
         if not departs:

@@ -86,8 +86,11 @@ def evaluate(
                 todo = float(jobs[prompt, c.TODO])
             elif not left:
                 break
-        room = max(1.0, min(engine[c.BUDGET] - len(left), prefill_tokens))
+        room = min(engine[c.BUDGET] - len(left), prefill_tokens)
         token_s = _token_s(jobs[prompt], engine) if prompt >= 0 else 0.0
+        if prompt >= 0 and engine[c.STEP] < math.inf:
+            room = min(room, _room(len(left), sum(context.values()), token_s, engine))
+        room = max(1.0, room)
         units = alone = 0.0
         ended = False
         while True:
@@ -144,6 +147,22 @@ def _enters(job: Floats, context: dict[int, float], engine: Floats) -> bool:
         return False
     needed = sum(context.values()) + job[c.HAVE] + job[c.TODO]
     return not context or bool(needed <= engine[c.KV_TOKENS])
+
+
+def _room(decoding: int, kv: float, token_s: float, engine: Floats) -> float:
+    """Prompt tokens with which a step takes the time it may, within the bounds of the model."""
+    alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * kv
+
+    def late(tokens: float) -> bool:
+        return _step_s(alone_s, True, tokens, token_s, decoding, engine) > engine[c.STEP]
+
+    low, high = c.LEAST_SHARE * engine[c.BUDGET], float(engine[c.BUDGET])
+    if late(low) or not late(high):
+        return float(low if late(low) else high)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if late(middle) else (middle, high)
+    return low
 
 
 def _token_s(job: Floats, engine: Floats) -> float:
@@ -241,6 +260,7 @@ def random_case(rng: np.random.Generator) -> tuple[Floats, int, Ints, Floats, Fl
     engine[c.BUDGET], engine[c.SLOTS] = rng.integers(4, 700), max(1, decoding) + rng.integers(0, 4)
     engine[c.KV_TOKENS] = rng.choice([1e9, 1500 + 1 / 3, 3000 + 1 / 3])
     engine[c.NOW], engine[c.FUTURE] = now_s, rng.choice([0.0, 0.3, 0.9])
+    engine[c.STEP] = rng.choice([np.inf, 0.02, 0.05])
     aim = np.array(
         [
             rng.choice([1e-9, 0.25]),

@@ -1,4 +1,4 @@
-"""How many prompt tokens a step may hold before answers come too slowly."""
+"""How long a step may take before answers come too slowly, and what it may hold."""
 
 from __future__ import annotations
 
@@ -11,43 +11,40 @@ from slosched.table import Floats, Ints
 SAFE_SHARE = 0.9
 """Share of its pace that a running request is to use: the rest is for errors of the step-time model."""
 
+PATIENCE = 2.0
+"""Steps ahead of its pace that an answer must be to sit one out."""
+
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def safe_room(jobs: Floats, running: int, order: Ints, engine: Floats) -> float:
-    """Most prompt tokens in the next step with which nobody's TPOT limit is in danger.
+def safe_step_s(jobs: Floats, running: int, engine: Floats) -> float:
+    """Longest next step with which nobody's TPOT limit is in danger.
 
     A running request may take, per token to come, its limit plus an equal part of what it has saved so far
     (or less, if it is behind): its pace. The next step is to take at most `SAFE_SHARE` of the slowest pace
-    needed. Requests whose limit cannot be kept even without any prompt do not count.
+    needed. Requests whose TPOT limit cannot be kept even without any prompt do not count, nor do those that
+    have missed another limit.
 
     Parameters
     ----------
     jobs, running, engine
         As in `slosched.solvers.continuous.evaluate`.
-    order
-        Job indices of the waiting requests, the next one first: whose prompt the step would hold.
 
     Returns
     -------
     float
-        Tokens, at least 0; infinity if nobody who runs has a TPOT limit.
+        Seconds; infinity if nobody who runs has a TPOT limit to keep.
     """
-    decoding, context, prompt = 0.0, 0.0, -1
+    decoding, context = 0.0, 0.0
     for i in range(running):
         if jobs[i, c.TODO] == 0.0:
             decoding += 1.0
             context += jobs[i, c.HAVE]
-        elif prompt < 0:
-            prompt = i
-    if prompt < 0:
-        if len(order) == 0:
-            return np.inf
-        prompt = order[0]
     alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * context
     pace_s = np.inf
     for i in range(running):
         own_s = jobs[i, c.TPOT]
-        if own_s == np.inf:
+        late = jobs[i, c.FIRST] > jobs[i, c.FIRST_DUE] or engine[c.NOW] > jobs[i, c.E2E_DUE]
+        if own_s == np.inf or late:
             continue
         if jobs[i, c.TODO] == 0.0:
             used_s = engine[c.NOW] - jobs[i, c.FIRST]
@@ -55,15 +52,68 @@ def safe_room(jobs: Floats, running: int, order: Ints, engine: Floats) -> float:
             if SAFE_SHARE * own_s < alone_s:
                 continue
         pace_s = min(pace_s, own_s)
-    if pace_s == np.inf:
-        return np.inf
-    left_s = SAFE_SHARE * pace_s - alone_s
+    return float(SAFE_SHARE * pace_s)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def next_step(
+    jobs: Floats, running: int, order: Ints, engine: Floats, step_s: float, enters: bool
+) -> tuple[float, Ints]:
+    """What a step of `step_s` holds: prompt tokens, and who of the running requests sits it out.
+
+    Where a step is too short for all the prompt tokens it could hold, answers that are ahead of their pace
+    leave it to prompts: those whose next token, at `SAFE_SHARE` of their TPOT limit, is not due before
+    `PATIENCE` such steps, unless their end-to-end limit would suffer if all their tokens came that slowly.
+
+    Parameters
+    ----------
+    jobs, running, order, engine
+        As in `slosched.solvers.continuous.evaluate`.
+    step_s
+        Seconds the step may take, above 0.
+    enters
+        Whether the first of the order could be admitted now.
+
+    Returns
+    -------
+    tuple
+        Tokens, at least 1, infinity for what the token budget leaves; running jobs, ascending.
+    """
+    idle, count = np.empty(running, np.int64), 0
+    decoding, context, prompt = 0.0, 0.0, -1
+    for i in range(running):
+        if jobs[i, c.TODO] == 0.0:
+            decoding += 1.0
+            context += jobs[i, c.HAVE]
+        elif prompt < 0:
+            prompt = i
+    begun = prompt >= 0
+    if not begun and len(order) > 0:
+        prompt = order[0]
+    if prompt < 0 or step_s == np.inf:
+        return np.inf, idle[:0]
     token_s = engine[c.PREFILL_TOKEN] + engine[c.ATTENTION] * (
         jobs[prompt, c.HAVE] + 0.5 * jobs[prompt, c.TODO]
     )
-    below_knee = max(0.0, engine[c.KNEE_TOKENS] - decoding)
-    room = left_s / token_s
-    if room > below_knee:
-        room = (left_s + engine[c.KNEE_TOKEN] * below_knee) / (token_s + engine[c.KNEE_TOKEN])
-        room = max(room, below_knee)
-    return float(max(0.0, room))
+    alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * context
+    room = c.prompt_room(engine, alone_s, decoding, token_s, step_s)
+    if room < engine[c.BUDGET] - decoding and (begun or enters):
+        later_s, last = PATIENCE * step_s, jobs.shape[1] - 1
+        for i in range(running):
+            pace_s = SAFE_SHARE * jobs[i, c.TPOT]
+            if jobs[i, c.TODO] > 0.0 or pace_s == np.inf:
+                continue
+            due_s = jobs[i, c.FIRST] + pace_s * jobs[i, c.GENERATED]
+            if due_s < engine[c.NOW] + later_s:
+                continue
+            if engine[c.NOW] + later_s * jobs[i, last] > jobs[i, c.E2E_DUE]:
+                continue
+            idle[count] = i
+            count += 1
+            decoding -= 1.0
+            context -= jobs[i, c.HAVE]
+        alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * context
+        room = c.prompt_room(engine, alone_s, decoding, token_s, step_s)
+    if room >= engine[c.BUDGET] - decoding:
+        return np.inf, idle[:count]
+    return float(max(1.0, np.floor(room))), idle[:count]

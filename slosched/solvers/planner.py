@@ -14,15 +14,21 @@ from slosched.errors import require
 from slosched.snapshot import Snapshot
 from slosched.solvers import continuous as c
 from slosched.solvers.background import BackgroundSearch, Task
-from slosched.solvers.pacing import safe_room
+from slosched.solvers.pacing import next_step, safe_step_s
 from slosched.solvers.queue_orders import CONSTRUCTIVE, QueueOrders
 from slosched.table import Floats, Ints
 
+AIM = (0.25, 0.5, 0.1, 1e-3, 0.1)
+"""As `slosched.solvers.continuous.DEFAULT_AIM`, but sure of a pace within `SAFE_SHARE` of the limit."""
+
 BUDGET_SHARES = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
-"""Prefill limits tried, as shares of the engine's token budget."""
+"""Step times tried: those of a step with these shares of the engine's token budget and nothing else."""
 
 PACING_GAIN = 0.1
-"""Expected met requests that a prefill limit must gain over the largest safe one (`safe_room`)."""
+"""Expected met requests that a step time must gain over the longest safe one (`safe_step_s`)."""
+
+IDLE_FADE = 0.8
+"""Weight of the past in the share of answers that sit a step out."""
 
 FORGET_S = 20.0
 """Time constant of the estimate of how much prompt work arrives."""
@@ -58,7 +64,7 @@ class PlannerParams:
     interrupt
         Whether prompts may be interrupted between two steps; without, one that has begun goes on first.
     aim
-        Soft margins and price of latency, see `slosched.solvers.continuous.DEFAULT_AIM`.
+        Soft margins and prices, see `slosched.solvers.continuous.DEFAULT_AIM`.
     """
 
     moves: int = 16
@@ -68,7 +74,7 @@ class PlannerParams:
     replan_limit: int = 512
     pace: bool = True
     interrupt: bool = True
-    aim: tuple[float, float, float, float, float] = c.DEFAULT_AIM
+    aim: tuple[float, float, float, float, float] = AIM
 
     def __post_init__(self) -> None:
         require(self.moves >= 0, "moves", "at least 0", self.moves)
@@ -99,7 +105,7 @@ class Planned(NamedTuple):
     running_order
         All running rows: those that decode, then those in prefill, as planned; None if that is their order.
     skip
-        Running rows in prefill that let a waiting request go first.
+        Running rows in prefill that let a waiting request go first, and answers that sit the step out.
     """
 
     order: Ints
@@ -152,7 +158,8 @@ class Planner:
         self._mark = np.zeros(0, dtype=np.bool_)
         self._turn = 0  # index into CONSTRUCTIVE
         self._serials: Ints = np.empty(0, dtype=np.int64)
-        self._limit = np.inf  # prompt tokens a step may hold
+        self._step_s = np.inf  # seconds a step with prompts may take
+        self._idle = 0.0  # share of the answers that sit such a step out
         self._plans = 0
         self._future = 0.0
         self._seen_s = 0.0
@@ -173,21 +180,26 @@ class Planner:
         decoding, begun = _begun(running, t.prompt_tokens, t.generated_tokens, t.computed_tokens)
         engine = c.engine_of(snapshot)
         if not self.params.interrupt or len(begun) == 0:
-            order, limit = self._order(snapshot, engine)
-            return Planned(order, limit, None, begun[:0])
+            order, limit, idle = self._order(snapshot, engine)
+            return Planned(order, limit, None, idle)
         prompts = np.concatenate([begun, snapshot.waiting])
-        order, limit = self._order(replace(snapshot, running=decoding, waiting=prompts), engine)
+        order, limit, idle = self._order(replace(snapshot, running=decoding, waiting=prompts), engine)
         order, begun, ahead = _part(order, begun, self._mark)
         # The engine serves running requests first: who stands behind the first waiting one is passed over.
         skip = begun[ahead:] if _fits(snapshot, order[:1]) else begun[:0]
-        served = np.concatenate([decoding, begun])
+        served, skip = np.concatenate([decoding, begun]), np.concatenate([idle, skip])
         return Planned(order, limit, None if np.array_equal(served, running) else served, skip)
 
-    def _order(self, snapshot: Snapshot, engine: Floats) -> tuple[Ints, float]:
-        """Order of the waiting rows, and the most prompt tokens to compute in the next step (or infinity)."""
+    def _order(self, snapshot: Snapshot, engine: Floats) -> tuple[Ints, float, Ints]:
+        """Order of the waiting rows, the most prompt tokens to compute in the next step (or infinity), and
+        running rows that sit it out.
+        """
         self._adopt()
         kept, fresh = self._keep(snapshot)
-        engine[c.FUTURE] = min(MOST_FUTURE, self._future)
+        real = engine.copy()
+        # What answers cost a step of the model is what those cost that do not sit it out.
+        engine[[c.SEQUENCE, c.KV_TOKEN]] *= 1.0 - self._idle
+        engine[c.FUTURE], engine[c.STEP] = min(MOST_FUTURE, self._future), self._step_s
         due = self._plans % self.params.replan_steps == 0 or len(fresh) > 4
         self._plans += 1
         horizon = self.params.horizon
@@ -199,12 +211,12 @@ class Planner:
             jobs, count = c.jobs_of(snapshot, pool), len(pool) - len(fresh)
             order = np.arange(len(snapshot.running), len(jobs), dtype=np.int64)
         running, scratch = len(snapshot.running), c.scratch_for(jobs)
-        cap = self._limit
         while count < len(order) and self._used() < 1.0:  # without time they stay at the end of the head
-            self.value = c.insert(jobs, running, order, count, engine, self._aim, cap, scratch)
+            self.value = c.insert(jobs, running, order, count, engine, self._aim, np.inf, scratch)
             count += 1
-        cap = self._cap(jobs, running, order, engine, scratch, everything=due)
-        self._search(jobs, running, order, engine, cap, scratch)
+        if self.params.pace:
+            self._pace(jobs, running, order, engine, scratch, everything=due)
+        self._search(jobs, running, order, engine, scratch)
         self._rows = np.concatenate([pool[order - running], tail])
         self._serials = snapshot.table.serial[self._rows]
         if self._worker is not None and len(order) > 1:
@@ -213,10 +225,14 @@ class Planner:
             self._worker.submit(
                 Task(
                     version=self._plans, jobs=jobs, running=running, order=order, engine=engine,
-                    prefill_tokens=cap,
+                    prefill_tokens=np.inf,
                 )
             )  # fmt: skip
-        return self._rows, cap
+        enters = _fits(snapshot, self._rows[:1])
+        limit, idle = next_step(jobs, running, order, real, self._step_s, enters)
+        if running > 0:
+            self._idle = IDLE_FADE * self._idle + (1.0 - IDLE_FADE) * len(idle) / running
+        return self._rows, limit, snapshot.running[idle]
 
     def close(self) -> None:
         """End the background thread, if there is one."""
@@ -238,15 +254,13 @@ class Planner:
             return 0.0
         return (self._clock() - self._begin_s) / self._budget_s if self._budget_s > 0 else 1.0
 
-    def _search(
-        self, jobs: Floats, running: int, order: Ints, engine: Floats, cap: float, scratch: c.Scratch
-    ) -> None:
+    def _search(self, jobs: Floats, running: int, order: Ints, engine: Floats, scratch: c.Scratch) -> None:
         """Search the head of `order` in place, within the moves and the time budget."""
         left, timed = self.params.moves, self._clock is not None and self._budget_s is not None
         while left > 0 and self._used() < 1.0:
             moves = CHUNK if timed else left
             self.value = c.search(
-                jobs, running, order, len(order), self.params.window, engine, self._aim, cap, moves,
+                jobs, running, order, len(order), self.params.window, engine, self._aim, np.inf, moves,
                 self._rng, scratch,
             )  # fmt: skip
             left -= moves + 1  # a call evaluates its start, too
@@ -305,12 +319,11 @@ class Planner:
         place[members] = np.arange(running, running + len(members))
         jobs = c.jobs_of(snapshot, rows[members])
         scratch = c.scratch_for(jobs)
-        cap = self._limit
         best, best_name = -np.inf, ""
         for name, head in heads.items():
             if best_name and name != "kept" and self._used() > CONSTRUCTION_SHARE:
                 continue
-            value = c.evaluate(jobs, running, place[head], count, engine, self._aim, cap, scratch)
+            value = c.evaluate(jobs, running, place[head], count, engine, self._aim, np.inf, scratch)
             if value > best:
                 best, best_name = value, name
         self.chosen[best_name] = self.chosen.get(best_name, 0) + 1
@@ -319,36 +332,34 @@ class Planner:
         named[head] = False
         return rows[members], jobs, place[head], np.concatenate([rows[named], waiting[len(rows) :]])
 
-    def _cap(
+    def _pace(
         self, jobs: Floats, running: int, order: Ints, engine: Floats, scratch: c.Scratch, everything: bool
-    ) -> float:
-        """The best prefill limit: of all when `everything`, else of the present one and its neighbours."""
-        if not self.params.pace:
-            return np.inf
-        budget = float(engine[c.BUDGET])
-        shares = [max(1.0, float(int(share * budget))) for share in BUDGET_SHARES]
-        now, used = min(self._limit, budget), self._used()
+    ) -> None:
+        """Choose the step time: the longest that endangers no answer, or another that is worth more by
+        `PACING_GAIN`, among all when `everything`, else among the present one and its neighbours.
+        """
+        whole_s = engine[c.BUDGET] * (engine[c.PREFILL_TOKEN] + engine[c.KNEE_TOKEN])
+        steps = [float(engine[c.BASE] + share * whole_s) for share in BUDGET_SHARES]
+        now, used = self._step_s, self._used()
         if everything and used < CONSTRUCTION_SHARE:
-            limits = [np.inf, *shares]
+            tried = [np.inf, *steps]
         elif used < 1.0:
-            limits = [np.inf, *[x for x in shares if x > now][-1:], now, *[x for x in shares if x < now][:1]]
+            tried = [np.inf, *[x for x in steps if x > now][-1:], now, *[x for x in steps if x < now][:1]]
         else:
-            limits = [now]
-        # The largest step that endangers no answer, unless another one gains more than this one's latency.
-        room = safe_room(jobs, running, order, engine)
-        safe = np.inf if room >= budget else max(shares[-1], float(int(room)))
-        self._limit = safe
-        self.value = c.evaluate(jobs, running, order, len(order), engine, self._aim, safe, scratch)
+            tried = [now]
+        safe = self._step_s = engine[c.STEP] = safe_step_s(jobs, running, engine)
+        self.value = c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
         least = self.value + PACING_GAIN
-        for limit in dict.fromkeys(np.inf if limit >= budget else limit for limit in limits):
-            if limit == safe:
+        for step_s in dict.fromkeys(tried):
+            if step_s == safe:
                 continue
             if self._used() >= 1.0:
                 break
-            value = c.evaluate(jobs, running, order, len(order), engine, self._aim, limit, scratch)
+            engine[c.STEP] = step_s
+            value = c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
             if value > least:
-                self._limit, self.value, least = limit, value, value
-        return self._limit
+                self._step_s, self.value, least = step_s, value, value
+        engine[c.STEP] = self._step_s
 
 
 def _fits(snapshot: Snapshot, row: Ints) -> bool:

@@ -24,7 +24,7 @@ from slosched.simulator import simulate
 from slosched.slo import Slo
 from slosched.snapshot import Snapshot
 from slosched.solvers import continuous as c
-from slosched.solvers.planner import MOST_FUTURE, PACING_GAIN, Planner
+from slosched.solvers.planner import AIM, MOST_FUTURE, PACING_GAIN, Planner
 from slosched.solvers.problem import StaticProblem
 from slosched.solvers.queue_orders import CONSTRUCTIVE, QueueOrders
 from slosched.solvers.solve import solve
@@ -311,7 +311,7 @@ def test_slosched_is_no_worse_than_simple_orders(random_snapshot: RandomSnapshot
         order = planner.plan(snapshot).order
         engine = c.engine_of(snapshot)
         engine[c.FUTURE] = min(MOST_FUTURE, planner._future)
-        aim = np.array(c.DEFAULT_AIM)
+        aim = np.array(AIM)
         jobs, running = c.jobs_of(snapshot), len(snapshot.running)
         scratch = c.scratch_for(jobs)
         orders = QueueOrders(snapshot, snapshot.waiting)

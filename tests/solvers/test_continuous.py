@@ -64,7 +64,7 @@ def test_a_hand_computed_plan() -> None:
     jobs[:, c.FIRST], jobs[:, c.WEIGHT] = np.nan, 1.0
     engine = np.zeros(c.ENGINE_SIZE)
     engine[c.BASE], engine[c.PREFILL_TOKEN], engine[c.KV_TOKEN] = 1.0, 0.1, 0.01
-    engine[c.BUDGET], engine[c.SLOTS], engine[c.KV_TOKENS] = 10, 1, 1000
+    engine[c.BUDGET], engine[c.SLOTS], engine[c.KV_TOKENS], engine[c.STEP] = 10, 1, 1000, np.inf
     scratch = c.scratch_for(jobs)
     order = np.array([1, 0])
     found = c.evaluate(jobs, 0, order, 2, engine, np.array([0.25, 0.5, 0.1, 0.0, 0.0]), np.inf, scratch)
