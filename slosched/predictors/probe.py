@@ -161,8 +161,8 @@ class Probe:
         """
         prompt_states = prompt_states[:, : self.prompt.w1.shape[0]]
         good = finite_rows(prompt_states)
-        beliefs = iter(self.prompt.probabilities(prompt_states[good]))
-        return [_fresh(next(beliefs)) if ok else None for ok in good]
+        beliefs = self.prompt.probabilities(np.where(good[:, None], prompt_states, np.float32(0)))
+        return [Belief(prior=p, now=p) if ok else None for p, ok in zip(beliefs, good, strict=True)]
 
     def update(self, held: Sequence[Belief], states: Vectors, generated_tokens: Sequence[int]) -> list[bool]:
         """Bring beliefs up to date with the newest tokens' states.
@@ -205,11 +205,11 @@ class Probe:
         """Whole output lengths as equally likely values, shape (n, FORECAST_ATOMS): generated plus quantiles
         of what remains, at least one token. Within a bin all lengths are equally likely.
         """
-        below = np.cumsum([b.now for b in held], axis=1)
-        into = np.minimum((below[:, :, None] < LEVELS).sum(axis=1), below.shape[1] - 1)
-        end = np.take_along_axis(below, into, axis=1)
-        share = np.take_along_axis(np.diff(below, axis=1, prepend=0.0), into, axis=1)
-        left = self._edges[into + 1] - np.maximum(end - LEVELS, 0.0) / share * self._widths[into]
+        now = np.array([b.now for b in held])
+        below = now.cumsum(axis=1)
+        row, into = np.arange(len(held))[:, None], (below[:, :-1, None] < LEVELS).sum(axis=1)
+        above = np.maximum(below[row, into] - LEVELS, 0.0)
+        left = self._edges[into + 1] - above / now[row, into] * self._widths[into]
         generated = np.array([b.generated_tokens for b in held])[:, None]
         return np.asarray(generated + np.maximum(left, 1.0), dtype=np.float64)
 
@@ -304,10 +304,6 @@ def bin_of(remaining_tokens: NDArray[np.generic], edges: Sequence[float]) -> NDA
     """
     found = np.searchsorted(np.asarray(edges), remaining_tokens, side="left") - 1
     return np.clip(found, 0, len(edges) - 2).astype(np.int64)
-
-
-def _fresh(prior: Floats) -> Belief:
-    return Belief(prior=prior, now=prior)
 
 
 def _short(model: str) -> str:
