@@ -28,7 +28,7 @@ def foretold(controller: Any, output: Any = None, *_: Any) -> None:
     stats.forecast_s["probe"] = getattr(output, SECONDS, 0.0)
     known = {ledger.rows[name]: atoms for name, atoms in found.items() if name in ledger.rows}
     good = {row: atoms for row, atoms in known.items() if _sound(atoms)}
-    for _ in range(len(known) - len(good)):
+    for _row in (row for row in known if row not in good):
         stats.failure("probe", ValueError(f"forecast must be {FORECAST_ATOMS} lengths"))
     if good:
         most = np.array([[max(1, int(ledger.requests[row].max_tokens or 1))] for row in good])
