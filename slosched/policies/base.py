@@ -51,7 +51,7 @@ class Policy(ABC):
     name: ClassVar[str]
     static: ClassVar[bool] = False
     steady: ClassVar[bool] = False
-    preempts: ClassVar[bool] = False
+    preempts: bool = False
     paces: ClassVar[bool] = False
     rejects: bool = False
     skips: ClassVar[bool] = False

@@ -36,7 +36,7 @@ class Cascade(Policy):
     """
 
     name: ClassVar[str] = "cascade"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def __init__(self, *, gamma: float = 1.2) -> None:
         require(1 < gamma < np.inf, "gamma", "above 1", gamma)

@@ -20,7 +20,7 @@ def best_chance(snapshot: Snapshot, rows: Ints) -> Floats:
     Parameters
     ----------
     snapshot, rows
-        Waiting requests that have no token yet.
+        Requests that have no token yet.
 
     Returns
     -------
@@ -47,9 +47,9 @@ def best_chance(snapshot: Snapshot, rows: Ints) -> Floats:
     return np.asarray(np.where((first_s <= t.ttft_s[rows]) & paced, chance, 0.0))
 
 
-def refused(snapshot: Snapshot, least_chance: float) -> Ints:
-    """Waiting rows whose `best_chance` is below `least_chance`; none without limits or with a token."""
-    t, rows = snapshot.table, snapshot.waiting
+def refused(snapshot: Snapshot, rows: Ints, least_chance: float) -> Ints:
+    """Those of `rows` whose `best_chance` is below `least_chance`; none without limits or with a token."""
+    t = snapshot.table
     promised = np.isfinite(t.ttft_s[rows]) | np.isfinite(t.tpot_s[rows]) | np.isfinite(t.e2e_s[rows])
     rows = rows[promised & (t.generated_tokens[rows] == 0)]
     return np.asarray(rows[best_chance(snapshot, rows) < least_chance])

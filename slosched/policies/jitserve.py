@@ -50,7 +50,7 @@ class JitServe(Policy):
     """
 
     name: ClassVar[str] = "jitserve"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
     rejects: bool = True
 
     def __init__(

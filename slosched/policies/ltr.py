@@ -35,7 +35,7 @@ class Ltr(Policy):
     """
 
     name: ClassVar[str] = "ltr"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def __init__(
         self, *, starvation_steps: int = 200, quantum_steps: int = 10, most_preemptions: int = 8

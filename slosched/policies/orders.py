@@ -107,7 +107,7 @@ class Srpt(KeyPolicy):
     """
 
     name: ClassVar[str] = "srpt"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Predicted remaining service time."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from slosched.plan import Plan
@@ -20,7 +18,7 @@ class RankedPolicy(KeyPolicy):
     Without `preempt` only the waiting queue is sorted.
     """
 
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
     preempt = True
 
     def plan(self, snapshot: Snapshot) -> Plan:

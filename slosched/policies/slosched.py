@@ -48,7 +48,7 @@ class Slosched(Policy):
         What becomes of requests that will miss a limit whatever is done: "keep" them in line as if they had
         been promised twice as long, "demote" them behind all that can be met, or "reject" those whose chance
         to keep all limits, served alone and at once, is below `least_chance`. Best-effort requests and those
-        that have a token are never refused.
+        that have a token are never refused; a prompt that has begun is preempted first.
     least_chance
         Above 0, at most 1.
     fairness, tenant_shares, fairness_s
@@ -91,7 +91,8 @@ class Slosched(Policy):
         require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
         require(isinstance(programs, bool), "programs", "true or false", programs)
         self.starvation_s, self.rescue_share = starvation_s, rescue_share
-        self.rejects, self.least_chance = hopeless == "reject", least_chance
+        self.rejects = self.preempts = hopeless == "reject"
+        self.least_chance = least_chance
         # What the planner is shown instead of the snapshot, one change after the other.
         self._views: list[Callable[[Snapshot], Snapshot]] = []
         shares = TenantShares(fairness, tenant_shares, fairness_s)
@@ -115,7 +116,10 @@ class Slosched(Policy):
         seen = snapshot
         for view in self._views:
             seen = view(seen)
-        reject = refused(seen, self.least_chance) if self.rejects else snapshot.waiting[:0]
+        reject = preempt = snapshot.waiting[:0]
+        if self.rejects:
+            reject = refused(seen, seen.waiting, self.least_chance)
+            preempt = refused(seen, seen.running, self.least_chance)  # it waits then, to be refused next
         if len(reject):
             seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
         planned = self.planner.plan(seen)
@@ -126,7 +130,8 @@ class Slosched(Policy):
             order=self._rescue(seen, planned.order),
             prefill_tokens=int(limit) if np.isfinite(limit) else None,
             running_order=planned.running_order,
-            skip=planned.skip,
+            skip=planned.skip[~np.isin(planned.skip, preempt)],
+            preempt=preempt,
             reject=reject,
         )
 

@@ -43,7 +43,7 @@ class Trail(Policy):
     """
 
     name: ClassVar[str] = "trail"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def __init__(
         self, *, preemptible_share: float = 0.8, margin_tokens: float = 0.0, memory: bool = False

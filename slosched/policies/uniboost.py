@@ -114,7 +114,7 @@ class UniBoost(Policy):
     """
 
     name: ClassVar[str] = "uniboost"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def __init__(
         self,

@@ -111,8 +111,18 @@ def test_the_whole_distribution_counts() -> None:
     chance = best_chance(snapshot, np.arange(5))
     assert chance[[0, 2, 3, 4]].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert 0.25 <= chance[1] <= 0.75
-    assert refused(snapshot, 0.05).tolist() == [0, 3]
-    assert refused(snapshot, 1.0).tolist() == [0, 1, 3]
+    assert refused(snapshot, snapshot.waiting, 0.05).tolist() == [0, 3]
+    assert refused(snapshot, snapshot.waiting, 1.0).tolist() == [0, 1, 3]
+
+
+def test_a_lost_prompt_that_has_begun_is_preempted_and_then_refused() -> None:
+    """Two seconds of prompt, due after one: it is in the engine from the start, and out when that is sure."""
+    work = Workload.plain(np.array([0.0, 0.1]), np.array([4000, 4000]), np.array([5, 5]))
+    work = replace(work, ttft_s=np.array([1.1, 1.0]), e2e_s=np.array([np.inf, np.inf]))
+    run = simulate(work, policy("slosched", hopeless="reject"), limits=ENGINE, step_time=STEPS)
+    assert run.outcomes.rejected is not None
+    assert run.outcomes.met.sum() == 1
+    assert run.outcomes.rejected.sum() == 1
 
 
 def test_best_chance_is_reached_by_an_idle_engine() -> None:

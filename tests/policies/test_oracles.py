@@ -236,7 +236,7 @@ class Watched(Policy):
     """Notes at which share of its forecast a running request is preempted."""
 
     name: ClassVar[str] = "watched"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def __init__(self, inner: Policy) -> None:
         self.inner = inner

@@ -353,7 +353,7 @@ class Scripted(Policy):
     """The scripted decisions as a policy."""
 
     name: ClassVar[str] = "scripted"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
     paces: ClassVar[bool] = True
 
     def __init__(self, seed: int) -> None:

@@ -48,7 +48,7 @@ class RandomPreemption(KeyPolicy):
     """Shortest prompt first; one step in five preempts a random running request."""
 
     name: ClassVar[str] = "random-preemption"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ class Returns(Policy):
     """A policy whose plans differ from a plain one by what it was given."""
 
     name: ClassVar[str] = "returns"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def __init__(self, **changes: object) -> None:
         self.changes = changes

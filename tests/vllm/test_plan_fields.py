@@ -30,7 +30,7 @@ class Anything(Policy):
     """Everything a plan may ask for, at random."""
 
     name: ClassVar[str] = "anything"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
     rejects: bool = True
     skips: ClassVar[bool] = True
 

@@ -110,7 +110,7 @@ class OneField(Policy):
     """Arrival order, and one field of the plan used at random."""
 
     name: ClassVar[str] = "one-field"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
     paces: ClassVar[bool] = True
     rejects: ClassVar[bool] = True
     skips: ClassVar[bool] = True

@@ -24,7 +24,7 @@ class RandomPolicy(Policy):
     """Random order, holds, preemptions, refusals, pauses, running order and prefill budget in every step."""
 
     name: ClassVar[str] = "random-plans"
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
     paces: ClassVar[bool] = True
     rejects: bool = True
     skips: ClassVar[bool] = True
