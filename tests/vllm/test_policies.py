@@ -112,7 +112,7 @@ class OneField(Policy):
     name: ClassVar[str] = "one-field"
     preempts: bool = True
     paces: ClassVar[bool] = True
-    rejects: ClassVar[bool] = True
+    rejects: bool = True
     skips: ClassVar[bool] = True
 
     def __init__(self, field: str) -> None:
