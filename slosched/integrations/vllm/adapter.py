@@ -29,14 +29,16 @@ _CLASSES: dict[type, type] = {}
 class SloMixin:
     """Hooks around a vLLM scheduler: nothing of its loop is copied.
 
-    The queue object in ``self.waiting`` is slosched's; before each ``schedule`` the controller orders, holds
-    and preempts; afterwards it observes. An error of slosched's own is counted and never leaves a hook.
+    The queue object in ``self.waiting`` is slosched's, once it is needed; before each ``schedule`` the
+    controller orders, holds and preempts; afterwards it observes. An error of slosched's own is counted and
+    never leaves a hook.
     """
 
     slosched: Controller
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Give a newcomer its row and hand it to vLLM."""
+        _hook(self, Controller.arriving, self, request)
         result = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
         _hook(self, Controller.added, request)
         return result
@@ -119,8 +121,8 @@ def attach(
     controller = Controller(scheduler, policy, capability, config, clock, learned)
     if capability.level != OBSERVE_ONLY:
         RequestQueue.register(type(controller.queue))
-        scheduler.waiting = controller.queue
         scheduler.policy = SchedulingPolicy.PRIORITY if policy.victim_worst else SchedulingPolicy.FCFS
+        controller.take_place(scheduler)
     scheduler.slosched = controller
     return controller
 

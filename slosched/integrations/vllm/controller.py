@@ -85,12 +85,14 @@ class Controller:
         self._orders = capability.level != OBSERVE_ONLY
         self._native = policy.name == "fcfs"
         # Only vLLM itself preempts under FCFS, and releases that track stale output resume at once, safely.
-        self._fences = not (self._native and capability.preempt_keyword)
+        self._resumes_safely = capability.preempt_keyword
+        self._fences = not (self._native and self._resumes_safely)
         self._by_slo = policy.name.startswith(BY_SLO)
         self._paces, self._skips = policy.paces, policy.skips
         self._asks_always = policy.paces or policy.skips
         self._asks_when_full = policy.preempts or policy.rejects or self._asks_always
         self._keys = self._orders and self.planner.steady and not self._native
+        self._stock: Any = None  # vLLM's own queue, while requests wait there
         self.peek = PrefixPeek(scheduler, self.ledger, self.stats)
         self.bypass = Bypass(self.ledger)
         self._knobs: dict[str, Any] = {}
@@ -111,12 +113,38 @@ class Controller:
         self._last_log_s = self._last_json_s = time.monotonic()
         self._export = None if clock.virtual else exporter(self.stats, config.metrics.port)
 
+    # whose queue ------------------------------------------------------------------------------------------
+
+    def take_place(self, scheduler: Any) -> None:
+        """Let requests wait in slosched's queue: at once, or from the first one with an SLO on.
+
+        Until then a policy that goes by SLOs would change nothing, and vLLM keeps its own queue; if it is the
+        first-come-first-served one, and this vLLM resumes preempted requests safely by itself.
+        """
+        stock = scheduler.waiting
+        if self._by_slo and self._resumes_safely and isinstance(stock, deque) and len(stock) == 0:
+            self._stock = stock
+        else:
+            scheduler.waiting = self.queue
+
+    def arriving(self, scheduler: Any, request: Any) -> None:
+        """A request is about to be handed to vLLM."""
+        if self._stock is None:
+            return
+        if request.request_id not in self.ledger.rows:
+            self.ledger.row(request)
+        if self.ledger.with_slo or getattr(request, "resumable", False):
+            self.queue.prepend_requests(list(reversed(self._stock)))
+            scheduler.waiting = self.queue
+            self._stock.clear()
+            self._stock = None
+
     # before a step ----------------------------------------------------------------------------------------
 
     def before(self, scheduler: Any) -> None:
         """Decide on the step about to be scheduled and prepare queue, running list and budget for it."""
         self._step += 1
-        if not self._orders:
+        if self._stock is not None or not self._orders:
             return
         queue = self.queue
         if not queue.line and not self._asks_always:
@@ -159,10 +187,16 @@ class Controller:
         if tokens:
             self.in_flight.append(tokens)
             self.watch.begin(tokens, scheduler, time.perf_counter())
-        # Nothing ran: this was no step, and the next try passes over nobody.
-        self._whole = self._passed_over and not tokens
-        self._step -= self._whole
-        self._passed_over = False
+        if self._stock is not None:
+            if output.scheduled_new_reqs:
+                rows = [self.ledger.rows.get(r.req_id) for r in output.scheduled_new_reqs]
+                self._admitted.append(([row for row in rows if row is not None], self.clock.now_s()))
+            return
+        if self._passed_over or self._whole:
+            # Nothing ran: this was no step, and the next try passes over nobody.
+            self._whole = self._passed_over and not tokens
+            self._step -= self._whole
+            self._passed_over = False
         queue = self.queue
         if queue.admitted:
             self._admitted.append((queue.admitted, self.clock.now_s()))

@@ -205,7 +205,8 @@ class SloQueue:
     def _leave(self, row: int) -> None:
         self.line.remove(row)
         self._ledger.queued[row] = False
-        self._entry.pop(row, None)
+        if self._entry:
+            self._entry.pop(row, None)
         if self._blocked:
             self._blocked.pop(row, None)
         if self.preempted:

@@ -43,7 +43,7 @@ class StepWatch:
 
     def __init__(self, learned: Learned, *, measure: bool) -> None:
         self._learned, self._measure = learned, measure
-        self._begun: dict[int, tuple[float, tuple[float, float, float, float] | None]] = {}
+        self._begun: dict[int, tuple[float, tuple[float, float, float, float]]] = {}
         self._count = 0
         self._last_end = 0.0
         self._looks = 0
@@ -57,14 +57,14 @@ class StepWatch:
         if not self._measure:
             return
         self._count += 1
-        look = self._count <= EVERY_FIRST or self._count % EVERY_LATER == 0
-        self._begun[id(tokens)] = (now, work(tokens, scheduler.requests) if look else None)
+        if self._count <= EVERY_FIRST or self._count % EVERY_LATER == 0:
+            self._begun[id(tokens)] = now, work(tokens, scheduler.requests)
 
     def end(self, tokens: dict[str, int], now: float) -> None:
         """A step's output has come."""
         begun = self._begun.pop(id(tokens), None)
         last, self._last_end = self._last_end, now
-        if begun is None or begun[1] is None:
+        if begun is None:
             return
         prefill, attention, sequences, kv = begun[1]
         seconds = now - max(begun[0], last)
