@@ -32,9 +32,9 @@ METHODS = (
     "their 95 % interval is a bootstrap over seeds.",
     "A cell is lost if that interval lies below zero, won if it lies above, and tied otherwise.",
     "Nobody can do better than the bound: a linear programme over windows of time that knows all lengths and "
-    "arrivals (slosched/evidence/bound.py). It is loose where steps are not full, and where the prefix cache is "
-    "too small for all that could be shared; benchmarks/hindsight.py measures by how much at most.",
-    "How far our order is from the best one at single steps, proven: benchmarks/step_gaps.py, docs/solver.md.",
+    "arrivals (slosched/evidence/bound.py). It is loose where steps are not full, and where the prefix cache "
+    "is too small for all that could be shared; benchmarks/hindsight.py measures by how much at most.",
+    "How far our order is from the best one at a step, proven: benchmarks/step_gaps.py, docs/solver.md.",
     "Saturated: under first come, first served somebody waited at least 90 % of the time. Where nobody waits "
     "no policy can differ.",
     "Policies named NAME@TOKENS run on an engine whose token budget a step the operator has cut by hand.",
