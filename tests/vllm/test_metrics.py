@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 COUNTERS = (
     "slo_requests", "fallbacks", "malformed_fields", "plans", "held", "preempted", "rejected", "skipped",
-    "aborted", "starving", "bypassed", "histogram_bucket_count",
+    "aborted", "starving", "bypassed", "histogram_bucket_count", "forecasts", "forecast_seconds",
 )  # fmt: skip
 HISTOGRAMS = (
     "plan_seconds", "reorder_places", "ttft_seconds", "tpot_seconds", "e2e_seconds",
