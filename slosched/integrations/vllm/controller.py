@@ -225,13 +225,16 @@ class Controller:
             return False
         line, table, block = self.queue.line, self.ledger.table, self.limits.block_tokens
         free_tokens = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() * block
-        rows = line.rows[:1]
-        if (table.prompt_tokens[rows] + table.generated_tokens[rows])[0] > free_tokens:
-            rows = line.rows
-            need = table.prompt_tokens[rows] + table.generated_tokens[rows] - table.cached_tokens[rows]
-            if need.min() > free_tokens:
-                return False
         budget = self.limits.max_num_batched_tokens
+        # Older releases ask only for the memory of a prompt's first chunk.
+        whole = getattr(scheduler, "scheduler_reserve_full_isl", False)
+        if whole or budget > free_tokens:
+            first = line.rows[0]
+            if table.prompt_tokens[first] + table.generated_tokens[first] > free_tokens:
+                rows = line.rows
+                need = table.prompt_tokens[rows] + table.generated_tokens[rows] - table.cached_tokens[rows]
+                if need.min() > free_tokens:
+                    return False
         if self.limits.long_prefill_token_threshold or not self._in_prefill():
             return True
         return sum(r.num_tokens - r.num_computed_tokens for r in running) < budget
