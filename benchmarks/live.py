@@ -185,8 +185,8 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     n = len(values)
     half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else None
     return {
-        "mean": round(float(np.mean(values)), 4),
-        "half_interval_95": None if half is None else round(half, 4),
+        "mean": round(float(np.mean(values)), 6),
+        "half_interval_95": None if half is None else round(half, 6),
         "repeats": n,
     }
 

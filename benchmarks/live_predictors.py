@@ -170,12 +170,12 @@ def measures(run: Run, counts: LoadCounts, spent: dict[str, float]) -> dict[str,
     serving_s = float(np.nanmax(out.finish_s))
     return {
         **summary(run, counts),
-        **{name: round(float(value), 4) for name, value in values.items()},
+        **{name: round(float(value), 6) for name, value in values.items()},
         "output_tokens": int(tokens.sum()),
         "output_tokens_p10_p50_p90": np.percentile(tokens, [10, 50, 90]).tolist(),
         "most_waiting": int(run.log.depth_waiting.max()),
         "serving_s": round(serving_s, 2),
-        **{f"{source}_share": round(s / serving_s, 5) for source, s in spent.items()},
+        **{f"{source}_share": round(s / serving_s, 6) for source, s in spent.items()},
     }
 
 
