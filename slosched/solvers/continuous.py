@@ -236,6 +236,21 @@ def score(jobs: Floats, i: int, first_s: float, finish_s: float, now_s: float, a
     return float(chance * total / (last + 1 - first))
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def at_risk(jobs: Floats, order: Ints, engine: Floats, aim: Floats, scratch: Scratch) -> float:
+    """Weight that the jobs of `order` are expected to lose, but for those that could not be saved any more.
+
+    `scratch` is as `evaluate` left it; other parameters as there.
+    """
+    lost = 0.0
+    for i in order:
+        alone_s = engine[NOW] + jobs[i, TODO] * (engine[PREFILL_TOKEN] + engine[KNEE_TOKEN])
+        if alone_s <= jobs[i, FIRST_DUE] and alone_s + jobs[i, LEFT] * engine[BASE] <= jobs[i, E2E_DUE]:
+            chance = score(jobs, i, scratch.first_s[i], scratch.finish_s[i], engine[NOW], aim)
+            lost += jobs[i, WEIGHT] * (1.0 - chance)
+    return lost
+
+
 @njit(nogil=True, cache=True)
 def _push(ends: Floats, leaver: Ints, size: int, end: float, job: int) -> None:
     """Add a job to a heap of `size` by (end, job)."""

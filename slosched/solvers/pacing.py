@@ -55,15 +55,15 @@ def safe_step_s(jobs: Floats, running: int, engine: Floats) -> float:
     return float(SAFE_SHARE * pace_s)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
 def next_step(
-    jobs: Floats, running: int, order: Ints, engine: Floats, step_s: float, enters: bool
+    jobs: Floats, running: int, order: Ints, engine: Floats, step_s: float, hurry: bool
 ) -> tuple[float, Ints]:
     """What a step of `step_s` holds: prompt tokens, and who of the running requests sits it out.
 
-    Where a step is too short for all the prompt tokens it could hold, answers that are ahead of their pace
-    leave it to prompts: those whose next token, at `SAFE_SHARE` of their TPOT limit, is not due before
-    `PATIENCE` such steps, unless their end-to-end limit would suffer if all their tokens came that slowly.
+    In a hurry, where a step is too short for all the prompt tokens it could hold, answers that are ahead of
+    their pace leave it to prompts: those whose next token, at `SAFE_SHARE` of their TPOT limit, is not due
+    before `PATIENCE` such steps, unless their end-to-end limit would suffer if all their tokens came that
+    slowly.
 
     Parameters
     ----------
@@ -71,15 +71,39 @@ def next_step(
         As in `slosched.solvers.continuous.evaluate`.
     step_s
         Seconds the step may take, above 0.
-    enters
-        Whether the first of the order could be admitted now.
+    hurry
+        Whether answers may sit it out.
 
     Returns
     -------
     tuple
         Tokens, at least 1, infinity for what the token budget leaves; running jobs, ascending.
     """
-    idle, count = np.empty(running, np.int64), 0
+    decoding, context, prompt = _load(jobs, running)
+    if prompt < 0 and len(order) > 0:
+        prompt = int(order[0])
+    idle = np.empty(0, dtype=np.int64)
+    if prompt < 0 or step_s == np.inf:
+        return np.inf, idle
+    pairs = jobs[prompt, c.HAVE] + 0.5 * jobs[prompt, c.TODO]
+    token_s = engine[c.PREFILL_TOKEN] + engine[c.ATTENTION] * pairs
+
+    def room() -> float:
+        alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * context
+        return float(c.prompt_room(engine, alone_s, decoding, token_s, step_s))
+
+    tokens = room()
+    if hurry and tokens < engine[c.BUDGET] - decoding:
+        idle = _ahead(jobs, running, engine, step_s)
+        decoding -= len(idle)
+        context -= float(jobs[idle, c.HAVE].sum())
+        tokens = room()
+    return (np.inf if tokens >= engine[c.BUDGET] - decoding else max(1.0, np.floor(tokens))), idle
+
+
+@njit(nogil=True, cache=True)
+def _load(jobs: Floats, running: int) -> tuple[float, float, int]:
+    """Running requests that decode, their context, and the first one still in prefill, or -1."""
     decoding, context, prompt = 0.0, 0.0, -1
     for i in range(running):
         if jobs[i, c.TODO] == 0.0:
@@ -87,33 +111,21 @@ def next_step(
             context += jobs[i, c.HAVE]
         elif prompt < 0:
             prompt = i
-    begun = prompt >= 0
-    if not begun and len(order) > 0:
-        prompt = order[0]
-    if prompt < 0 or step_s == np.inf:
-        return np.inf, idle[:0]
-    token_s = engine[c.PREFILL_TOKEN] + engine[c.ATTENTION] * (
-        jobs[prompt, c.HAVE] + 0.5 * jobs[prompt, c.TODO]
-    )
-    alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * context
-    room = c.prompt_room(engine, alone_s, decoding, token_s, step_s)
-    if room < engine[c.BUDGET] - decoding and (begun or enters):
-        later_s, last = PATIENCE * step_s, jobs.shape[1] - 1
-        for i in range(running):
-            pace_s = SAFE_SHARE * jobs[i, c.TPOT]
-            if jobs[i, c.TODO] > 0.0 or pace_s == np.inf:
-                continue
-            due_s = jobs[i, c.FIRST] + pace_s * jobs[i, c.GENERATED]
-            if due_s < engine[c.NOW] + later_s:
-                continue
-            if engine[c.NOW] + later_s * jobs[i, last] > jobs[i, c.E2E_DUE]:
-                continue
+    return decoding, context, prompt
+
+
+@njit(nogil=True, cache=True)
+def _ahead(jobs: Floats, running: int, engine: Floats, step_s: float) -> Ints:
+    """Running jobs that can sit out a step of this length, see `next_step`."""
+    idle, count = np.empty(running, np.int64), 0
+    later_s, last = PATIENCE * step_s, jobs.shape[1] - 1
+    for i in range(running):
+        pace_s = SAFE_SHARE * jobs[i, c.TPOT]
+        if jobs[i, c.TODO] > 0.0 or pace_s == np.inf:
+            continue
+        due_s = jobs[i, c.FIRST] + pace_s * jobs[i, c.GENERATED]
+        slow_s = engine[c.NOW] + later_s * jobs[i, last]
+        if due_s >= engine[c.NOW] + later_s and slow_s <= jobs[i, c.E2E_DUE]:
             idle[count] = i
             count += 1
-            decoding -= 1.0
-            context -= jobs[i, c.HAVE]
-        alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * context
-        room = c.prompt_room(engine, alone_s, decoding, token_s, step_s)
-    if room >= engine[c.BUDGET] - decoding:
-        return np.inf, idle[:count]
-    return float(max(1.0, np.floor(room))), idle[:count]
+    return idle[:count]

@@ -27,6 +27,9 @@ BUDGET_SHARES = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
 PACING_GAIN = 0.1
 """Expected met requests that a step time must gain over the longest safe one (`safe_step_s`)."""
 
+HURRY = 0.02
+"""Expected misses among the prompts from which on answers that can sit steps out do so."""
+
 IDLE_FADE = 0.8
 """Weight of the past in the share of answers that sit a step out."""
 
@@ -63,6 +66,9 @@ class PlannerParams:
         Whether to limit prefill; without, only the order is planned.
     interrupt
         Whether prompts may be interrupted between two steps; without, one that has begun goes on first.
+    age_price
+        The oldest request without a first token goes first where that costs no more than this many expected
+        met requests per second it has waited, at least 0; 0 for never.
     aim
         Soft margins and prices, see `slosched.solvers.continuous.DEFAULT_AIM`.
     """
@@ -74,6 +80,7 @@ class PlannerParams:
     replan_limit: int = 512
     pace: bool = True
     interrupt: bool = True
+    age_price: float = 0.0
     aim: tuple[float, float, float, float, float] = AIM
 
     def __post_init__(self) -> None:
@@ -82,6 +89,7 @@ class PlannerParams:
         require(self.horizon >= 2, "horizon", "at least 2", self.horizon)
         require(self.replan_steps >= 1, "replan_steps", "at least 1", self.replan_steps)
         require(self.replan_limit >= self.horizon, "replan_limit", "at least the horizon", self.replan_limit)
+        require(self.age_price >= 0, "age_price", "at least 0", self.age_price)
         ok = (
             len(self.aim) == 5
             and self.aim[0] > 0
@@ -180,19 +188,20 @@ class Planner:
         decoding, begun = _begun(running, t.prompt_tokens, t.generated_tokens, t.computed_tokens)
         engine = c.engine_of(snapshot)
         if not self.params.interrupt or len(begun) == 0:
-            order, limit, idle = self._order(snapshot, engine)
+            order, limit, idle = self._order(snapshot, engine, len(begun) > 0)
             return Planned(order, limit, None, idle)
         prompts = np.concatenate([begun, snapshot.waiting])
-        order, limit, idle = self._order(replace(snapshot, running=decoding, waiting=prompts), engine)
+        seen = replace(snapshot, running=decoding, waiting=prompts)
+        order, limit, idle = self._order(seen, engine, True)
         order, begun, ahead = _part(order, begun, self._mark)
         # The engine serves running requests first: who stands behind the first waiting one is passed over.
         skip = begun[ahead:] if _fits(snapshot, order[:1]) else begun[:0]
         served, skip = np.concatenate([decoding, begun]), np.concatenate([idle, skip])
         return Planned(order, limit, None if np.array_equal(served, running) else served, skip)
 
-    def _order(self, snapshot: Snapshot, engine: Floats) -> tuple[Ints, float, Ints]:
+    def _order(self, snapshot: Snapshot, engine: Floats, begun: bool) -> tuple[Ints, float, Ints]:
         """Order of the waiting rows, the most prompt tokens to compute in the next step (or infinity), and
-        running rows that sit it out.
+        running rows that sit it out; `begun` tells whether a prompt is already in the engine.
         """
         self._adopt()
         kept, fresh = self._keep(snapshot)
@@ -217,6 +226,7 @@ class Planner:
         if self.params.pace:
             self._pace(jobs, running, order, engine, scratch, everything=due)
         self._search(jobs, running, order, engine, scratch)
+        self._oldest_first(jobs, running, order, engine, scratch)
         self._rows = np.concatenate([pool[order - running], tail])
         self._serials = snapshot.table.serial[self._rows]
         if self._worker is not None and len(order) > 1:
@@ -228,8 +238,9 @@ class Planner:
                     prefill_tokens=np.inf,
                 )
             )  # fmt: skip
-        enters = _fits(snapshot, self._rows[:1])
-        limit, idle = next_step(jobs, running, order, real, self._step_s, enters)
+        prompts = begun or _fits(snapshot, self._rows[:1])
+        hurry = prompts and c.at_risk(jobs, order, engine, self._aim, scratch) > HURRY
+        limit, idle = next_step(jobs, running, order, real, self._step_s, hurry)
         if running > 0:
             self._idle = IDLE_FADE * self._idle + (1.0 - IDLE_FADE) * len(idle) / running
         return self._rows, limit, snapshot.running[idle]
@@ -264,6 +275,28 @@ class Planner:
                 self._rng, scratch,
             )  # fmt: skip
             left -= moves + 1  # a call evaluates its start, too
+
+    def _oldest_first(
+        self, jobs: Floats, running: int, order: Ints, engine: Floats, scratch: c.Scratch
+    ) -> None:
+        """Move the request that has waited longest to the head of `order`, if that costs little enough.
+
+        Leaves `scratch` as of the order that stands.
+        """
+        self.value = c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
+        price = self.params.age_price
+        if price == 0 or len(order) < 2 or self._used() >= 1.0:
+            return
+        arrival = np.where(jobs[order, c.GENERATED] == 0, jobs[order, c.ARRIVAL], np.inf)
+        place = int(np.argmin(arrival))
+        if place == 0 or not np.isfinite(arrival[place]):
+            return
+        moved = np.concatenate([order[place : place + 1], order[:place], order[place + 1 :]])
+        value = c.evaluate(jobs, running, moved, len(moved), engine, self._aim, np.inf, scratch)
+        if value >= self.value - price * (engine[c.NOW] - arrival[place]):
+            order[:], self.value = moved, value
+        else:
+            c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
 
     def _keep(self, snapshot: Snapshot) -> tuple[Ints, Ints]:
         """Rows of the last order that still wait, in its order, and the newcomers by arrival.
