@@ -69,7 +69,7 @@ VARIANTS = {
     "safe limit only": Variant(
         "the largest safe limit, whatever is lost by it", replaced=(("PACING_GAIN", 1e9),)
     ),
-    "price of age": Variant("whoever waits longest has a say", PlannerParams(age_price=0.01)),
+    "no price of age": Variant("whoever waits longest has no say", PlannerParams(age_price=0.0)),
     "no search": Variant("simple orders and insertion only", PlannerParams(moves=0)),
     "four times the search": Variant(
         "64 moves a plan, all orders every 4 plans", PlannerParams(moves=64, replan_steps=4)

@@ -80,7 +80,7 @@ class PlannerParams:
     replan_limit: int = 512
     pace: bool = True
     interrupt: bool = True
-    age_price: float = 0.0
+    age_price: float = 0.001
     aim: tuple[float, float, float, float, float] = AIM
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ def test_an_urgent_newcomer_goes_ahead() -> None:
         arrival_s=0.99,
     )  # fmt: skip
     snapshot = Snapshot.of([*calm, urgent], now_s=1.0, limits=EngineLimits(max_num_seqs=1))
-    planner = Planner(PlannerParams(moves=0, replan_steps=1000))
+    planner = Planner(PlannerParams(moves=0, replan_steps=1000, age_price=0.0))
     planner.plan(replace(snapshot, waiting=snapshot.waiting[:12]))
     order, *_ = planner.plan(snapshot)
     assert snapshot.table.request_ids[order[0]] == "urgent"
@@ -108,7 +108,7 @@ def replace_slo(request: Request, slo: Slo) -> Request:
 def test_a_row_used_again_is_a_newcomer() -> None:
     """When a row is released and given to another request, the planner does not take it for the old one."""
     snapshot = queue(12)
-    table, planner = snapshot.table, Planner(PlannerParams(moves=0, replan_steps=1000))
+    table, planner = snapshot.table, Planner(PlannerParams(moves=0, replan_steps=1000, age_price=0.0))
     order, *_ = planner.plan(snapshot)
     row = int(order[0])
     table.release(row)
