@@ -5,7 +5,7 @@ step are searched for, each trial a run of the simulator in order of due dates. 
 can be reached, so the optimum lies between it and the bound of `slosched.evidence.bound`. A local search of a
 thousand trials is no optimum: it, too, is only a bound, from below.
 
-    python benchmarks/hindsight.py --jobs 2        # about one minute on two free cores
+    python benchmarks/hindsight.py --jobs 2        # about a minute on two free cores
 """
 
 from __future__ import annotations
