@@ -256,20 +256,19 @@ def main() -> int:
         print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
         return 1
     found: dict[str, Cells] = {"ltr": {}, "trail": {}}
-    seeds = 1 if options.quick else options.seeds
-    for seed in range(seeds):
+    for seed in range(1 if options.quick else options.seeds):
         ltr(found["ltr"], seed)
         trail(found["trail"], seed)
         print(f"seed {seed} done", file=sys.stderr)
-    results = {
-        paper: {place: {m: spread(v) for m, v in cell.items()} for place, cell in cells.items()}
-        for paper, cells in found.items()
-    }
-    if options.quick:
-        print(json.dumps(results, indent=1))
-        return 0
-    about = environment("scikit-learn")
-    write_json(RESULTS / "papers.json", {"environment": about, "seeds": seeds, "results": results})
+        results = {
+            paper: {place: {m: spread(v) for m, v in cell.items()} for place, cell in cells.items()}
+            for paper, cells in found.items()
+        }
+        if options.quick:
+            print(json.dumps(results, indent=1))
+            continue
+        about = {"environment": environment("scikit-learn"), "seeds": seed + 1}
+        write_json(RESULTS / "papers.json", {**about, "results": results})
     return 0
 
 
