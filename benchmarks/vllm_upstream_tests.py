@@ -117,7 +117,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     with tarfile.open(archive) as tar:
         members = [m for m in tar.getmembers() if "/tests/" in m.name and m.isfile() and m.size < 2_000_000]
         tar.extractall(folder, members=members, filter="data")
-    root = next(folder.glob("vllm-*"))
+    root = next(path for path in folder.glob("vllm-*") if path.is_dir())  # not the archive beside it
     (root / "tests" / "conftest.py").write_text(CONFTEST)
     return root
 

@@ -39,7 +39,7 @@ def test_a_streaming_session_may_change_its_program(ledger: Ledger) -> None:
     """New parameters, new program."""
     request = fake_request("a", extra={"slo_program": "first"})
     row = ledger.row(request)
-    request.sampling_params = SimpleNamespace(extra_args={"slo_program": "second"})
+    vars(request).update(sampling_params=SimpleNamespace(extra_args={"slo_program": "second"}))
     assert ledger.row(request) == row
     assert ledger.table.prefix_index[row] == program_number("default", "second")
 
