@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -131,7 +131,8 @@ class OneField(Policy):
         share = 0.3 if self.field in ("hold", "skip") else 0.02
         if self.field == "hold" and len(running) == 0:  # the adapter never lets everybody wait for ever
             return plan
-        return replace(plan, **{self.field: rows[rng.random(len(rows)) < share]})
+        changes: dict[str, Any] = {self.field: rows[rng.random(len(rows)) < share]}
+        return replace(plan, **changes)
 
 
 @pytest.mark.parametrize("limits", [SHORT_OF_MEMORY, SHORT_OF_SLOTS], ids=["memory", "slots"])

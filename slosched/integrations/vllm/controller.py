@@ -237,7 +237,8 @@ class Controller:
                     return False
         if self.limits.long_prefill_token_threshold or not self._in_prefill():
             return True
-        return sum(r.num_tokens - r.num_computed_tokens for r in running) < budget
+        demand: int = sum(r.num_tokens - r.num_computed_tokens for r in running)
+        return demand < budget
 
     def _in_prefill(self) -> int:
         """How many running requests have prompt, or what was lost to preemption, still to be computed."""
