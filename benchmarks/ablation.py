@@ -136,11 +136,12 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=cores())
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--requests", type=int, help="requests a run, instead of those of `quality.py`")
     parser.add_argument("--out", type=Path, default=RESULTS / "ablation.json")
     options = parser.parse_args()
     rates = capacities()
     cells = [
-        Cell(mix, rate * load, seed, name, requests)
+        Cell(mix, rate * load, seed, name, options.requests or requests)
         for mix, (rate, requests) in rates.items()
         for load in LOADS
         for seed in range(FIRST_SEED, FIRST_SEED + options.seeds)
@@ -157,6 +158,7 @@ def main() -> None:
         "forecast": FORECAST,
         "loads": LOADS,
         "seeds": options.seeds,
+        "requests": options.requests or max(requests for _, requests in rates.values()),
         "variants": variants,
     }
     write_json(options.out, payload)

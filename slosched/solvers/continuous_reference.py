@@ -154,11 +154,11 @@ def _room(decoding: int, kv: float, token_s: float, engine: Floats) -> float:
     alone_s = engine[c.BASE] + engine[c.SEQUENCE] * decoding + engine[c.KV_TOKEN] * kv
 
     def late(tokens: float) -> bool:
-        return _step_s(alone_s, True, tokens, token_s, decoding, engine) > engine[c.STEP]
+        return bool(_step_s(alone_s, True, tokens, token_s, decoding, engine) > engine[c.STEP])
 
-    low, high = c.LEAST_SHARE * engine[c.BUDGET], float(engine[c.BUDGET])
+    low, high = float(c.LEAST_SHARE * engine[c.BUDGET]), float(engine[c.BUDGET])
     if late(low) or not late(high):
-        return float(low if late(low) else high)
+        return low if late(low) else high
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (low, middle) if late(middle) else (middle, high)
