@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import quality
@@ -99,7 +99,7 @@ def run(cell: Cell, work: Workload) -> Run:
 class GivesWay(Slosched):
     """A trial, not an option: running answers that are lost anyway give way to a head without room."""
 
-    preempts: ClassVar[bool] = True
+    preempts: bool = True
 
     def plan(self, snapshot: Snapshot) -> Plan:
         """Preempt, of those that will miss a limit, the ones with most to go, until the head fits."""
