@@ -115,7 +115,7 @@ def _best(work: Any, places: Any, arguments: Any) -> float:
     """Try all permutations of `places` of `work`, which is among the arguments of `evaluate` (Heap, 1963)."""
     n = len(places)
     turn = np.zeros(n, np.int64)
-    best = c.evaluate(*arguments)
+    best: float = c.evaluate(*arguments)
     i = 1
     while i < n:
         if turn[i] < i:
