@@ -17,7 +17,7 @@ from slosched.policies.base import Policy
 from slosched.simulator import simulate
 from slosched.snapshot import Snapshot
 from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
+from slosched.workloads.workload import PrefixBlocks, Workload
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -146,3 +146,21 @@ def test_each_field_of_a_plan_is_carried_out(field: str, limits: EngineLimits) -
     model = simulate(overloaded(4), OneField(field), limits=limits, step_time=MODEL)
     assert agree(real, model)
     assert not agree(real, plain)
+
+
+def test_the_last_block_of_a_trace_is_shared_as_far_as_the_prompt_goes() -> None:
+    """A trace's prompt block that is filled only in part is cached by whole blocks of the engine."""
+    from slosched.integrations.vllm.virtual import simulate_vllm
+
+    n, limits = 12, replace(SHORT_OF_SLOTS, prefix_cache=True)
+    prefix = PrefixBlocks(
+        offsets=np.arange(0, 2 * n + 1, 2), ids=np.tile([5, 6, 5, 7], n // 2), block_tokens=64
+    )
+    work = Workload.plain(
+        0.05 * np.arange(n), np.tile([100, 120], n // 2), np.full(n, 5), prefix=prefix, name="shared"
+    )
+    real = simulate_vllm(work, "fcfs", limits=limits, step_time=MODEL)
+    model = simulate(work, "fcfs", limits=limits, step_time=MODEL)
+    assert agree(real, model)
+    assert real.outcomes.cached_tokens.tolist() == model.outcomes.cached_tokens.tolist()
+    assert real.outcomes.cached_tokens[2:].tolist() == [96, 112] * (n // 2 - 1)

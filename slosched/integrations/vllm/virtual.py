@@ -431,7 +431,5 @@ def _shared_tokens(workload: Workload) -> list[list[int]] | None:
     for i in range(len(workload)):
         blocks = index[prefix.offsets[i] : prefix.offsets[i + 1]].tolist()
         tokens = [STOP + 1 + b * block + t for b in blocks for t in range(block)]
-        # A block that the prompt fills only in part is its own.
-        whole = int(workload.prompt_tokens[i]) // block * block
-        found.append(tokens[:whole])
+        found.append(tokens[: int(workload.prompt_tokens[i])])
     return found
