@@ -32,6 +32,7 @@ from slosched.simulator import simulate
 from slosched.solvers import planner as planning
 from slosched.solvers.pacing import next_step
 from slosched.solvers.planner import PlannerParams
+from slosched.table import Floats, Ints
 
 LOADS = (1.1, 1.5)
 FIRST_SEED = 10
@@ -43,10 +44,11 @@ def _no_bound(*_: object) -> float:
     return float("inf")
 
 
-def _nobody(*given: Any) -> tuple[float, Any]:
+def _nobody(
+    jobs: Floats, running: int, order: Ints, engine: Floats, step_s: float, _hurry: bool
+) -> tuple[float, Ints]:
     """What a step holds if no answer sits it out."""
-    tokens, idle = next_step(*given[:-1], False)
-    return tokens, idle[:0]
+    return next_step(jobs, running, order, engine, step_s, False)
 
 
 @dataclass(frozen=True, slots=True)

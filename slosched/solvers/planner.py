@@ -238,8 +238,10 @@ class Planner:
                     prefill_tokens=np.inf,
                 )
             )  # fmt: skip
-        prompts = begun or _fits(snapshot, self._rows[:1])
-        hurry = prompts and c.at_risk(jobs, order, engine, self._aim, scratch) > HURRY
+        hurry = False
+        if np.isfinite(self._step_s) and running > 0 and (begun or _fits(snapshot, self._rows[:1])):
+            c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
+            hurry = c.at_risk(jobs, order, engine, self._aim, scratch) > HURRY
         limit, idle = next_step(jobs, running, order, real, self._step_s, hurry)
         if running > 0:
             self._idle = IDLE_FADE * self._idle + (1.0 - IDLE_FADE) * len(idle) / running
@@ -279,11 +281,7 @@ class Planner:
     def _oldest_first(
         self, jobs: Floats, running: int, order: Ints, engine: Floats, scratch: c.Scratch
     ) -> None:
-        """Move the request that has waited longest to the head of `order`, if that costs little enough.
-
-        Leaves `scratch` as of the order that stands.
-        """
-        self.value = c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
+        """Move the request that has waited longest to the head of `order`, if that costs little enough."""
         price = self.params.age_price
         if price == 0 or len(order) < 2 or self._used() >= 1.0:
             return
@@ -291,12 +289,12 @@ class Planner:
         place = int(np.argmin(arrival))
         if place == 0 or not np.isfinite(arrival[place]):
             return
+        if not self.params.pace and self.params.moves == 0:
+            self.value = c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
         moved = np.concatenate([order[place : place + 1], order[:place], order[place + 1 :]])
         value = c.evaluate(jobs, running, moved, len(moved), engine, self._aim, np.inf, scratch)
         if value >= self.value - price * (engine[c.NOW] - arrival[place]):
             order[:], self.value = moved, value
-        else:
-            c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
 
     def _keep(self, snapshot: Snapshot) -> tuple[Ints, Ints]:
         """Rows of the last order that still wait, in its order, and the newcomers by arrival.
