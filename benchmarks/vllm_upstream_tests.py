@@ -38,6 +38,8 @@ REASONS = {
         "asks for first come, first served among requests of different length",
     r"test_kv_pressure_preempt_mid_handoff":
         "asks which request is preempted: the last of the running list, whose order the policy changes",
+    r"test_kv_cache_release_after_keep_pause":
+        "asks that a preempted request stand first in the queue, where the policy's key decides",
     r"test_reset_prefix_cache_with_inflight_output_under_kv_pressure":
         "asks that a request be resumed while a step in flight still computes it: the fence forbids that",
 }  # fmt: skip
