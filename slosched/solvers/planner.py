@@ -239,7 +239,9 @@ class Planner:
                 )
             )  # fmt: skip
         hurry = False
-        if np.isfinite(self._step_s) and running > 0 and (begun or _fits(snapshot, self._rows[:1])):
+        # Who sits a step out keeps its slot longer: not where slots are what others wait for.
+        seats = running + len(snapshot.waiting) <= snapshot.limits.max_num_seqs
+        if seats and np.isfinite(self._step_s) and running > 0 and (begun or _fits(snapshot, self._rows[:1])):
             c.evaluate(jobs, running, order, len(order), engine, self._aim, np.inf, scratch)
             hurry = c.at_risk(jobs, order, engine, self._aim, scratch) > HURRY
         limit, idle = next_step(jobs, running, order, real, self._step_s, hurry)
