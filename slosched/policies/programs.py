@@ -9,7 +9,7 @@ import numpy as np
 from slosched.snapshot import Snapshot
 
 FEWEST = 1024
-"""Programs remembered before those past their deadline are forgotten."""
+"""Programs remembered before those past their deadline, or without one, are forgotten."""
 
 
 class ProgramDeadlines:
@@ -49,7 +49,8 @@ class ProgramDeadlines:
         return replace(snapshot, table=t.with_columns(e2e_s=e2e_s, weight=weight))
 
     def _forget(self, now_s: float) -> None:
-        """Drop programs past their deadline, now and then."""
+        """Drop programs past their deadline or without one, now and then: clients choose their names."""
         if len(self._due_s) > self._most:
-            self._due_s = {program: due_s for program, due_s in self._due_s.items() if due_s >= now_s}
+            kept = ((program, due_s) for program, due_s in self._due_s.items() if now_s <= due_s < np.inf)
+            self._due_s = dict(kept)
             self._most = max(FEWEST, 2 * len(self._due_s))

@@ -184,10 +184,11 @@ def test_calls_of_a_program_share_deadline_and_weight() -> None:
     assert seen.weight[:4].tolist() == pytest.approx([1 / 3, 1 / 3, 1.0, 1 / 3])
 
 
-def test_programs_past_their_deadline_are_forgotten() -> None:
+@pytest.mark.parametrize("slo", [Slo(e2e_s=1.0), Slo(ttft_s=1.0)])
+def test_programs_past_their_deadline_or_without_are_forgotten(slo: Slo) -> None:
     programs = ProgramDeadlines()
     for i in range(30):
-        queue = [request(str(k), Slo(e2e_s=1.0), arrival_s=10.0 * i) for k in range(100)]
+        queue = [request(str(k), slo, arrival_s=10.0 * i) for k in range(100)]
         snapshot = Snapshot.of(queue, step_time=STEPS)
         snapshot.table.prefix_index[:100] = 100 * i + np.arange(100)
         programs(snapshot)

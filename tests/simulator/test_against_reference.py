@@ -219,9 +219,8 @@ class Reference:
         preempted = self.serve_running(scheduled, budget, cap, skip)
         if not preempted:
             self.admit(scheduled, budget - sum(scheduled.values()), cap, line)
-        if skip and not scheduled:
-            if not self.serve_running(scheduled, skipless, cap, []):
-                self.admit(scheduled, skipless - sum(scheduled.values()), cap, line)
+        if skip and not scheduled and not self.serve_running(scheduled, skipless, cap, []):
+            self.admit(scheduled, skipless - sum(scheduled.values()), cap, line)
         self.log += [(self.step, job.row, tokens) for job, tokens in scheduled.items()]
         self.busiest = max(self.busiest, len(self.running))
         self.now += self.duration_ps(scheduled)

@@ -157,7 +157,11 @@ def test_the_last_block_of_a_trace_is_shared_as_far_as_the_prompt_goes() -> None
         offsets=np.arange(0, 2 * n + 1, 2), ids=np.tile([5, 6, 5, 7], n // 2), block_tokens=64
     )
     work = Workload.plain(
-        0.05 * np.arange(n), np.tile([100, 120], n // 2), np.full(n, 5), prefix=prefix, name="shared"
+        0.05 * np.arange(n, dtype=np.float64),
+        np.tile([100, 120], n // 2),
+        np.full(n, 5),
+        prefix=prefix,
+        name="shared",
     )
     real = simulate_vllm(work, "fcfs", limits=limits, step_time=MODEL)
     model = simulate(work, "fcfs", limits=limits, step_time=MODEL)
