@@ -63,18 +63,23 @@ class PlannerKernels:
 
 
 def _plan_twice() -> None:
-    """A plan that compares all orders, and one that inserts a newcomer."""
+    """One plan that compares all orders and one with a newcomer, beside an answer and a begun prompt."""
     from dataclasses import replace
 
     from slosched.forecast import LengthForecast
     from slosched.request import Request
+    from slosched.slo import Slo
     from slosched.snapshot import Snapshot
     from slosched.solvers.planner import Planner
 
     forecast = LengthForecast.point(9)
     queue = [Request(request_id=str(i), prompt_tokens=20, forecast=forecast) for i in range(4)]
-    runs = Request(request_id="r", prompt_tokens=20, generated_tokens=1, forecast=forecast)
-    snapshot, planner = Snapshot.of(queue, [runs]), Planner()
+    paced = Slo(tpot_s=0.1)
+    runs = [
+        Request(request_id=f"r{n}", prompt_tokens=20, generated_tokens=n, forecast=forecast, slo=paced)
+        for n in (0, 1)
+    ]
+    snapshot, planner = Snapshot.of(queue, runs), Planner()
     planner.plan(replace(snapshot, waiting=snapshot.waiting[:3]))
     planner.plan(replace(snapshot, waiting=np.arange(4)))
 

@@ -481,3 +481,32 @@ def test_interrupting_long_prompts_saves_short_ones() -> None:
         assert o.preemptions.sum() == 0
     assert late["edf"] > 15
     assert late["slosched"] == 0
+
+
+def test_after_the_warm_up_plans_compile_nothing() -> None:
+    """Every kernel a plan may call was called with the same types while warming up."""
+    code = """
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+from slosched import LengthForecast, Request, Slo
+from slosched.snapshot import Snapshot
+from slosched.solvers import continuous, pacing, planner, queue_orders
+from slosched.warmup import PLANNER_KERNELS
+
+modules = (continuous, pacing, planner, queue_orders)
+kernels = {k: v for m in modules for k, v in vars(m).items() if isinstance(v, Dispatcher)}
+PLANNER_KERNELS.load()
+before = {name: len(kernel.signatures) for name, kernel in kernels.items()}
+slo = Slo(ttft_s=1.0, tpot_s=0.05, e2e_s=9.0)
+forecast = LengthForecast.point(50)
+queue = [Request(request_id=str(i), prompt_tokens=900, forecast=forecast, slo=slo) for i in range(9)]
+runs = [Request(request_id=f"r{i}", prompt_tokens=90, generated_tokens=i, forecast=forecast, slo=slo)
+        for i in range(4)]
+keeper = planner.Planner()
+snapshot = Snapshot.of(queue, runs)
+for _ in range(20):
+    keeper.plan(snapshot)
+print([name for name, count in before.items() if len(kernels[name].signatures) != count])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
