@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from dataclasses import replace
 from slosched.integrations.vllm.decision import Decision
 from slosched.snapshot import Snapshot
 from slosched.table import RequestTable
+
+SWITCH_S = 2e-4
+"""How long this thread may hold the interpreter when the engine's thread wants it; Python's default is 5 ms."""
 
 Refresh = Callable[[RequestTable], None]
 """Copies the state of the running requests into a table."""
@@ -42,6 +46,7 @@ class Background:
         self.latest: Decision | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="slosched-plan", daemon=True)
         self._thread.start()
 
