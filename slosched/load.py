@@ -54,6 +54,9 @@ class LoadSettings:
         Arrivals come this many times as fast as the workload says.
     send_slo, send_priority, send_forecast
         Whether the body carries SLO fields, vLLM's priority, and the forecast's median and 90 % quantile.
+    send_seed
+        Whether answers that end by themselves are sampled with a seed for each request. vLLM 0.32 on CPU ends
+        with an error when such a request's prompt does not fit in one step.
     prompt_text
         Send words instead of token numbers, for servers that take text only: token counts are then about
         right, not exact.
@@ -74,6 +77,7 @@ class LoadSettings:
     send_slo: bool = True
     send_priority: bool = True
     send_forecast: bool = True
+    send_seed: bool = True
     prompt_text: bool = False
     api_key: str | None = None
     seed: int = 0
@@ -126,8 +130,8 @@ def load(
         How to send it.
     prompts
         Texts to send in place of random tokens, one a request. The model then ends its answers itself, at
-        the latest after the workload's output tokens, sampled at temperature 1 with a seed for each request,
-        so that another server gives the same answers; the outcomes hold the lengths that came.
+        the latest after the workload's output tokens, sampled at temperature 1, by default with a seed for
+        each request, so that another server gives the same answers; the outcomes hold the lengths that came.
     policy
         Label of the run in reports.
     progress
@@ -174,8 +178,9 @@ def body(
     if forced:
         content |= {"min_tokens": tokens, "ignore_eos": True, "temperature": 0.0}
     else:
-        usage = {"include_usage": True}
-        content |= {"temperature": 1.0, "seed": settings.seed + i, "stream_options": usage}
+        content |= {"temperature": 1.0, "stream_options": {"include_usage": True}}
+        if settings.send_seed:
+            content["seed"] = settings.seed + i
     extra: dict[str, Any] = {}
     if settings.send_slo:
         for name, column in (
