@@ -68,6 +68,7 @@ def choosing(evidence: dict[str, Any]) -> None:
             color=[COLOURS.get(p, "#9DB7C8") for p in best[::-1]])  # fmt: skip
     for i, name in enumerate(best[::-1]):
         ax.text(mean[name] + 0.5, i, f"{mean[name]:.1f}", va="center", fontsize=8)
+    ax.margins(y=0.01)
     ax.grid(axis="x", color="#EEEEEE")
     ax.set_xlabel("SLOs met in overload, by weight, in %, mean over mixes and loads")
     save(made, "policies.png")
