@@ -33,7 +33,7 @@ def order(queue: Snapshot | Sequence[Request], *, policy: str | Policy = "slosch
     >>> from slosched import LengthForecast, Request, Slo
     >>> chat = Request(request_id="chat", prompt_tokens=300, forecast=LengthForecast.point(150),
     ...                slo=Slo(ttft_s=0.5), arrival_s=0.2)
-    >>> batch = Request(request_id="batch", prompt_tokens=3000, forecast=LengthForecast.point(800))
+    >>> batch = Request(request_id="batch", prompt_tokens=9000, forecast=LengthForecast.point(800))
     >>> order([batch, chat]).request_ids
     ['chat', 'batch']
     """

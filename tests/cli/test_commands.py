@@ -16,7 +16,7 @@ QUEUE = {
     "requests": [
         {
             "request_id": "batch",
-            "prompt_tokens": 6000,
+            "prompt_tokens": 24000,
             "forecast": {"0.5": 400, "0.9": 900},
             "arrival_s": 0.5,
         },
