@@ -136,7 +136,10 @@ def forecasts() -> str | None:
         return None
     config = result["config"]
     overload = [c for c in result["cells"] if c["load"] > 1]
-    lost = len(result["headline"]["cells_lost"])
+    lost = [
+        f"{c['mix']} at {c['load']:g}x with {c['forecast']} (to {c['rival']}, {100 * c['advantage']:+.1f} points)"
+        for c in result["headline"]["cells_lost"]
+    ]
 
     def mean(policy: str, forecast: str, mix: str | None = None) -> str:
         chosen = [c for c in overload if c["forecast"] == forecast and mix in (None, c["mix"])]
@@ -151,8 +154,8 @@ def forecasts() -> str | None:
         + f"\n\nAttainment by weight in %, means over {len(config['mixes'])} mixes, "
         f"{sum(x > 1 for x in config['loads'])} loads above 1 and {config['seeds']} seeds of {config['requests']} requests, by "
         "what the policies know of answer lengths: the truth, a forecast with the errors of a real predictor, or the "
-        f"mean of the class. Over all {len(result['cells'])} cells of mix, load and forecast slosched loses {lost} to the "
-        "best of the others. "
+        f"mean of the class. Over all {len(result['cells'])} cells of mix, load and forecast slosched wins "
+        f"{result['headline']['cells_won']} and loses {len(lost)} to the best of the others{': ' + '; '.join(lost) if lost else ''}. "
         f"`slosched evidence --config benchmarks/evidence_forecasts.yaml`, {place(result)}."
     )
 
