@@ -279,14 +279,12 @@ def wakeup(quick: bool) -> dict[str, Any]:
             if mode == "searching" and step % 5 == 0:  # a new task every 10 ms, as from an engine
                 version += 1
                 order = np.arange(running, running + 256)
-                search.submit(Task(version=version, jobs=jobs, running=running, order=order, engine=engine,
-                                   prefill_tokens=np.inf))  # fmt: skip
+                search.submit(Task(version=version, jobs=jobs, running=running, order=order, engine=engine))
             begin = time.perf_counter()
             time.sleep(0.002)
             late[mode].append(time.perf_counter() - begin - 0.002)
             search.take(version)
-        search.submit(Task(version=-1, jobs=jobs[:0], running=0, order=np.empty(0, np.int64), engine=engine,
-                           prefill_tokens=np.inf))  # fmt: skip
+        search.submit(Task(version=-1, jobs=jobs[:0], running=0, order=np.empty(0, np.int64), engine=engine))
         search.wait(0.05)
     search.close()
     idle, busy = (quantiles(np.array(late[mode]), 1e3) for mode in ("idle", "searching"))

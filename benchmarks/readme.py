@@ -179,9 +179,8 @@ def speed() -> str | None:
             f"{other['output_tokens_per_s'] / 1e6:.1f} M, {other['real_time_x']:,.0f}x" if other else "–"
         )
         cells.append(f"{case['ours_fcfs_times_faster']:.1f}x" if other else "–")
-        own = case["ours_slosched_first_tenth"]
-        rows.append([name, *cells, f"{own['output_tokens_per_s'] / 1e6:.2f} M, {own['real_time_x']:,.0f}x"])
-    text = table(["case", "slosched, FCFS", "DynoSim, FCFS", "faster", "slosched, policy slosched"], rows)
+        rows.append([name, *cells])
+    text = table(["case", "slosched, FCFS", "DynoSim, FCFS", "faster"], rows)
     text += "\n\nOutput tokens per second of wall time, and simulated over wall time, one core. "
     if million is not None:
         text += (

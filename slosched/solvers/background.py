@@ -28,7 +28,7 @@ class Task:
     ----------
     version
         Number by which the result is asked for.
-    jobs, running, order, engine, prefill_tokens
+    jobs, running, order, engine
         As in `slosched.solvers.continuous.search`, `order` being all that is evaluated.
     """
 
@@ -37,7 +37,6 @@ class Task:
     running: int
     order: Ints
     engine: Floats
-    prefill_tokens: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,7 +73,7 @@ class BackgroundSearch:
     >>> snapshot = Snapshot.of(queue)
     >>> search = BackgroundSearch(window=8, aim=np.array(c.DEFAULT_AIM), moves=64)
     >>> search.submit(Task(version=7, jobs=c.jobs_of(snapshot), running=0, order=np.arange(3),
-    ...                    engine=c.engine_of(snapshot), prefill_tokens=np.inf))
+    ...                    engine=c.engine_of(snapshot)))
     >>> search.wait()
     >>> sorted(search.take(7).order.tolist()), search.take(6)
     ([0, 1, 2], None)
@@ -130,7 +129,7 @@ class BackgroundSearch:
         while made < self._moves and task is self._task and not self._closed:
             value = c.search(
                 task.jobs, task.running, order, len(order), self._window, task.engine, self._aim,
-                task.prefill_tokens, CHUNK, self._rng, scratch,
+                np.inf, CHUNK, self._rng, scratch,
             )  # fmt: skip
             made += CHUNK
             self._found = Improved(version=task.version, order=order.copy(), value=value, moves=made)

@@ -234,8 +234,7 @@ class Planner:
             self._submitted[order] = np.arange(len(order))
             self._worker.submit(
                 Task(
-                    version=self._plans, jobs=jobs, running=running, order=order, engine=engine,
-                    prefill_tokens=np.inf,
+                    version=self._plans, jobs=jobs, running=running, order=order, engine=engine
                 )
             )  # fmt: skip
         hurry = False

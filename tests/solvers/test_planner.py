@@ -306,7 +306,7 @@ def task(snapshot: Snapshot, version: int) -> Task:
     """The whole queue as a task."""
     return Task(
         version=version, jobs=c.jobs_of(snapshot), running=0, order=np.arange(len(snapshot.waiting)),
-        engine=c.engine_of(snapshot), prefill_tokens=np.inf,
+        engine=c.engine_of(snapshot),
     )  # fmt: skip
 
 
