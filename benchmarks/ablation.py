@@ -25,14 +25,14 @@ from common import RESULTS, data_folder, environment, write_json
 from quality import ENGINE, FORECAST, Cell, limits_of, workload_of
 from rich.progress import Progress
 
-from slosched.parallel import Workers, cores
+from slosched.core.table import Floats, Ints
+from slosched.lab.parallel import Workers, cores
+from slosched.planner import planner as planning
+from slosched.planner.pacing import next_step
+from slosched.planner.planner import PlannerParams
 from slosched.policies.slosched import Slosched
 from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
-from slosched.solvers import planner as planning
-from slosched.solvers.pacing import next_step
-from slosched.solvers.planner import PlannerParams
-from slosched.table import Floats, Ints
 
 LOADS = (1.1, 1.5)
 FIRST_SEED = 10
@@ -53,7 +53,7 @@ def _nobody(
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The policy with a part changed: parameters, and what is replaced in `slosched.solvers.planner`."""
+    """The policy with a part changed: parameters, and what is replaced in `slosched.planner.planner`."""
 
     what: str
     params: PlannerParams = field(default_factory=PlannerParams)

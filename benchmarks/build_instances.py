@@ -12,9 +12,9 @@ from pathlib import Path
 
 from common import data_folder
 
+from slosched.lab.overload import overload
 from slosched.solvers.instances import Instance, write
 from slosched.solvers.library import check, with_best_known
-from slosched.solvers.overload import overload
 
 ENGINES = ("h100-llama-3.1-8b", "rtx4090-llama-3.1-8b")
 QUEUES = ("azure", "sharegpt-batch", "mooncake", "agentic", "bursty")

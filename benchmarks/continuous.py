@@ -26,21 +26,21 @@ from typing import Any
 import numpy as np
 from common import RESULTS, environment, write_json
 
-from slosched.limits import EngineLimits
-from slosched.plan import Plan
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats
+from slosched.planner import model as c
+from slosched.planner import reference
+from slosched.planner.plan import Plan
+from slosched.planner.planner import PlannerParams
+from slosched.planner.prediction import Prediction, predict
+from slosched.planner.thread import BackgroundSearch, Task
 from slosched.policies.base import Policy
 from slosched.policies.slosched import Slosched
-from slosched.prediction import Prediction, predict
-from slosched.presets import preset
 from slosched.simulator import simulate
 from slosched.simulator.engine import table_of
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous as c
-from slosched.solvers import continuous_reference as reference
-from slosched.solvers.background import BackgroundSearch, Task
-from slosched.solvers.planner import PlannerParams
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats
+from slosched.timing.presets import preset
 from slosched.workloads import Workload, generate
 from slosched.workloads.noise import with_forecast
 

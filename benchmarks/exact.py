@@ -25,9 +25,9 @@ import numpy as np
 from common import RESULTS, environment, write_json
 from rich.progress import track
 
-from slosched.solvers import cpsat, labelling
-from slosched.solvers.problem import StaticProblem
 from slosched.solvers.result import Result, Status
+from slosched.solvers.static import cpsat, labelling
+from slosched.solvers.static.problem import StaticProblem
 
 SIZES = (12, 14, 16, 18)
 LOADS = (0.5, 0.9)

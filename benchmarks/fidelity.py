@@ -18,11 +18,11 @@ from common import RESULTS, data_folder, environment, write_json
 from kernel_tables import KernelTables, read
 from scipy.optimize import minimize
 
-from slosched.fitting import fit
-from slosched.limits import EngineLimits
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import Floats, StepTimeModel
+from slosched.core.workload import Workload
 from slosched.simulator import simulate
-from slosched.steptime import Floats, StepTimeModel
-from slosched.workloads.workload import Workload
+from slosched.timing.fitting import fit
 
 CALIBRATION_REQUESTS = 60
 SAMPLED_STEPS = 4000

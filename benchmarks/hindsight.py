@@ -2,7 +2,7 @@
 
 Knowing all arrivals and lengths, the requests to drop, when each other one is due and the token budget of a
 step are searched for, each trial a run of the simulator in order of due dates. What the best trial reaches
-can be reached, so the optimum lies between it and the bound of `slosched.evidence.bound`. A local search of a
+can be reached, so the optimum lies between it and the bound of `slosched.lab.bound`. A local search of a
 thousand trials is no optimum: it, too, is only a bound, from below.
 
     python benchmarks/hindsight.py --jobs 2        # about a minute on two free cores
@@ -23,12 +23,12 @@ import quality
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import Progress
 
-from slosched.evidence.bound import attainment_bound
-from slosched.evidence.config import engine_limits
-from slosched.parallel import Workers, cores
+from slosched.lab.bound import attainment_bound
+from slosched.lab.evidence_config import engine_limits
+from slosched.lab.parallel import Workers, cores
 from slosched.policies.base import KeyPolicy
-from slosched.presets import preset
 from slosched.simulator import simulate
+from slosched.timing.presets import preset
 from slosched.workloads import Workload
 from slosched.workloads.mixes import mix
 

@@ -28,9 +28,9 @@ import numpy as np
 from common import RESULTS, environment, write_json
 
 from slosched.cli.common import progress_bar, say
-from slosched.load import LoadCounts, LoadSettings, load
-from slosched.outcome import Run
-from slosched.workloads.workload import Workload
+from slosched.core.outcome import Run
+from slosched.core.workload import Workload
+from slosched.lab.load import LoadCounts, LoadSettings, load
 
 LATEST_SEND_S = 1.0
 """A run whose generator was later than this with a request says more of the machine than of the server."""
@@ -213,7 +213,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # So that a terminated script still stops its server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    from slosched.integrations.vllm.local_model import make_local_model
+    from slosched.testing.local_model import make_local_model
 
     names = arguments.servers
     rows: list[dict[str, Any]] = []

@@ -29,10 +29,10 @@ from live import interval, server, summary
 from probe import ENVIRONMENT, LAYERS, MAX_TOKENS, prepare
 
 from slosched.cli.common import progress_bar, say
-from slosched.load import LoadCounts, LoadSettings, load
-from slosched.outcome import Run
-from slosched.predictors.tiny_lm import prompts
-from slosched.workloads.workload import Workload
+from slosched.core.outcome import Run
+from slosched.core.workload import Workload
+from slosched.lab.load import LoadCounts, LoadSettings, load
+from slosched.testing.tiny_lm import prompts
 
 CONTENDERS: dict[str, tuple[str, tuple[str, ...]] | None] = {
     "vllm fcfs": None,

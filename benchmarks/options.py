@@ -26,18 +26,18 @@ import quality
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import Progress
 
-from slosched.estimate import decode_step_s, remaining_s
-from slosched.estimate import hopeless as past_hope
-from slosched.evidence.config import Contender, engine_limits
-from slosched.outcome import Outcomes, Run
-from slosched.parallel import Workers, cores
-from slosched.plan import Plan
+from slosched.core.outcome import Outcomes, Run
+from slosched.core.snapshot import Snapshot
+from slosched.lab.evidence_config import Contender, engine_limits
+from slosched.lab.parallel import Workers, cores
+from slosched.planner.plan import Plan
 from slosched.policies.ranked import giving_way
 from slosched.policies.slosched import Slosched
-from slosched.presets import preset
 from slosched.report.metrics import Metrics, Spread
 from slosched.simulator import simulate
-from slosched.snapshot import Snapshot
+from slosched.timing.estimate import decode_step_s, remaining_s
+from slosched.timing.estimate import hopeless as past_hope
+from slosched.timing.presets import preset
 from slosched.workloads import Workload
 from slosched.workloads.mix import merge
 from slosched.workloads.mixes import mix

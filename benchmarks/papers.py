@@ -25,22 +25,22 @@ import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 from predictors import probed
 
-from slosched.forecast import FORECAST_ATOMS
-from slosched.outcome import Outcomes
-from slosched.plan import Plan
+from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.outcome import Outcomes
+from slosched.core.snapshot import Snapshot
+from slosched.core.workload import Workload
+from slosched.planner.plan import Plan
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import Policy
-from slosched.policies.ltr import Ltr
-from slosched.policies.trail import Trail
+from slosched.policies.rivals.ltr import Ltr
+from slosched.policies.rivals.trail import Trail
 from slosched.predictors.answers import read_answers
 from slosched.predictors.ranker import train_ranker
-from slosched.presets import preset
 from slosched.simulator import simulate
-from slosched.snapshot import Snapshot
+from slosched.timing.presets import preset
 from slosched.workloads.arrivals import first_arrivals, gamma_arrivals
 from slosched.workloads.noise import with_forecast
 from slosched.workloads.readers import read
-from slosched.workloads.workload import Workload
 
 ENGINE = preset("a100-llama-3.1-8b")
 LTR_LIMITS = replace(ENGINE.limits, kv_blocks=8_500)

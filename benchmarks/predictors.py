@@ -363,18 +363,18 @@ def effect(
     """Policies under forecasts of held-out GPTeacher prompts, after each seed: the share of class mean to
     oracle closed.
     """
-    from slosched.limits import EngineLimits
+    from slosched.core.limits import EngineLimits
+    from slosched.core.workload import Workload
     from slosched.policies import policy as policy_by_name
-    from slosched.presets import preset
     from slosched.simulator import simulate
+    from slosched.timing.presets import preset
     from slosched.workloads import ClassSpec, with_slos
     from slosched.workloads.arrivals import first_arrivals
-    from slosched.workloads.workload import Workload
 
     play: Callable[..., Any] = simulate
     requests = REQUESTS
     if engine_name == "vllm":
-        from slosched.integrations.vllm.virtual import simulate_vllm
+        from slosched.testing.virtual_clock import simulate_vllm
 
         play, requests = simulate_vllm, VLLM_REQUESTS
     sets, _ = read_sets(folder)

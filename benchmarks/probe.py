@@ -55,8 +55,8 @@ VARIANTS = {
 
 def prepare(work: Path) -> None:
     """The language model, and its answers with states of every layer tried."""
-    from slosched.predictors import tiny_lm
     from slosched.predictors.collect import CollectSettings, collect_states
+    from slosched.testing import tiny_lm
 
     model = work / "tiny-lm"
     if not (model / "tokenizer_config.json").exists():
@@ -102,7 +102,7 @@ def errors(work: Path, layer: int, seeds: int) -> dict[str, Any]:
     """Errors of the remaining length at each position, of the ranker and of every variant of the probe."""
     import numpy as np
 
-    from slosched.forecast import LengthForecast
+    from slosched.core.forecast import LengthForecast
     from slosched.predictors.answers import read_answers
     from slosched.predictors.base import Prompt
     from slosched.predictors.probe_training import Settings, replay, train_probe

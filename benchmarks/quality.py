@@ -27,16 +27,16 @@ import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from slosched.limits import EngineLimits
-from slosched.outcome import Run
-from slosched.parallel import Workers, cores
+from slosched.core.limits import EngineLimits
+from slosched.core.outcome import Run
+from slosched.lab.parallel import Workers, cores
+from slosched.planner.planner import PlannerParams
 from slosched.policies import POLICIES, policy
 from slosched.policies.base import Policy
 from slosched.policies.slosched import Slosched
-from slosched.presets import preset
 from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
-from slosched.solvers.planner import PlannerParams
+from slosched.timing.presets import preset
 from slosched.workloads import Workload
 from slosched.workloads.mixes import MIXES, mix
 

@@ -19,11 +19,11 @@ import numpy as np
 from common import environment, write_json
 from numba import njit
 
-from slosched.solvers import static
-from slosched.solvers.annealing import Schedule, records, seed_words, sigma_s
-from slosched.solvers.generated import generate
-from slosched.solvers.objective import Objective
-from slosched.solvers.static_reference import full_batches
+from slosched.solvers.static import kernels as static
+from slosched.solvers.static.annealing import Schedule, records, seed_words, sigma_s
+from slosched.solvers.static.generated import generate
+from slosched.solvers.static.objective import Objective
+from slosched.solvers.static.reference import full_batches
 
 N, B, MOVES, LOOPS, REPEATS = 1000, 8, 100_000, 20_000, 15
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from slosched.outcome import Run
-    from slosched.steptime import StepTimeModel
+    from slosched.core.outcome import Run
+    from slosched.core.steptime import StepTimeModel
 
 PACKAGE = "ai-dynamo-runtime==1.6.1"
 TRACE_BLOCK_TOKENS = 512
@@ -184,7 +184,7 @@ def fitted_to(rival: DynoSim, chunk_tokens: int) -> StepTimeModel:
 
     DynoSim gives a step with prefill a second fixed cost; ours spreads it over its prompt tokens.
     """
-    from slosched.steptime import StepTimeModel
+    from slosched.core.steptime import StepTimeModel
 
     options = {
         "num_gpu_blocks": 27_000,
@@ -210,7 +210,7 @@ def measure(case: Case, rival: DynoSim, step_time: StepTimeModel | None) -> dict
     """Both simulators in turn on one case."""
     import numpy as np
 
-    from slosched.limits import EngineLimits
+    from slosched.core.limits import EngineLimits
     from slosched.simulator import simulate
     from slosched.workloads import generate
 

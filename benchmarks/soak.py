@@ -28,8 +28,8 @@ from common import RESULTS, environment, write_json
 from live import SERVERS, capacity_rps, mix, server
 
 from slosched.cli.common import progress_bar, say
-from slosched.load import LoadCounts, LoadSettings, load
-from slosched.table import Floats
+from slosched.core.table import Floats
+from slosched.lab.load import LoadCounts, LoadSettings, load
 
 WARM_SHARE = 1 / 3
 """Share of the run left out of the slope: caches fill, the queue grows to the length that patience allows."""
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--out", default="soak.json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    from slosched.integrations.vllm.local_model import make_local_model
+    from slosched.testing.local_model import make_local_model
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(arguments.logs or name)

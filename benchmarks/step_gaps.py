@@ -29,13 +29,13 @@ from common import RESULTS, data_folder, environment, write_json
 from numba import njit
 from rich.progress import Progress
 
-from slosched.evidence.config import engine_limits
-from slosched.parallel import Workers, cores
+from slosched.lab.evidence_config import engine_limits
+from slosched.lab.parallel import Workers, cores
+from slosched.planner import model as c
+from slosched.planner.planner import PlannerParams
 from slosched.policies.slosched import Slosched
-from slosched.presets import preset
 from slosched.simulator import simulate
-from slosched.solvers import continuous as c
-from slosched.solvers.planner import PlannerParams
+from slosched.timing.presets import preset
 from slosched.workloads.mixes import MIXES, mix
 
 PRESET = "h100-llama-3.1-8b"

@@ -27,12 +27,12 @@ from quality import ENGINE, FORECAST, advance, limits_of, workload_of
 from quality import Cell as Traffic
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from slosched.parallel import Workers, cores
+from slosched.lab.parallel import Workers, cores
+from slosched.planner.planner import PlannerParams
 from slosched.policies import policy
 from slosched.policies.base import Policy
 from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
-from slosched.solvers.planner import PlannerParams
 from slosched.workloads.mixes import MIXES
 
 LOADS = (1.1, 1.4)

@@ -20,11 +20,11 @@ import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 
 from slosched.cli.common import progress_bar, say
-from slosched.evidence.config import engine_limits
-from slosched.outcome import Run
-from slosched.presets import preset
+from slosched.core.outcome import Run
+from slosched.lab.evidence_config import engine_limits
 from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
+from slosched.timing.presets import preset
 from slosched.workloads.mixes import mix
 
 STOCK = {"stock fcfs": "fcfs", "stock priority": "priority"}
@@ -39,7 +39,7 @@ STUDY = json.loads((RESULTS / "evidence.json").read_text())
 
 def cell(mix_name: str, load: float, seed: int, names: list[str], requests: int) -> dict[str, Any]:
     """Weighted attainment of each policy in vLLM and in the simulator on one workload."""
-    from slosched.integrations.vllm.virtual import simulate_vllm
+    from slosched.testing.virtual_clock import simulate_vllm
 
     engine = preset(STUDY["config"]["preset"])
     rate, data = load * STUDY["capacity_rps"][mix_name], data_folder()

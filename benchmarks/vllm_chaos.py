@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="vllm_chaos.json")
     arguments = parser.parse_args()
-    from slosched.integrations.vllm.chaos import run_chaos
+    from slosched.testing.chaos import run_chaos
 
     cells = list(itertools.product((False, True), (1, 2, 4), (False, True)))
     totals: Counter[str] = Counter()

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from common import RESULTS, environment, write_json
 
-from slosched.integrations.vllm.stepwatch import EVERY_FIRST
-from slosched.limits import EngineLimits
+from slosched.core.limits import EngineLimits
+from slosched.integrations.vllm.step_timer import EVERY_FIRST
 
 BLOCK = 20
 DEVICE_S = 0.002
@@ -36,8 +36,8 @@ class Churn:
         from slosched.integrations.vllm.adapter import adapted, attach, base_class, make_policy, rehearsal
         from slosched.integrations.vllm.clock import WallClock
         from slosched.integrations.vllm.config import Config
-        from slosched.integrations.vllm.harness import make_scheduler
         from slosched.integrations.vllm.state import Learned
+        from slosched.testing.harness import make_scheduler
 
         self.slo = mode in ("edf", "slosched")
         self.count = 0
@@ -68,7 +68,7 @@ class Churn:
 
     def request(self) -> Any:
         """One more request."""
-        from slosched.integrations.vllm.harness import make_request
+        from slosched.testing.harness import make_request
 
         i = self.count
         self.count += 1
@@ -80,7 +80,7 @@ class Churn:
 
     def step(self, device_s: float = DEVICE_S) -> None:
         """One engine step: who has run longest ends, another arrives."""
-        from slosched.integrations.vllm.harness import STOP, runner_output
+        from slosched.testing.harness import STOP, runner_output
 
         begin, cpu = time.perf_counter(), time.thread_time()
         output = self.scheduler.schedule()

@@ -49,10 +49,10 @@ class TextModel(nn.Module):
 vllm.ModelRegistry.register_model("LlamaForCausalLM", TextModel)
 from vllm.platforms import current_platform
 type(current_platform).import_kernels = classmethod(lambda cls: None)  # compiled, for another PyTorch
-from slosched.integrations.vllm.chaos import run_chaos
-from slosched.integrations.vllm.harness import make_scheduler
-from slosched.integrations.vllm.trial import trial_factory
-from slosched.limits import EngineLimits
+from slosched.testing.chaos import run_chaos
+from slosched.testing.harness import make_scheduler
+from slosched.testing.trial_scheduler import trial_factory
+from slosched.core.limits import EngineLimits
 
 requests = int(sys.argv[1])
 limits = EngineLimits(max_num_seqs=8, kv_blocks=64, max_model_len=512, max_num_batched_tokens=128)

@@ -10,32 +10,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from slosched.errors import InputError as InputError
-    from slosched.forecast import LengthForecast as LengthForecast
-    from slosched.limits import EngineLimits as EngineLimits
+    from slosched.core.errors import InputError as InputError
+    from slosched.core.forecast import LengthForecast as LengthForecast
+    from slosched.core.limits import EngineLimits as EngineLimits
+    from slosched.core.request import Request as Request
+    from slosched.core.slo import Slo as Slo
+    from slosched.core.snapshot import Snapshot as Snapshot
+    from slosched.core.steptime import StepTimeModel as StepTimeModel
     from slosched.ordering import order as order
-    from slosched.plan import Plan as Plan
+    from slosched.planner.plan import Plan as Plan
     from slosched.policies import Policy as Policy
-    from slosched.request import Request as Request
     from slosched.simulator import simulate as simulate
-    from slosched.slo import Slo as Slo
-    from slosched.snapshot import Snapshot as Snapshot
     from slosched.solvers.solve import solve as solve
-    from slosched.steptime import StepTimeModel as StepTimeModel
     from slosched.workloads import Workload as Workload
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "EngineLimits": "slosched.limits",
-    "InputError": "slosched.errors",
-    "LengthForecast": "slosched.forecast",
-    "Plan": "slosched.plan",
+    "EngineLimits": "slosched.core.limits",
+    "InputError": "slosched.core.errors",
+    "LengthForecast": "slosched.core.forecast",
+    "Plan": "slosched.planner.plan",
     "Policy": "slosched.policies",
-    "Request": "slosched.request",
-    "Slo": "slosched.slo",
-    "Snapshot": "slosched.snapshot",
-    "StepTimeModel": "slosched.steptime",
+    "Request": "slosched.core.request",
+    "Slo": "slosched.core.slo",
+    "Snapshot": "slosched.core.snapshot",
+    "StepTimeModel": "slosched.core.steptime",
     "Workload": "slosched.workloads",
     "order": "slosched.ordering",
     "simulate": "slosched.simulator",

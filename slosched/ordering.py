@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slosched.plan import Plan
+from slosched.core.request import Request
+from slosched.core.snapshot import Snapshot
+from slosched.planner.plan import Plan
 from slosched.policies import Policy
 from slosched.policies import policy as policy_by_name
-from slosched.request import Request
-from slosched.snapshot import Snapshot
 
 
 def order(queue: Snapshot | Sequence[Request], *, policy: str | Policy = "slosched", seed: int = 0) -> Plan:

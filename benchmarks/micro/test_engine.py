@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from slosched.planner.planner import Planner
 from slosched.policies import POLICIES, policy
 from slosched.simulator import simulate
-from slosched.solvers.planner import Planner
 from slosched.workloads.mixes import mix
 
 

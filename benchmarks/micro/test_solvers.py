@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.solvers import continuous as c
-from slosched.solvers import continuous_reference, static
-from slosched.solvers.annealing import records, seed_words, sigma_s
-from slosched.solvers.generated import generate
-from slosched.solvers.static_reference import evaluate, full_batches
+from slosched.planner import model as c
+from slosched.planner import reference as continuous_reference
+from slosched.solvers.static import kernels as static
+from slosched.solvers.static.annealing import records, seed_words, sigma_s
+from slosched.solvers.static.generated import generate
+from slosched.solvers.static.reference import evaluate, full_batches
 
 MOVES = 10_000
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from slosched.cli import data, evidence, instances, order, predictors, probe, runs, serving, tools
-from slosched.errors import InputError, MissingExtraError
+from slosched.core.errors import InputError, MissingExtraError
 
 app = typer.Typer(
     name="slosched",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from slosched.presets import Preset
-    from slosched.sources import Generated, Replayed
-    from slosched.study import Bench
+    from slosched.core.engine import Engine
+    from slosched.lab.study import Bench
+    from slosched.workloads.sources import Generated, Replayed
 
 ENGINES = {
     "simulator": "simulator of vLLM's V1 scheduler",
@@ -102,16 +102,16 @@ def say(words: str) -> None:
     print(words, file=sys.stderr)
 
 
-def engine_preset(name: str) -> Preset:
+def engine_preset(name: str) -> Engine:
     """The engine of this name."""
-    from slosched.presets import preset
+    from slosched.timing.presets import preset
 
     return preset(name)
 
 
 def source_of(
     *,
-    preset: Preset,
+    preset: Engine,
     workload: str,
     traces: Sequence[str] | None,
     slos: Sequence[str] | None,
@@ -120,9 +120,9 @@ def source_of(
     requests: int,
 ) -> Generated | Replayed:
     """Where requests come from, as the options say."""
-    from slosched.errors import require
-    from slosched.sources import Generated, data_folder, parse_slo, trace_source
+    from slosched.core.errors import require
     from slosched.workloads.builtin import DEFAULT_FORECAST
+    from slosched.workloads.sources import Generated, data_folder, parse_slo, trace_source
 
     guess = forecast or DEFAULT_FORECAST
     if not traces:
@@ -155,7 +155,7 @@ def source_of(
 
 
 def bench_of(
-    preset: Preset,
+    preset: Engine,
     source: Generated | Replayed,
     *,
     engine: str = "simulator",
@@ -163,12 +163,12 @@ def bench_of(
     asynchronous: bool = False,
 ) -> Bench:
     """The engine of a preset with its requests: the simulator, or vLLM's scheduler under a virtual clock."""
-    from slosched.errors import require
-    from slosched.study import Bench
+    from slosched.core.errors import require
+    from slosched.lab.study import Bench
 
     require(engine in ENGINES, "engine", f"one of {', '.join(ENGINES)}", engine)
     if engine == "vllm":
-        from slosched.integrations.vllm.virtual import VllmBench
+        from slosched.testing.virtual_clock import VllmBench
 
         return VllmBench(
             source=source, limits=preset.limits, step_time=preset.step_time, depth=depth,
@@ -179,7 +179,7 @@ def bench_of(
     return Bench(source=source, limits=preset.limits, step_time=preset.step_time)
 
 
-def about_engine(preset: Preset, engine: str = "simulator") -> str:
+def about_engine(preset: Engine, engine: str = "simulator") -> str:
     """One sentence on the engine for a report."""
     limits = preset.limits
     return (

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slosched.configfile import config_words, parse_config
-from slosched.errors import InputError
+from slosched.core.errors import InputError
+from slosched.lab.configfile import config_words, parse_config
 
 
 class CompareConfig(BaseModel):

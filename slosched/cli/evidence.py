@@ -36,13 +36,13 @@ def evidence(
 
     Example: slosched evidence --out out/evidence
     """
-    from slosched.evidence.config import FULL, SMALL, load_evidence
-    from slosched.evidence.grid import Store, run_grid
-    from slosched.evidence.site import headline_words, write_site
-    from slosched.evidence.summary import summarise
-    from slosched.parallel import RayWorkers, Workers, cores
+    from slosched.lab.evidence_config import FULL, SMALL, load_evidence
+    from slosched.lab.evidence_grid import Store, run_grid
+    from slosched.lab.evidence_summary import summarise
+    from slosched.lab.parallel import RayWorkers, Workers, cores
     from slosched.report.bundle import check_folder
-    from slosched.sources import data_folder
+    from slosched.report.evidence_site import headline_words, write_site
+    from slosched.workloads.sources import data_folder
 
     study = load_evidence(
         config, FULL if full else SMALL, mixes=mix, loads=load, forecasts=forecast, policies=policy,
@@ -98,10 +98,10 @@ def whatif(
 
     from rich.table import Table
 
-    from slosched.errors import require
-    from slosched.parallel import cores
+    from slosched.core.errors import require
+    from slosched.lab.parallel import cores
+    from slosched.lab.whatif import instances_needed
     from slosched.policies import POLICIES
-    from slosched.whatif import instances_needed
 
     policies = policy or ["fcfs", "priority", "edf+d", "slosched"]
     for name in policies:
@@ -147,9 +147,9 @@ def why(
     """
     import dataclasses
 
-    from slosched.runfile import read_run
-    from slosched.why import missed
-    from slosched.why import why as tell
+    from slosched.lab.runfile import read_run
+    from slosched.lab.why import missed
+    from slosched.lab.why import why as tell
 
     saved = read_run(run)
     if request is None:

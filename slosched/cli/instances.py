@@ -62,7 +62,7 @@ def instances(
     New sets are queues of a simulated engine in overload, on real traces where SLOSCHED_DATA names their
     folder. Exit code 1: a stored plan does not recompute; 2: bad input.
     """
-    from slosched.errors import require
+    from slosched.core.errors import require
 
     require(submit is None or not (check or file), "submit", "given without --check and --file", str(submit))
     if submit is not None:
@@ -99,11 +99,11 @@ def _write(
     out: Path, mix: str, n: int, seeds: range, settings: dict[str, Any], moves: int, exact_s: float
 ) -> list[Instance]:
     """Take instances, search and prove, write."""
-    from slosched.errors import require
+    from slosched.core.errors import require
+    from slosched.lab.overload import overload
     from slosched.solvers.instances import write
     from slosched.solvers.library import with_best_known
-    from slosched.solvers.overload import overload
-    from slosched.sources import data_folder
+    from slosched.workloads.sources import data_folder
 
     require(moves == 0 or moves >= 100, "moves", "0 or at least 100", moves)
     require(out.absolute().parent.is_dir(), "out", "a file in a folder that exists", str(out))
@@ -119,7 +119,7 @@ def _write(
 
 def _take(submitted: Path, out: Path | None, as_json: bool) -> None:
     """Merge a submission into the package's files, or write the merged files into a folder."""
-    from slosched.errors import require
+    from slosched.core.errors import require
     from slosched.solvers.instances import read
     from slosched.solvers.library import library, store, submit
 

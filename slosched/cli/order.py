@@ -11,7 +11,7 @@ import typer
 from slosched.cli import common as c
 
 if TYPE_CHECKING:
-    from slosched.plan import Plan
+    from slosched.planner.plan import Plan
 
 
 def order(

@@ -122,8 +122,8 @@ def predict(
 
     Example: slosched predict ranker/ "Write a haiku." "Explain how compilers work, in detail."
     """
-    from slosched.errors import require
-    from slosched.forecast import LengthForecast
+    from slosched.core.errors import require
+    from slosched.core.forecast import LengthForecast
     from slosched.predictors import Prompt, load_predictor
 
     made = load_predictor(folder)
@@ -178,7 +178,7 @@ def _require_matplotlib() -> None:
 
 
 def _draw(path: Path, title: str, points: list[tuple[float, float]], curve: list[tuple[int, float]]) -> None:
+    from slosched.core.files import write_file
     from slosched.predictors.evaluation import plot
-    from slosched.report.files import write_file
 
     write_file(path, plot(title, points, curve))

@@ -45,7 +45,7 @@ def collect(
 
     Example: slosched collect http://localhost:8000 --prompts prompts.txt --samples 3 --out answers.jsonl
     """
-    from slosched.errors import InputError
+    from slosched.core.errors import InputError
     from slosched.predictors.collect import (
         CollectSettings,
         collect_log,

@@ -1,6 +1,6 @@
 """A queue in a JSON or CSV file, as `slosched order` reads it.
 
-A request has the fields of `slosched.request.Request`: request_id, prompt_tokens, forecast (a number of
+A request has the fields of `slosched.core.request.Request`: request_id, prompt_tokens, forecast (a number of
 output tokens, or in JSON quantiles such as {"0.5": 120, "0.9": 700}), ttft_s, tpot_s, e2e_s, arrival_s,
 weight, priority, slo_class, tenant, generated_tokens, and state: waiting (the default) or running. JSON
 holds a list of them, or an object with the keys requests and now_s; CSV has a header, and an empty cell is an
@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slosched.errors import DataError, InputError
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
+from slosched.core.errors import DataError, InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
 
 
 class QueueRequest(BaseModel):

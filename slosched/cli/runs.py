@@ -11,8 +11,8 @@ import typer
 from slosched.cli import common as c
 
 if TYPE_CHECKING:
+    from slosched.lab.study import Study
     from slosched.report.comparison import Comparison
-    from slosched.study import Study
 
 DEMO_LOADS = (0.3, 0.7, 1.0, 1.2, 1.4)
 DEMO_SEEDS = 3
@@ -50,10 +50,10 @@ def demo(
 
     Example: slosched demo --out out/demo
     """
-    from slosched.parallel import cores
+    from slosched.lab.parallel import cores
+    from slosched.lab.study import Study
     from slosched.report.bundle import check_folder
-    from slosched.sources import demo_source
-    from slosched.study import Study
+    from slosched.workloads.sources import demo_source
 
     check_folder(out)
     engine = c.engine_preset(preset)
@@ -107,10 +107,10 @@ def compare(
     Example: slosched compare --policy fcfs --policy slosched --load 0.7 --load 1.2 --seeds 5
     """
     from slosched.cli.config import load_config
-    from slosched.errors import require
-    from slosched.parallel import cores
+    from slosched.core.errors import require
+    from slosched.lab.parallel import cores
+    from slosched.lab.study import Study
     from slosched.report.bundle import check_folder
-    from slosched.study import Study
 
     require(not (as_json and as_csv), "format", "one of --json and --csv", "both")
     given = {
@@ -163,12 +163,12 @@ def simulate(
 
     Example: slosched simulate --policy edf --rate 8 --timeline edf.json.gz
     """
-    from slosched.errors import require
-    from slosched.report.files import write_file
+    from slosched.core.errors import require
+    from slosched.core.files import write_file
+    from slosched.lab.runfile import write_run
     from slosched.report.metrics import Metrics
     from slosched.report.table import run_table
     from slosched.report.trace import trace_bytes
-    from slosched.runfile import write_run
 
     machine = c.engine_preset(preset)
     source = c.source_of(
@@ -210,10 +210,10 @@ def capacity(
     """
     from rich.table import Table
 
-    from slosched.errors import require
-    from slosched.parallel import cores
+    from slosched.core.errors import require
+    from slosched.lab.parallel import cores
+    from slosched.lab.study import capacity as find
     from slosched.policies import POLICIES
-    from slosched.study import capacity as find
 
     names = policy or ["fcfs", "slosched"]
     for name in names:

@@ -10,8 +10,8 @@ import typer
 from slosched.cli import common as c
 
 if TYPE_CHECKING:
-    from slosched.load import LoadCounts
-    from slosched.outcome import Run
+    from slosched.core.outcome import Run
+    from slosched.lab.load import LoadCounts
     from slosched.report.comparison import Comparison
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -56,9 +56,9 @@ def load(
     """
     from dataclasses import replace
 
-    from slosched.errors import require
-    from slosched.load import LoadCounts, LoadSettings
-    from slosched.load import load as send
+    from slosched.core.errors import require
+    from slosched.lab.load import LoadCounts, LoadSettings
+    from slosched.lab.load import load as send
     from slosched.report.bundle import check_folder
 
     require(not (as_json and as_csv), "format", "one of --json and --csv", "both")
@@ -94,7 +94,7 @@ def doctor(as_json: c.AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from slosched.integrations.vllm.doctor import examine
+    from slosched.testing.doctor import examine
 
     report = examine()
     if as_json:

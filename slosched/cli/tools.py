@@ -32,8 +32,8 @@ def fit(
     import json
     from dataclasses import asdict
 
-    from slosched.fitting import fit_file, plot_fit
-    from slosched.report.files import write_file
+    from slosched.core.files import write_file
+    from slosched.timing.fitting import fit_file, plot_fit
 
     model, report = fit_file(log, knee=knee, seed=seed)
     facts = {
@@ -104,8 +104,8 @@ def bench(
 
     Example: slosched bench solver --quick --json bench.json
     """
-    from slosched.errors import require
-    from slosched.solvers.bench import main
+    from slosched.core.errors import require
+    from slosched.solvers.static.bench import main
 
     require(what == "solver", "benchmark", "solver", what)
     code = main(context.args)

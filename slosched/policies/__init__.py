@@ -5,30 +5,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from slosched.errors import InputError
-from slosched.policies import orders
-from slosched.policies.attained import Atlas, Las, Mlfq, Plas
+from slosched.core.errors import InputError
 from slosched.policies.base import KeyPolicy as KeyPolicy
 from slosched.policies.base import Policy as Policy
-from slosched.policies.cascade import Cascade
-from slosched.policies.fairbatching import FairBatching
-from slosched.policies.gateways import AibrixSlo, LlmdDeadline
-from slosched.policies.huang import Huang
-from slosched.policies.jitserve import JitServe, JitServeCode
-from slosched.policies.ltr import Ltr
-from slosched.policies.past_future import PastFuture
-from slosched.policies.proserve import ProServe
-from slosched.policies.qoserve import QoServe
-from slosched.policies.scorpio import Scorpio
-from slosched.policies.sglang import HrrnSglang, Lpm
-from slosched.policies.slai import Slai
-from slosched.policies.slidingserve import SlidingServe
-from slosched.policies.slos_serve import SlosServe
+from slosched.policies.rivals.attained import Atlas, Las, Mlfq, Plas
+from slosched.policies.rivals.cascade import Cascade
+from slosched.policies.rivals.fairbatching import FairBatching
+from slosched.policies.rivals.gateways import AibrixSlo, LlmdDeadline
+from slosched.policies.rivals.huang import Huang
+from slosched.policies.rivals.jitserve import JitServe, JitServeCode
+from slosched.policies.rivals.ltr import Ltr
+from slosched.policies.rivals.past_future import PastFuture
+from slosched.policies.rivals.proserve import ProServe
+from slosched.policies.rivals.qoserve import QoServe
+from slosched.policies.rivals.scorpio import Scorpio
+from slosched.policies.rivals.sglang import HrrnSglang, Lpm
+from slosched.policies.rivals.slai import Slai
+from slosched.policies.rivals.slidingserve import SlidingServe
+from slosched.policies.rivals.slos_serve import SlosServe
+from slosched.policies.rivals.tie import Tie
+from slosched.policies.rivals.trail import Trail
+from slosched.policies.rivals.uniboost import UniBoost, UniBoostSglang
+from slosched.policies.simple import orders
+from slosched.policies.simple.wspt import Wspt
 from slosched.policies.slosched import Slosched
-from slosched.policies.tie import Tie
-from slosched.policies.trail import Trail
-from slosched.policies.uniboost import UniBoost, UniBoostSglang
-from slosched.policies.wspt import Wspt
 
 POLICIES: dict[str, Callable[..., Policy]] = {
     p.name: p

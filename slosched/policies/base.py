@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from slosched.plan import Plan
-from slosched.snapshot import Snapshot
-from slosched.table import Floats, Ints
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Floats, Ints
+from slosched.planner.plan import Plan
 
 
 class Policy(ABC):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Ints
 from slosched.policies.pace import in_decode
-from slosched.snapshot import Snapshot
-from slosched.table import Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from slosched.snapshot import Snapshot
+from slosched.core.snapshot import Snapshot
 
 FEWEST = 1024
 """Programs remembered before those past their deadline, or without one, are forgotten."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from slosched.plan import Plan
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Floats, Ints
+from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy
-from slosched.snapshot import Snapshot
-from slosched.table import Floats, Ints
 
 
 class RankedPolicy(KeyPolicy):

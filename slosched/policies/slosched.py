@@ -8,18 +8,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from slosched.errors import require
-from slosched.estimate import decode_step_s, prefill_s, remaining_s
-from slosched.plan import Plan
+from slosched.core.errors import require
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Ints
+from slosched.planner.plan import Plan
+from slosched.planner.planner import Planner, PlannerParams
+from slosched.planner.warmup import PLANNER_KERNELS
 from slosched.policies.base import Policy
 from slosched.policies.fallback import edf_demoted
 from slosched.policies.hopeless import HOPELESS, patient, refused
 from slosched.policies.programs import ProgramDeadlines
 from slosched.policies.tenants import TenantShares
-from slosched.snapshot import Snapshot
-from slosched.solvers.planner import Planner, PlannerParams
-from slosched.table import Ints
-from slosched.warmup import PLANNER_KERNELS
+from slosched.timing.estimate import decode_step_s, prefill_s, remaining_s
 
 
 class Slosched(Policy):
@@ -29,7 +29,7 @@ class Slosched(Policy):
     of the queue is searched, and now and then all simple orders compete with it (`Planner`). The value is the
     sum over requests of weight times the chance to keep all limits, given the forecasts and a margin that
     grows with lead time, less a small price for latency, on the model of continuous batching with chunked
-    prefill (`slosched.solvers.continuous`). The same model chooses how many prompt tokens a step may hold, so
+    prefill (`slosched.planner.model`). The same model chooses how many prompt tokens a step may hold, so
     that requests with a TPOT limit are not stalled by prompts.
 
     Parameters

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from slosched.errors import require
+from slosched.core.errors import require
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Floats, Ints
 from slosched.policies.departures import Departures
-from slosched.snapshot import Snapshot
-from slosched.table import Floats, Ints
 
 
 class TenantShares:

@@ -1,13 +1,13 @@
 """Output length predictors: what is known of a prompt becomes forecast atoms.
 
 Every predictor answers `forecast(prompts)` with atoms, shape (n, FORECAST_ATOMS), eight equally likely
-lengths a row, ascending, at least 1: what `slosched.forecast.LengthForecast` and a `RequestTable` hold.
+lengths a row, ascending, at least 1: what `slosched.core.forecast.LengthForecast` and a `RequestTable` hold.
 Conditioning on the tokens already generated is theirs (`LengthForecast.given`,
-`slosched.forecast.remaining_tokens`).
+`slosched.core.forecast.remaining_tokens`).
 """
 
 from __future__ import annotations
 
 from slosched.predictors.base import Predictor as Predictor
 from slosched.predictors.base import Prompt as Prompt
-from slosched.predictors.base import load_predictor as load_predictor
+from slosched.predictors.registry import load_predictor as load_predictor

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import DataError, InputError, require
+from slosched.core.errors import DataError, InputError, require
+from slosched.core.table import Ints
 from slosched.predictors.base import Prompt
-from slosched.table import Ints
 
 LEAST_PROMPTS = 20
 """Prompts a training file must have."""

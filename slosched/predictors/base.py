@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from slosched.errors import InputError
-from slosched.table import Floats
+from slosched.core.errors import InputError
+from slosched.core.table import Floats
 
 ABOUT = "predictor.json"
 """File of a predictor's folder that says what it is."""
@@ -46,30 +46,6 @@ class Predictor(Protocol):
             Shape (n, FORECAST_ATOMS), finite, ascending within a row, at least 1.
         """
         ...
-
-
-def load_predictor(folder: str | Path) -> Predictor:
-    """Read a ranker, a transformer ranker or a class history; nothing in it is executed.
-
-    Raises
-    ------
-    InputError
-        If the folder or a file is missing, or is not what it should be.
-    """
-    kind = about_of(folder)["kind"]
-    if kind == "light":
-        from slosched.predictors.ranker import Ranker
-
-        return Ranker.load(folder)
-    if kind == "transformer":
-        from slosched.predictors.transformer import TransformerRanker
-
-        return TransformerRanker.load(folder)
-    if kind == "history":
-        from slosched.predictors.history import ClassHistory
-
-        return ClassHistory.load(folder)
-    raise InputError(f"{Path(folder) / ABOUT}: kind must be light, transformer or history, got {kind!r}.")
 
 
 def about_of(folder: str | Path) -> dict[str, Any]:

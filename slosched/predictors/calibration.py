@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slosched.errors import require
-from slosched.forecast import FORECAST_ATOMS, OUTLIVED_GROWTH
-from slosched.table import Floats
+from slosched.core.errors import require
+from slosched.core.forecast import FORECAST_ATOMS, OUTLIVED_GROWTH
+from slosched.core.table import Floats
 
 LEVELS = (np.arange(FORECAST_ATOMS) + 0.5) / FORECAST_ATOMS
 """Probability levels of the atoms."""
@@ -20,7 +20,7 @@ COVERAGE = 0.8
 
 TAIL = 1.0 + 1.0 / OUTLIVED_GROWTH
 """Pareto index beyond the longest answer that was seen to its end: the one whose mean residual life is
-`slosched.forecast.OUTLIVED_GROWTH` of the present length."""
+`slosched.core.forecast.OUTLIVED_GROWTH` of the present length."""
 
 
 def censored_quantiles(

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from slosched.errors import DataError, InputError, MissingExtraError, require
+from slosched.core.errors import DataError, InputError, MissingExtraError, require
 from slosched.predictors.states import load_states
 
 Record = dict[str, Any]

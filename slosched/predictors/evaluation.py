@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from slosched.errors import MissingExtraError
+from slosched.core.errors import MissingExtraError
+from slosched.core.table import Floats
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Predictor, Prompt
 from slosched.predictors.calibration import LEVELS, interval
 from slosched.predictors.ranker import Progress, tau, train_ranker
-from slosched.table import Floats
 
 LATENCY_PROMPTS = 200
 BATCH = 64

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.table import Floats, Ints
+from slosched.core.table import Floats, Ints
 
 BUCKETS = 1 << 18
 """Hash buckets; words take the lower half, character n-grams the upper."""

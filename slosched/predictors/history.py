@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
+from slosched.core.errors import InputError
+from slosched.core.files import write_files
+from slosched.core.forecast import LengthForecast
+from slosched.core.table import Floats
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import censored_quantiles
-from slosched.report.files import write_files
-from slosched.table import Floats
 
 KEPT = 512
 """Latest answers kept of a class and prompt-length bucket."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from slosched.errors import InputError
-from slosched.forecast import FORECAST_ATOMS, LengthForecast
+from slosched.core.errors import InputError
+from slosched.core.forecast import FORECAST_ATOMS, LengthForecast
 from slosched.predictors.refinement import REFINEMENTS, bayes
 from slosched.predictors.states import finite_rows, read_tensors, write_tensors
 

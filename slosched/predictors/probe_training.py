@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import InputError, MissingExtraError, require
-from slosched.forecast import FORECAST_ATOMS
+from slosched.core.errors import InputError, MissingExtraError, require
+from slosched.core.forecast import FORECAST_ATOMS
 from slosched.predictors.probe import PROMPT_INPUTS, About, Belief, Mlp, Probe, bin_of, decode_inputs
 from slosched.predictors.refinement import REFINEMENTS
 from slosched.predictors.states import States

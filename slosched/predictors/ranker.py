@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import InputError, require
+from slosched.core.errors import InputError, require
+from slosched.core.files import write_files
+from slosched.core.table import Floats, Ints
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate
 from slosched.predictors.features import BUCKETS, COUNTS, featurise
 from slosched.predictors.states import read_tensors, write_tensors
-from slosched.report.files import write_files
-from slosched.table import Floats, Ints
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import InputError, MissingExtraError
+from slosched.core.errors import InputError, MissingExtraError
 
 FORMAT = "slosched-states-1"
 

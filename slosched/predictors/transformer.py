@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from slosched.errors import InputError, MissingExtraError, require
+from slosched.core.errors import InputError, MissingExtraError, require
+from slosched.core.files import write_files
+from slosched.core.table import Floats, Ints
 from slosched.predictors.answers import LEAST_PROMPTS, Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate
 from slosched.predictors.ranker import Progress, tau
 from slosched.predictors.states import read_tensors, write_tensors
-from slosched.report.files import write_files
-from slosched.table import Floats, Ints
 
 OBJECTIVES = ("listmle", "classes-10", "classes-100", "classes-820")
 """``listmle`` as in the paper, or the baseline with classes that many tokens wide, read as expected length

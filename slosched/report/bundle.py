@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
+from slosched.core.files import write_files
 from slosched.report.comparison import OURS, Comparison
 from slosched.report.export import results_csv, results_json
-from slosched.report.files import write_files
 from slosched.report.html import report_html
 from slosched.report.plots import all_pngs, require_matplotlib
 from slosched.report.trace import trace_bytes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from slosched.outcome import Run
+from slosched.core.outcome import Run
 from slosched.report.metrics import Metrics, Spread, attainment_spread
 
 OURS = "slosched"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from slosched.errors import require
-from slosched.outcome import Outcomes, Run, RunLog
-from slosched.table import Floats
-from slosched.workloads.workload import Workload
+from slosched.core.errors import require
+from slosched.core.outcome import Outcomes, Run, RunLog
+from slosched.core.table import Floats
+from slosched.core.workload import Workload
 
 CONFIDENCE = 0.95
 """Level of every interval in reports."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slosched.errors import MissingExtraError
-from slosched.outcome import Run
+from slosched.core.errors import MissingExtraError
+from slosched.core.outcome import Run
+from slosched.core.table import Floats
 from slosched.report.comparison import OURS, REFERENCE, Comparison
 from slosched.report.palette import FAINT, INK, MET, MISSED, WAIT, Line, lines, series, spaced
-from slosched.table import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

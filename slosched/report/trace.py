@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from slosched.outcome import Run
+from slosched.core.outcome import Run
 
 Event = dict[str, Any]
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import InputError
-from slosched.limits import EngineLimits
-from slosched.outcome import Outcomes, Run, RunLog
-from slosched.plan import Plan
+from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.outcome import Outcomes, Run, RunLog
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Ints, RequestTable
+from slosched.core.workload import Workload
+from slosched.planner.plan import Plan
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.simulator import kernel as k
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.table import Ints, RequestTable
-from slosched.workloads.workload import Workload
 
 _PS = 1e-12
 _NOBODY = np.empty(0, dtype=np.int64)
@@ -84,7 +85,7 @@ def simulate(
     (True, 12)
     """
     limits = limits or EngineLimits()
-    step_time = step_time or StepTimeModel.preset("h100-llama-3.1-8b")
+    step_time = step_time or DEFAULT_ENGINE.step_time
     chosen = policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy
     refuse_oversize(workload, limits)
     begin = time.perf_counter()

@@ -9,13 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slosched.errors import InputError, require
-from slosched.limits import EngineLimits
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous as c
+from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.errors import InputError, require
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.planner import model as c
 from slosched.solvers.result import Prediction, Score
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats, Ints, RequestTable
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats, Ints, RequestTable
 
 HARD = 1e-9
 """Half-widths of margins that count as none."""
@@ -146,7 +147,7 @@ class ContinuousProblem:
             waiting=rows[running:],
             running=rows[:running],
             limits=limits,
-            step_time=step_time or StepTimeModel.preset("h100-llama-3.1-8b"),
+            step_time=step_time or DEFAULT_ENGINE.step_time,
             free_blocks=limits.kv_blocks - held,
         )
         return cls(snapshot=snapshot, prefill_tokens=prefill_tokens)
@@ -163,12 +164,12 @@ class ContinuousProblem:
 
     @cached_property
     def jobs(self) -> Floats:
-        """Running, then waiting requests as jobs of `slosched.solvers.continuous`."""
+        """Running, then waiting requests as jobs of `slosched.planner.model`."""
         return c.jobs_of(self.snapshot)
 
     @cached_property
     def engine(self) -> Floats:
-        """The engine's constants, see `slosched.solvers.continuous.engine_of`."""
+        """The engine's constants, see `slosched.planner.model.engine_of`."""
         return c.engine_of(self.snapshot)
 
     @cached_property

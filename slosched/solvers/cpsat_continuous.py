@@ -4,7 +4,7 @@ A request that starts holds one slot and its KV tokens for a fixed time. With du
 (the request alone in the engine), the bound holds for every order the engine could follow: what it does
 beyond this, stalls by prefills, slower steps in company and admission in order, only delays.
 
-Units are rounded as in `slosched.solvers.cpsat`: durations down, latest starts up, and plans are run again
+Units are rounded as in `slosched.solvers.static.cpsat`: durations down, latest starts up, and plans are run again
 with real numbers.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slosched.errors import require
-from slosched.solvers.cpsat import FINEST_S, cp_model, whole_weights
+from slosched.core.errors import require
+from slosched.solvers.static.cpsat import FINEST_S, cp_model, whole_weights
 from slosched.solvers.result import WEIGHT_TOLERANCE, Status
 
 Floats = npt.NDArray[np.float64]

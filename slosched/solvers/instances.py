@@ -32,14 +32,14 @@ from typing import Any
 
 import numpy as np
 
-from slosched.errors import InputError, require
-from slosched.forecast import remaining_tokens
-from slosched.limits import EngineLimits
+from slosched.core.errors import InputError, require
+from slosched.core.forecast import remaining_tokens
+from slosched.core.limits import EngineLimits
 from slosched.solvers.continuous_problem import ContinuousProblem
-from slosched.solvers.objective import Objective
-from slosched.solvers.problem import BatchCost, StaticProblem
+from slosched.solvers.static.objective import Objective
+from slosched.solvers.static.problem import BatchCost, StaticProblem
 from slosched.solvers.result import Result, Status
-from slosched.steptime import StepTimeModel
+from slosched.core.steptime import StepTimeModel
 
 SCHEMA = 1
 COLUMNS = ("prompt_tokens", "output_tokens", "elapsed_s", "ttft_s", "tpot_s", "e2e_s", "weight")

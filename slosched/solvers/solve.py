@@ -13,21 +13,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import InputError, require
-from slosched.snapshot import Snapshot
-from slosched.solvers import constructive
-from slosched.solvers.annealing import (
+from slosched.core.errors import InputError, require
+from slosched.core.snapshot import Snapshot
+from slosched.solvers.static import constructive
+from slosched.solvers.static.annealing import (
     Plan,
     anneal_static,
     huang_annealing,
     tardiness_annealing,
 )
 from slosched.solvers.continuous_problem import ContinuousProblem
-from slosched.solvers.objective import Objective
-from slosched.solvers.problem import StaticProblem
+from slosched.solvers.static.objective import Objective
+from slosched.solvers.static.problem import StaticProblem
 from slosched.solvers.result import Result, Status
 from slosched.solvers.solve_continuous import solve_continuous
-from slosched.solvers.static_reference import check_plan, evaluate_fast, full_batches
+from slosched.solvers.static.reference import check_plan, evaluate_fast, full_batches
 
 Ints = NDArray[np.int64]
 Start = Sequence[int] | Ints | tuple[Sequence[int] | Ints, Sequence[int] | Ints]

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from slosched.errors import InputError, require
-from slosched.solvers import continuous as c
+from slosched.core.errors import InputError, require
+from slosched.planner import model as c
 from slosched.solvers.continuous_problem import ContinuousProblem, check_sequence
-from slosched.solvers.queue_orders import CONSTRUCTIVE, PLAIN, QueueOrders
+from slosched.planner.orders import CONSTRUCTIVE, PLAIN, QueueOrders
 from slosched.solvers.result import WEIGHT_TOLERANCE, Result, Status
-from slosched.table import Floats, Ints
+from slosched.core.table import Floats, Ints
 
 ALIASES = {
     "search": "anneal",

@@ -1,5 +1,7 @@
 """Requests over time: readers, generators, service-level objectives, forecasts."""
 
+from slosched.core.workload import PrefixBlocks as PrefixBlocks
+from slosched.core.workload import Workload as Workload
 from slosched.workloads.arrivals import burst_arrivals as burst_arrivals
 from slosched.workloads.arrivals import gamma_arrivals as gamma_arrivals
 from slosched.workloads.arrivals import resample as resample
@@ -20,6 +22,4 @@ from slosched.workloads.readers import FORMATS as FORMATS
 from slosched.workloads.readers import read as read
 from slosched.workloads.slos import ClassSpec as ClassSpec
 from slosched.workloads.slos import with_slos as with_slos
-from slosched.workloads.workload import PrefixBlocks as PrefixBlocks
-from slosched.workloads.workload import Workload as Workload
 from slosched.workloads.writer import write as write

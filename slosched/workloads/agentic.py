@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from slosched.errors import DataError
-from slosched.table import Floats, Ints
+from slosched.core.errors import DataError
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import Workload
 from slosched.workloads.arrivals import first_arrivals
 from slosched.workloads.files import csv_rows, moment, tokens, whole
 from slosched.workloads.prefix import shared_prefix
-from slosched.workloads.workload import Workload
 
 AGENTIC_COLUMNS = ("session", "agent", "t_s", "input_tokens", "output_tokens", "reused_prefix_tokens")
 READ_BLOCK_TOKENS = 512

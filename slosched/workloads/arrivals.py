@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from slosched.errors import require
-from slosched.table import Floats, Ints
-from slosched.workloads.workload import Workload
+from slosched.core.errors import require
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import Workload
 
 BURST_TRIES = 1000
 """Patterns of bursts drawn before one that misses its share of the window is accepted."""

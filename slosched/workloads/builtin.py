@@ -11,16 +11,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from slosched.errors import InputError, require
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats
+from slosched.core.errors import InputError, require
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats
+from slosched.core.workload import Workload
+from slosched.timing.presets import preset
 from slosched.workloads.arrivals import burst_arrivals, gamma_arrivals
 from slosched.workloads.lengths import LengthTable, fitted, from_quantiles
 from slosched.workloads.mix import merge
 from slosched.workloads.noise import with_forecast
 from slosched.workloads.prefix import shared_prefix
 from slosched.workloads.slos import ClassSpec, with_slos
-from slosched.workloads.workload import Workload
 
 CHAT_SLO = ClassSpec(ttft_s=1.0, ttft_x=5.0, tpot_s=0.05, weight=1.0, priority=1)
 """Somebody reads along: a prompt start, then faster than reading speed."""
@@ -195,7 +196,7 @@ def mixed(
 
 def _promised(plain: Workload, seed: int, model: StepTimeModel | None, forecast: str) -> Workload:
     specs = {name: DEFAULT_SLOS[name] for name in plain.classes}
-    timed = with_slos(plain, specs, model=model or StepTimeModel.preset(DEFAULT_MODEL))
+    timed = with_slos(plain, specs, model=model or preset(DEFAULT_MODEL).step_time)
     return with_forecast(timed, forecast, seed=seed)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.table import Floats, Ints
-from slosched.workloads.workload import Workload
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import Workload
 
 
 def describe(workload: Workload) -> dict[str, object]:

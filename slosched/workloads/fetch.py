@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes expected (None if the server does not say)."""

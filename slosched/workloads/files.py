@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from slosched.errors import DataError
+from slosched.core.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_TOKENS = 10_000_000

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from slosched.errors import DataError
-from slosched.forecast import FORECAST_ATOMS
+from slosched.core.errors import DataError
+from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.workload import PrefixBlocks, Workload
 from slosched.workloads.files import (
     MOST_SECONDS,
     MOST_TOKENS,
@@ -32,7 +33,6 @@ from slosched.workloads.files import (
     tokens,
     whole,
 )
-from slosched.workloads.workload import PrefixBlocks, Workload
 
 GENERIC_REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 LIMITS = ("ttft_s", "tpot_s", "e2e_s")

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from slosched.errors import InputError, require
-from slosched.limits import EngineLimits
-from slosched.table import Ints
-from slosched.workloads.workload import COLUMNS, PrefixBlocks, Workload
+from slosched.core.errors import InputError, require
+from slosched.core.limits import EngineLimits
+from slosched.core.table import Ints
+from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
 
 
 def merge(workloads: Sequence[Workload], *, name: str = "mix") -> Workload:

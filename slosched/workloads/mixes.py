@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from slosched.errors import InputError, require
-from slosched.limits import EngineLimits
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats
+from slosched.core.errors import InputError, require
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats
+from slosched.core.workload import Workload
+from slosched.timing.presets import preset
 from slosched.workloads.agentic import Turns, read_turns, sample_turns
 from slosched.workloads.arrivals import first_arrivals, resample
 from slosched.workloads.builtin import (
@@ -38,7 +40,6 @@ from slosched.workloads.noise import with_forecast
 from slosched.workloads.prefix import shared_prefix
 from slosched.workloads.readers import MOONCAKE_BLOCK_TOKENS, read, read_lengths
 from slosched.workloads.slos import ClassSpec, with_slos
-from slosched.workloads.workload import Workload
 
 FEWEST_REQUESTS = 10
 """So that every class of a mix has some."""
@@ -146,7 +147,7 @@ def mix(
         longest_tokens=min(engine.max_model_len, engine.kv_tokens),
     )
     fitting, _ = fit_to_engine(replace(build(part), name=name), engine)
-    promised = with_slos(fitting, specs, model=model or StepTimeModel.preset(DEFAULT_MODEL))
+    promised = with_slos(fitting, specs, model=model or preset(DEFAULT_MODEL).step_time)
     return with_forecast(promised, forecast, seed=seed)
 
 

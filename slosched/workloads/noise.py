@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from slosched.errors import InputError, require
-from slosched.forecast import FORECAST_ATOMS, lognormal_atoms
-from slosched.table import Floats, Ints
+from slosched.core.errors import InputError, require
+from slosched.core.forecast import FORECAST_ATOMS, lognormal_atoms
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import Workload
 from slosched.workloads.lengths import fitted
-from slosched.workloads.workload import Workload
 
 LEVELS = (np.arange(FORECAST_ATOMS) + 0.5) / FORECAST_ATOMS
 """Probability levels of the atoms of a forecast."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from slosched.errors import require
-from slosched.table import Ints
-from slosched.workloads.workload import PrefixBlocks
+from slosched.core.errors import require
+from slosched.core.table import Ints
+from slosched.core.workload import PrefixBlocks
 
 
 def shared_prefix(session: Ints, prompt_tokens: Ints, reused_tokens: Ints, block_tokens: int) -> PrefixBlocks:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from slosched.errors import DataError, InputError
-from slosched.table import Floats, Ints
+from slosched.core.errors import DataError, InputError
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import PrefixBlocks, Workload
 from slosched.workloads.agentic import AGENTIC_COLUMNS, read_agentic
 from slosched.workloads.arrivals import first_arrivals, rescale
 from slosched.workloads.files import (
@@ -25,7 +26,6 @@ from slosched.workloads.files import (
     whole,
 )
 from slosched.workloads.generic import GENERIC_REQUIRED, read_generic
-from slosched.workloads.workload import PrefixBlocks, Workload
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slosched.errors import InputError, require
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats
-from slosched.workloads.workload import Workload
+from slosched.core.errors import InputError, require
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats
+from slosched.core.workload import Workload
 
 DEFAULT_PREFILL_CHUNK_TOKENS = 2048
 """Prefill tokens per step when nothing else runs; vLLM's default token budget."""

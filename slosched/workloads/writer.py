@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from slosched.errors import DataError
+from slosched.core.errors import DataError
+from slosched.core.workload import Workload
 from slosched.workloads.files import atomic_text
 from slosched.workloads.generic import LIMITS
-from slosched.workloads.workload import Workload
 
 
 def write(workload: Workload, path: str | Path) -> Path:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.errors import InputError
-from slosched.forecast import (
+from slosched.core.errors import InputError
+from slosched.core.forecast import (
     FORECAST_ATOMS,
     OUTLIVED_GROWTH,
     LengthForecast,

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slosched.errors import DataError, InputError, MissingExtraError, require
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.request import Request
-from slosched.slo import Slo
+from slosched.core.errors import DataError, InputError, MissingExtraError, require
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
 
 POINT = LengthForecast.point(10)
 seconds = st.floats(1e-6, 1e6)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.outcome import Outcomes
-from slosched.workloads.workload import Workload
+from slosched.core.outcome import Outcomes
+from slosched.core.workload import Workload
 
 NOT = np.nan
 

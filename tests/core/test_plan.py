@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from slosched import LengthForecast, Request, Slo, order, ordering
-from slosched.errors import InputError
-from slosched.limits import EngineLimits
-from slosched.plan import Plan
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Ints
+from slosched.core.workload import Workload
+from slosched.planner.plan import Plan
 from slosched.simulator import simulate
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.table import Ints
-from slosched.workloads.workload import Workload
 
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-4)
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.table import RequestTable
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import RequestTable
 
 
 def request(name: str, prompt: int = 7, **fields: object) -> Request:

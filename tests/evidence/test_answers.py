@@ -10,16 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from slosched.cli import app, main
-from slosched.errors import InputError
-from slosched.limits import EngineLimits
-from slosched.runfile import RunFile, read_run, write_run
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.lab.runfile import RunFile, read_run, write_run
+from slosched.lab.whatif import instances_needed
+from slosched.lab.why import missed, why
 from slosched.simulator import simulate
-from slosched.sources import Generated
-from slosched.steptime import StepTimeModel
-from slosched.whatif import instances_needed
-from slosched.why import missed, why
+from slosched.timing.presets import preset
 from slosched.workloads import Workload
 from slosched.workloads.mixes import mix
+from slosched.workloads.sources import Generated
 
 STEPS = StepTimeModel(base_s=0.01, prefill_token_s=1e-3)
 ENGINE = EngineLimits(max_num_seqs=1)
@@ -54,7 +55,7 @@ def test_what_if_counts_agree_with_a_run() -> None:
     run = simulate(work, "sjf")
     saved = RunFile(
         policy="sjf", seed=0, workload=work, limits=EngineLimits(), finish_s=run.outcomes.finish_s,
-        step_time=StepTimeModel.preset("h100-llama-3.1-8b"),
+        step_time=preset("h100-llama-3.1-8b").step_time,
     )  # fmt: skip
     late = missed(saved)
     assert late == [str(i) for i in np.flatnonzero(~run.outcomes.met)]
@@ -124,16 +125,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_instances() -> None:
-    preset = "h100-llama-3.1-8b"
-    source = Generated(
-        kind="chat", duration_s=10.0, limits=EngineLimits(), step_time=StepTimeModel.preset(preset)
-    )
-    (need,) = instances_needed({preset: source}, ["fcfs"], rate_rps=30.0, seeds=(0,))
+    name = "h100-llama-3.1-8b"
+    source = Generated(kind="chat", duration_s=10.0, limits=EngineLimits(), step_time=preset(name).step_time)
+    (need,) = instances_needed({name: source}, ["fcfs"], rate_rps=30.0, seeds=(0,))
     assert need.instances is not None
     assert need.attainment >= 0.95
     if need.instances > 1:
         (fewer,) = instances_needed(
-            {preset: source}, ["fcfs"], rate_rps=30.0, seeds=(0,), most=need.instances - 1
+            {name: source}, ["fcfs"], rate_rps=30.0, seeds=(0,), most=need.instances - 1
         )
         assert fewer.instances is None
         assert fewer.attainment < 0.95
@@ -144,4 +143,4 @@ def test_instances() -> None:
     ]
     for changes in bad:
         with pytest.raises(InputError):
-            instances_needed({preset: source}, ["fcfs"], seeds=(0,), **changes)
+            instances_needed({name: source}, ["fcfs"], seeds=(0,), **changes)

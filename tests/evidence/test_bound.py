@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.evidence.bound import attainment_bound
-from slosched.limits import EngineLimits
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.lab.bound import attainment_bound
 from slosched.simulator import simulate
-from slosched.steptime import StepTimeModel
 from slosched.workloads import Workload
 
 ENGINE = EngineLimits(max_num_seqs=4, max_num_batched_tokens=64, kv_blocks=60, block_tokens=16)

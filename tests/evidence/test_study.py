@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from slosched.cli import app, main
-from slosched.errors import InputError
-from slosched.evidence.config import SMALL, Contender, EvidenceConfig, load_evidence
-from slosched.evidence.grid import BOUND, Grid, Store, run_grid
-from slosched.evidence.site import write_site
-from slosched.evidence.summary import bootstrap, load_at_target, summarise
+from slosched.core.errors import InputError
+from slosched.lab.evidence_config import SMALL, Contender, EvidenceConfig, load_evidence
+from slosched.lab.evidence_grid import BOUND, Grid, Store, run_grid
+from slosched.lab.evidence_summary import bootstrap, load_at_target, summarise
+from slosched.report.evidence_site import write_site
 from slosched.report.metrics import Metrics
 
 TINY = EvidenceConfig(

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.load import NONSENSE, LoadCounts, LoadSettings, body, load
-from slosched.workloads.workload import Workload
+from slosched.core.errors import InputError
+from slosched.core.workload import Workload
+from slosched.lab.load import NONSENSE, LoadCounts, LoadSettings, body, load
 
 web = pytest.importorskip("aiohttp.web")
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
 
 MODEL = StepTimeModel(base_s=0.005, prefill_token_s=4e-5, sequence_s=5e-5, kv_token_s=3e-8)
 NOW_S = 100.0

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
 from slosched.policies import policy
-from slosched.policies.fairbatching import FairBatching
-from slosched.policies.slidingserve import CELLS, SlidingServe, protect
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
+from slosched.policies.rivals.fairbatching import FairBatching
+from slosched.policies.rivals.slidingserve import CELLS, SlidingServe, protect
 
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)
 

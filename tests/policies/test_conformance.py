@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.limits import EngineLimits
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
 from slosched.policies import POLICIES, policy
 from slosched.simulator import StepRecord, simulate
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
 
 RandomSnapshot = Callable[..., Snapshot]
 NAMES = list(POLICIES)

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.evidence.config import Contender
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import PrefixBlocks, Workload
+from slosched.lab.evidence_config import Contender
 from slosched.policies import policy
 from slosched.policies.hopeless import best_chance, patient, refused
 from slosched.policies.programs import ProgramDeadlines
 from slosched.policies.tenants import TenantShares
-from slosched.request import Request
 from slosched.simulator import simulate
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import PrefixBlocks, Workload
 
 OPTIONS: list[dict[str, Any]] = [
     {"hopeless": "keep"},

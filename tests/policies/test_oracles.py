@@ -10,26 +10,26 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from slosched.estimate import deadline_s, hopeless, latest_start_s, prefill_s
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.plan import Plan
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.planner import model as c
+from slosched.planner.orders import CONSTRUCTIVE, QueueOrders
+from slosched.planner.plan import Plan
+from slosched.planner.planner import AIM, MOST_FUTURE, PACING_GAIN, Planner
 from slosched.policies import policy
 from slosched.policies.base import Policy
-from slosched.policies.ltr import Ltr
+from slosched.policies.rivals.ltr import Ltr
+from slosched.policies.rivals.trail import Trail
 from slosched.policies.slosched import Slosched
-from slosched.policies.trail import Trail
-from slosched.request import Request
 from slosched.simulator import simulate
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous as c
-from slosched.solvers.planner import AIM, MOST_FUTURE, PACING_GAIN, Planner
-from slosched.solvers.problem import StaticProblem
-from slosched.solvers.queue_orders import CONSTRUCTIVE, QueueOrders
 from slosched.solvers.solve import solve
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
+from slosched.solvers.static.problem import StaticProblem
+from slosched.timing.estimate import deadline_s, hopeless, latest_start_s, prefill_s
 
 RandomSnapshot = Callable[..., Snapshot]
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)

@@ -8,8 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
 from slosched.policies.fill import admissible, fill, todo_tokens
 from slosched.policies.pace import (
     answer_due_s,
@@ -18,10 +22,6 @@ from slosched.policies.pace import (
     next_due_s,
     paced_due_s,
 )
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
 
 RandomSnapshot = Callable[..., Snapshot]
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)  # a decode step alone: 11 ms

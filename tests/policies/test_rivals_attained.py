@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
 from slosched.policies import policy
-from slosched.policies.attained import Atlas, Mlfq, Plas
 from slosched.policies.departures import Departures
-from slosched.policies.uniboost import Tail, UniBoost, boost_s
-from slosched.request import Request
+from slosched.policies.rivals.attained import Atlas, Mlfq, Plas
+from slosched.policies.rivals.uniboost import Tail, UniBoost, boost_s
 from slosched.simulator import simulate
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
 from slosched.workloads.prefix import shared_prefix
-from slosched.workloads.workload import Workload
 
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)
 ONE = EngineLimits(max_num_seqs=1)

@@ -7,21 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
 from slosched.policies import policy
-from slosched.policies.gateways import AibrixSlo
-from slosched.policies.past_future import PastFuture
-from slosched.policies.sglang import HrrnSglang
-from slosched.policies.tie import Tie
-from slosched.policies.uniboost import boost_s
-from slosched.request import Request
+from slosched.policies.rivals.gateways import AibrixSlo
+from slosched.policies.rivals.past_future import PastFuture
+from slosched.policies.rivals.sglang import HrrnSglang
+from slosched.policies.rivals.tie import Tie
+from slosched.policies.rivals.uniboost import boost_s
 from slosched.simulator import simulate
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
 from slosched.workloads.prefix import shared_prefix
-from slosched.workloads.workload import Workload
 
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)
 

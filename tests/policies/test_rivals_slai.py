@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.policies.slai import Slai
-from slosched.request import Request
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.policies.rivals.slai import Slai
 from slosched.simulator import StepRecord, simulate
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
 
 MODEL = StepTimeModel(base_s=0.01)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
 from slosched.policies import policy
-from slosched.policies.scorpio import Scorpio
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
+from slosched.policies.rivals.scorpio import Scorpio
 
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)
 # A full step of 2,048 tokens takes 0.2148 s, that is 0.1049 ms a token.

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slosched.limits import EngineLimits
-from slosched.policies.trail import Trail
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.policies.rivals.trail import Trail
 from slosched.simulator import simulate
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
 
 CLOSED_FORM = {
     (0.0, 0.5): 1.712686, (0.2, 0.5): 1.585058, (0.5, 0.5): 1.470173, (0.8, 0.5): 1.428779,

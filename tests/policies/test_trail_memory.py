@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.policies.trail import Trail
-from slosched.request import Request
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.policies.rivals.trail import Trail
 from slosched.simulator import simulate
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
 
 LIMITS = EngineLimits(max_num_seqs=8, kv_blocks=40, block_tokens=16)
 STEP = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-4, kv_token_s=0.0)

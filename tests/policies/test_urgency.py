@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
 from slosched.policies import policy
-from slosched.policies.cascade import Cascade
-from slosched.policies.proserve import ProServe
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
+from slosched.policies.rivals.cascade import Cascade
+from slosched.policies.rivals.proserve import ProServe
 
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)
 

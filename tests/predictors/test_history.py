@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.predictors import Prompt, load_predictor
 from slosched.predictors.calibration import censored_quantiles
 from slosched.predictors.history import HALF_LIFE, KEPT, LEAST, ClassHistory

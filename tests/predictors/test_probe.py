@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.predictors.probe import About, Belief, Mlp, Probe, bin_of, load_probe
 from slosched.predictors.refinement import bayes, transition
 from slosched.predictors.states import States, load_states

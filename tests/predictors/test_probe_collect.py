@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slosched.cli import main
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.predictors.collect import CollectSettings, collect_log, collect_server, read_prompts
 
 web = pytest.importorskip("aiohttp.web")

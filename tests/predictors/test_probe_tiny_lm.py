@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from slosched.errors import InputError
-from slosched.predictors import tiny_lm
+from slosched.core.errors import InputError
+from slosched.testing import tiny_lm
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

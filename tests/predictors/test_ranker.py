@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.forecast import FORECAST_ATOMS
+from slosched.core.errors import InputError
+from slosched.core.forecast import FORECAST_ATOMS
 from slosched.predictors import Prompt, load_predictor
 from slosched.predictors.answers import Answers, read_answers
 from slosched.predictors.base import ABOUT

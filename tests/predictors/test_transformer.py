@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.predictors import Prompt, load_predictor
 from slosched.predictors.answers import Answers
 from slosched.predictors.ranker import tau

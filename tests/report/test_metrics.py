@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.outcome import Run
+from slosched.core.errors import InputError
+from slosched.core.outcome import Run
 from slosched.report.metrics import Latency, Metrics, Queue, Share, Spread, attainment_spread, wilson
 
 

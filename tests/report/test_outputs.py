@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from slosched.errors import InputError
-from slosched.outcome import Run
+from slosched.core.errors import InputError
+from slosched.core.files import write_files
+from slosched.core.outcome import Run
 from slosched.report.bundle import check_folder, write_bundle
 from slosched.report.comparison import Comparison
 from slosched.report.environment import environment
 from slosched.report.export import results_csv, results_json
-from slosched.report.files import write_files
 from slosched.report.html import report_html
 from slosched.report.palette import lines, spaced
 from slosched.report.plots import all_pngs

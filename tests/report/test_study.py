@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.parallel import Workers
-from slosched.presets import preset
-from slosched.sources import Generated, Replayed, data_folder, demo_source, parse_slo, trace_source
-from slosched.steptime import StepTimeModel
-from slosched.study import TOLERANCE, Bench, Study, capacity
+from slosched.core.errors import InputError
+from slosched.core.steptime import StepTimeModel
+from slosched.lab.parallel import Workers
+from slosched.lab.study import TOLERANCE, Bench, Study, capacity
+from slosched.timing.presets import preset
 from slosched.workloads import Workload
+from slosched.workloads.sources import Generated, Replayed, data_folder, demo_source, parse_slo, trace_source
 
 ENGINE = preset("h100-llama-3.1-8b")
 DATA = Path(os.environ.get("SLOSCHED_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
@@ -43,7 +43,7 @@ def _limited(plain: Workload, limit_s: float) -> Workload:
 
 def metronome(limit_s: float = 0.15) -> Bench:
     """An engine whose steps take 0.1 s whatever is in them, and which takes one request a step."""
-    from slosched.limits import EngineLimits
+    from slosched.core.limits import EngineLimits
 
     limits = EngineLimits(max_num_batched_tokens=1000, max_num_seqs=1)
     return Bench(source=Metronome(limit_s), limits=limits, step_time=StepTimeModel(base_s=0.1))

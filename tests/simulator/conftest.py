@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.limits import EngineLimits
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import PrefixBlocks, Workload
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import PrefixBlocks, Workload
 
 MODEL = StepTimeModel(base_s=0.004, prefill_token_s=3e-5, sequence_s=4e-5, kv_token_s=3e-8)
 Case = tuple[Workload, EngineLimits]

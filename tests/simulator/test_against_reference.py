@@ -10,13 +10,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.limits import EngineLimits
-from slosched.plan import Plan
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import PrefixBlocks, Workload
+from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
 from slosched.simulator import StepRecord, simulate
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import PrefixBlocks, Workload
 
 Content = tuple[object, ...]
 

@@ -15,20 +15,21 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.limits import EngineLimits
-from slosched.plan import Plan
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import PrefixBlocks, Workload
+from slosched.planner.plan import Plan
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.report.metrics import Metrics
 from slosched.simulator import StepRecord, simulate
 from slosched.simulator import engine as engine_module
 from slosched.simulator import kernel as k
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats, Ints
+from slosched.timing.presets import preset
 from slosched.workloads import generate, mix
-from slosched.workloads.workload import PrefixBlocks, Workload
 
 RandomCase = Callable[[int], tuple[Workload, EngineLimits]]
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -393,7 +394,7 @@ def test_unknown_policy() -> None:
 
 def digest(workload: Workload, limits: EngineLimits, policy: str) -> str:
     """Fingerprint of all times of a run."""
-    model = StepTimeModel.preset("h100-llama-3.1-8b")
+    model = preset("h100-llama-3.1-8b").step_time
     text = json.dumps(times(workload, policy, limits, model, recorded=False))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -415,7 +416,7 @@ def test_same_result_in_another_process() -> None:
     """Times do not depend on the process, the hash seed or the order of imports."""
     code = (
         "from slosched.simulator import simulate; from slosched.workloads import generate;"
-        "from slosched.limits import EngineLimits;"
+        "from slosched.core.limits import EngineLimits;"
         "w = generate('chat', rate_per_s=40.0, duration_s=2.0, seed=5);"
         "print(simulate(w, 'slosched', limits=EngineLimits(max_num_seqs=12)).outcomes.finish_s.tolist())"
     )

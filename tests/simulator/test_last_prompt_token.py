@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from slosched.limits import EngineLimits
+from slosched.core.limits import EngineLimits
+from slosched.core.workload import Workload
 from slosched.simulator import simulate
-from slosched.workloads.workload import Workload
 
 
 def test_single_last_prompt_token_is_prefill() -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous as c
-from slosched.solvers import continuous_reference as reference
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats, Ints
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.planner import model as c
+from slosched.planner import reference
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats, Ints
 
 CASES = 2000
 Case = tuple[Floats, int, Ints, Floats, Floats, float]
@@ -214,8 +214,8 @@ def test_jobs_of_an_incomplete_snapshot_are_numbers() -> None:
 
 SCRIPT = """
 import numpy as np
-from slosched.solvers import continuous as c
-from slosched.solvers.continuous_reference import random_case
+from slosched.planner import model as c
+from slosched.planner.reference import random_case
 for seed in range(12):
     jobs, running, order, engine, aim, cap = random_case(np.random.default_rng(seed))
     rng, scratch = np.array([seed + 1], dtype=np.uint64), c.scratch_for(jobs)

@@ -16,13 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.errors import InputError
-from slosched.solvers import cpsat, enumeration, labelling
-from slosched.solvers.objective import Objective
-from slosched.solvers.problem import BatchCost, StaticProblem
+from slosched.core.errors import InputError
+from slosched.solvers.static import cpsat
+from slosched.solvers.static import enumeration
+from slosched.solvers.static import labelling
+from slosched.solvers.static.objective import Objective
+from slosched.solvers.static.problem import BatchCost, StaticProblem
 from slosched.solvers.result import LATENCY_TOLERANCE, Result, Status
-from slosched.solvers.static_reference import evaluate, full_batches
-from slosched.solvers.textbook import single_machine_subsets
+from slosched.solvers.static.reference import evaluate, full_batches
+from slosched.solvers.static.textbook import single_machine_subsets
 
 
 def random_problem(n: int, max_batch: int, seed: int, *, weighted: bool = True) -> StaticProblem:
@@ -312,8 +314,10 @@ def test_bad_arguments_are_named(solve: object) -> None:
 
 SCRIPT = """
 import numpy as np
-from slosched.solvers import enumeration, labelling, tardiness
-from slosched.solvers.problem import StaticProblem
+from slosched.solvers.static import enumeration
+from slosched.solvers.static import labelling
+from slosched.solvers.static import tardiness
+from slosched.solvers.static.problem import StaticProblem
 problem = StaticProblem.build(
     prompt_tokens=[10, 100, 100, 400, 20], output_tokens=[5, 20, 20, 60, 9], ttft_s=[.3, .2, 1, 9, .1],
     e2e_s=[np.inf, .6, .9, 2.0, np.inf], tpot_s=[.0165, 1, 1, 1, 1], weight=[1, 2, 1, .5, 4], max_batch=3,

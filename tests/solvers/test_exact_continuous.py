@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.solvers.cpsat_continuous import solve_continuous_fixed
 from slosched.solvers.result import Status
 

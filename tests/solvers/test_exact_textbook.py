@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slosched.errors import InputError
-from slosched.solvers import textbook
+from slosched.core.errors import InputError
+from slosched.solvers.static import textbook
 
 Floats = NDArray[np.float64]
 

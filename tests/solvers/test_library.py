@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
-from slosched.presets import preset
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.timing.presets import preset
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.instances import Instance, read, write
 from slosched.solvers.library import check, folder, library, store, submit, with_best_known
-from slosched.solvers.overload import capture, overload, usual_load
+from slosched.lab.overload import capture, overload, usual_load
 from slosched.solvers.solve import solve
 
 RTX = "rtx4090-llama-3.1-8b"

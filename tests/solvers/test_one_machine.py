@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.errors import InputError
-from slosched.solvers.one_machine import (
+from slosched.core.errors import InputError
+from slosched.planner.one_machine import (
     batch_list,
     best_insertion,
     lawler_moore,

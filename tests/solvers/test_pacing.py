@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.request import Request
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
 from slosched.simulator import simulate
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous as c
-from slosched.solvers.pacing import PATIENCE, SAFE_SHARE, next_step, safe_step_s
-from slosched.solvers.planner import Planner
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.planner import model as c
+from slosched.planner.pacing import PATIENCE, SAFE_SHARE, next_step, safe_step_s
+from slosched.planner.planner import Planner
 from slosched.workloads import Workload
 
 

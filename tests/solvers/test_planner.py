@@ -12,23 +12,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.plan import Plan
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.planner.plan import Plan
 from slosched.policies import policy
 from slosched.policies.fallback import edf_demoted
 from slosched.policies.slosched import Slosched
-from slosched.request import Request
+from slosched.core.request import Request
 from slosched.simulator import simulate
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous as c
-from slosched.solvers.background import BackgroundSearch, Task
-from slosched.solvers.planner import FORGET_S, Planner, PlannerParams
-from slosched.solvers.queue_orders import CONSTRUCTIVE, PLAIN, QueueOrders
-from slosched.table import Ints
-from slosched.warmup import PLANNER_KERNELS
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.planner import model as c
+from slosched.planner.thread import BackgroundSearch, Task
+from slosched.planner.planner import FORGET_S, Planner, PlannerParams
+from slosched.planner.orders import CONSTRUCTIVE, PLAIN, QueueOrders
+from slosched.core.table import Ints
+from slosched.planner.warmup import PLANNER_KERNELS
 from slosched.workloads import Workload
 
 
@@ -489,9 +489,12 @@ def test_after_the_warm_up_plans_compile_nothing() -> None:
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 from slosched import LengthForecast, Request, Slo
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous, pacing, planner, queue_orders
-from slosched.warmup import PLANNER_KERNELS
+from slosched.core.snapshot import Snapshot
+from slosched.planner import model as continuous
+from slosched.planner import pacing
+from slosched.planner import planner
+from slosched.planner import orders as queue_orders
+from slosched.planner.warmup import PLANNER_KERNELS
 
 modules = (continuous, pacing, planner, queue_orders)
 kernels = {k: v for m in modules for k, v in vars(m).items() if isinstance(v, Dispatcher)}

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
-from slosched.limits import EngineLimits
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.solvers import continuous_reference as reference
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.planner import reference
 from slosched.solvers.continuous_problem import OBJECTIVES, ContinuousProblem
-from slosched.solvers.problem import StaticProblem
+from slosched.solvers.static.problem import StaticProblem
 from slosched.solvers.result import Status
 from slosched.solvers.solve import solve
 from slosched.solvers.solve_continuous import ALIASES, EXACT, SOLVERS
-from slosched.steptime import StepTimeModel
+from slosched.core.steptime import StepTimeModel
 
 STEP = StepTimeModel(base_s=0.02, prefill_token_s=1e-4, sequence_s=1e-3, kv_token_s=1e-6)
 

@@ -13,19 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.errors import InputError
-from slosched.forecast import LengthForecast
-from slosched.request import Request
-from slosched.slo import Slo
-from slosched.snapshot import Snapshot
-from slosched.solvers import constructive, static
-from slosched.solvers.annealing import anneal_static, records, seed_words, sigma_s, tpot_records
-from slosched.solvers.generated import generate
-from slosched.solvers.objective import Objective
-from slosched.solvers.problem import BatchCost, StaticProblem
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.snapshot import Snapshot
+from slosched.solvers.static import constructive
+from slosched.solvers.static import kernels as static
+from slosched.solvers.static.annealing import anneal_static, records, seed_words, sigma_s, tpot_records
+from slosched.solvers.static.generated import generate
+from slosched.solvers.static.objective import Objective
+from slosched.solvers.static.problem import BatchCost, StaticProblem
 from slosched.solvers.result import Score, Status
 from slosched.solvers.solve import EXACT, SOLVERS, solve
-from slosched.solvers.static_reference import evaluate, evaluate_fast, full_batches, score_lists
+from slosched.solvers.static.reference import evaluate, evaluate_fast, full_batches, score_lists
 
 OBJECTIVES = list(Objective)
 
@@ -234,7 +235,7 @@ SCRIPT = """
 import sys, warnings
 warnings.filterwarnings("ignore")
 import numpy as np
-from slosched.solvers.generated import generate
+from slosched.solvers.static.generated import generate
 from slosched.solvers.solve import solve
 for n, b in ((9, 1), (10, 4), (5, 8)):
     p = generate(n, b, load=0.5, seed=n, weighted=True)

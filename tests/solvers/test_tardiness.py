@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.solvers.result import Status
-from slosched.solvers.tardiness import apparent_tardiness_cost, solve_tardiness, weighted_tardiness
-from slosched.solvers.textbook import lawler_moore
+from slosched.solvers.static.tardiness import apparent_tardiness_cost, solve_tardiness, weighted_tardiness
+from slosched.solvers.static.textbook import lawler_moore
 
 
 def instances(name: str) -> list[dict[str, Any]]:

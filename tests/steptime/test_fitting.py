@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.fitting import fit, fit_file, plot_fit
-from slosched.steptime import Floats, StepTimeModel
+from slosched.core.errors import InputError
+from slosched.core.steptime import Floats, StepTimeModel
+from slosched.timing.fitting import fit, fit_file, plot_fit
 
 TRUTH = StepTimeModel(
     base_s=0.008, prefill_token_s=1.5e-5, attention_work_s=9e-10, sequence_s=6e-5, kv_token_s=5e-8,
@@ -117,6 +117,6 @@ def test_fit_file_and_plot(tmp_path: Path) -> None:
     header = "prefill_tokens,attention_work,sequences,kv_tokens,seconds"
     np.savetxt(path, table, delimiter=",", header=header, comments="", fmt="%.17g")
     model, report = fit_file(path, seed=2)
-    assert model == StepTimeModel.fit(*work, TRUTH.predict(*work), seed=2)[0]
+    assert model == fit(*work, TRUTH.predict(*work), seed=2)[0]
     assert report.mape < 1e-6
     assert plot_fit(report, tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")

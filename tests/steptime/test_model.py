@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.errors import InputError
-from slosched.steptime import StepTimeModel
+from slosched.core.errors import InputError
+from slosched.core.steptime import StepTimeModel
 
 SECONDS = ("base_s", "prefill_token_s", "attention_work_s", "sequence_s", "kv_token_s", "knee_token_s")
 coefficient = st.floats(0.0, 1e-3)

@@ -3,17 +3,17 @@
 import csv
 import gzip
 import os
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.presets import PRESETS, Preset, preset
+from slosched.core.engine import DEFAULT_ENGINE, Engine
+from slosched.core.errors import InputError
+from slosched.core.workload import Workload
 from slosched.simulator import simulate
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
+from slosched.timing.presets import PRESETS, preset
 
 DATA = Path(os.environ.get("SLOSCHED_DATA") or Path(__file__).parents[3] / "shared" / "data") / "latency"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the public latency data: set SLOSCHED_DATA")
@@ -29,7 +29,7 @@ BENCHED = {
 
 
 @pytest.mark.parametrize("each", PRESETS.values(), ids=lambda p: p.name)
-def test_preset_is_sane(each: Preset) -> None:
+def test_preset_is_sane(each: Engine) -> None:
     """Steps take what steps of such models take, long prompts fit, and every coefficient has a source."""
     model = each.step_time
     idle, busy = model.predict(sequences=[1, 64], kv_tokens=[1000, 64_000]).tolist()
@@ -38,13 +38,14 @@ def test_preset_is_sane(each: Preset) -> None:
     throughput = 2048 / float(model.predict(2048, 2048**2 / 2))
     assert 3_000 < throughput < 80_000
     assert each.limits.kv_tokens >= 32_768
-    assert set(each.sources) == {field.name for field in fields(StepTimeModel)}
-    assert each.limits_source
+    assert set(each.sources) == {"decode", "prefill", "limits"}
+    assert all(each.sources.values())
+    assert PRESETS[DEFAULT_ENGINE.name] == DEFAULT_ENGINE
 
 
 def test_bigger_gpus_are_faster() -> None:
     """H200 beats H100 beats A100 beats RTX 4090 on the same model, in decode and in prefill."""
-    models = [StepTimeModel.preset(f"{gpu}-llama-3.1-8b") for gpu in ("h200", "h100", "a100", "rtx4090")]
+    models = [preset(f"{gpu}-llama-3.1-8b").step_time for gpu in ("h200", "h100", "a100", "rtx4090")]
     decode = [float(model.predict(sequences=32, kv_tokens=40_000)) for model in models]
     prefill = [float(model.predict(2048, 2048**2 / 2)) for model in models]
     assert decode == sorted(decode)
@@ -56,7 +57,7 @@ def test_unknown_preset_lists_the_known() -> None:
     with pytest.raises(InputError, match=r"h100-llama-3.1-8b.*got 'h100-llama'") as caught:
         preset("h100-llama")
     assert all(name in str(caught.value) for name in PRESETS)
-    assert StepTimeModel.preset("a100-mistral-7b") is PRESETS["a100-mistral-7b"].step_time
+    assert preset("a100-mistral-7b").step_time is PRESETS["a100-mistral-7b"].step_time
 
 
 @needs_data

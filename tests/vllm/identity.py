@@ -65,10 +65,10 @@ def random_plans(seed: int) -> Factory:
 
     def made(**keywords: Any) -> Any:
         from slosched.integrations.vllm.adapter import adapted, attach, base_class
-        from slosched.integrations.vllm.chaos import RandomPolicy
         from slosched.integrations.vllm.clock import VirtualClock
         from slosched.integrations.vllm.config import Config
         from slosched.integrations.vllm.state import Learned
+        from slosched.testing.chaos import RandomPolicy
 
         scheduler = adapted(base_class(keywords["vllm_config"]))(**keywords)
         learned = Learned("h100-llama-3.1-8b")

@@ -59,7 +59,7 @@ def watch_alive(core: Any) -> dict[str, Any]:
 def RecordingScheduler(vllm_config: Any, **keywords: Any) -> Any:
     """Slosched's scheduler that writes down which forecasts its table took up."""
     from slosched.integrations.vllm import Scheduler
-    from slosched.integrations.vllm.plugin import ATTRIBUTE
+    from slosched.integrations.vllm.probe_settings import ATTRIBUTE
 
     scheduler = Scheduler(vllm_config=vllm_config, **keywords)
     update = scheduler.update_from_output
@@ -84,10 +84,10 @@ def RecordingScheduler(vllm_config: Any, **keywords: Any) -> Any:
 def RandomScheduler(vllm_config: Any, **keywords: Any) -> Any:
     """Random plans and preemptions."""
     from slosched.integrations.vllm.adapter import adapted, attach, base_class
-    from slosched.integrations.vllm.chaos import RandomPolicy
     from slosched.integrations.vllm.clock import VirtualClock
     from slosched.integrations.vllm.config import Config
     from slosched.integrations.vllm.state import Learned
+    from slosched.testing.chaos import RandomPolicy
 
     scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
     learned = Learned("h100-llama-3.1-8b")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.integrations.vllm.config import VARIABLE, Config, load_config
 
 YAML = "policy: edf\ndefault_class: chat\nclasses:\n  chat: {ttft_ms: 500, tpot_ms: 50}\n"

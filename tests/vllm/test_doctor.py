@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slosched.integrations.vllm import doctor
+from slosched.testing import doctor
 
 
 def test_a_broken_configuration_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slosched.integrations.vllm.config import ClassConfig, Config
-from slosched.integrations.vllm.fields import FIELDS, read_claim
+from slosched.integrations.vllm.slo_fields import FIELDS, read_claim
 
 CONFIG = Config(
     classes={"chat": ClassConfig(ttft_ms=500, tpot_ms=50, weight=2), "batch": ClassConfig(e2e_ms=60_000)},

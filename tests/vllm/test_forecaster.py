@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
+from slosched.core.table import Floats
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config, load_config
-from slosched.integrations.vllm.fields import read_claim
 from slosched.integrations.vllm.forecaster import PATIENCE, Forecaster
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
 from slosched.predictors import Prompt
 from slosched.predictors.answers import Answers
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.ranker import train_ranker
-from slosched.table import Floats
 
 from .conftest import fake_request
 

@@ -10,15 +10,15 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from slosched.forecast import LengthForecast
+from slosched.core.forecast import LengthForecast
+from slosched.core.request import Request
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Floats, Ints
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.planner import Planner
-from slosched.plan import Plan
+from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
-from slosched.request import Request
-from slosched.snapshot import Snapshot
-from slosched.table import Floats, Ints
 
 
 def _snapshot(n: int = 6, step: int = 0) -> Snapshot:

@@ -32,7 +32,7 @@ def trials(model: Path, *, prefix_cache: bool, speculation: bool) -> dict[str, A
 @pytest.mark.parametrize(("prefix_cache", "speculation"), [(True, False), (False, True)])
 def test_answers_are_those_of_vllm_alone(tmp_path: Path, prefix_cache: bool, speculation: bool) -> None:
     """Chunked prefill, structured output, streaming sessions, speculation, aborts, pauses, resets."""
-    from slosched.integrations.vllm.local_model import make_local_model
+    from slosched.testing.local_model import make_local_model
 
     results = trials(make_local_model(tmp_path / "model"), prefix_cache=prefix_cache, speculation=speculation)
     wanted = results["stock"]["tokens"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import slosched
-from slosched.limits import EngineLimits
+from slosched.core.limits import EngineLimits
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -31,7 +31,7 @@ class Traffic:
 
     def add(self) -> None:
         """One more request."""
-        from slosched.integrations.vllm.harness import make_request
+        from slosched.testing.harness import make_request
 
         rng, i = self.rng, self.count
         self.count += 1
@@ -56,7 +56,7 @@ class Traffic:
         """One step of the engine, perhaps after an abort."""
         from vllm.v1.request import RequestStatus
 
-        from slosched.integrations.vllm.harness import runner_output
+        from slosched.testing.harness import runner_output
 
         if self.rng.random() < 0.05:
             name = str(self.rng.choice(list(self.left)))
@@ -69,7 +69,7 @@ class Traffic:
 
     def answer(self, name: str) -> list[int]:
         """The next token, none within a prompt."""
-        from slosched.integrations.vllm.harness import STOP
+        from slosched.testing.harness import STOP
 
         request = self.scheduler.requests[name]
         if request.num_computed_tokens < request.num_tokens:
@@ -102,7 +102,7 @@ def test_memory_does_not_grow_with_requests(
 ) -> None:
     """After 900 requests more, slosched's code holds what it held after 300."""
     from slosched.integrations.vllm.adapter import make
-    from slosched.integrations.vllm.harness import make_scheduler
+    from slosched.testing.harness import make_scheduler
 
     config = tmp_path / "slosched.yaml"
     config.write_text(f"policy: {policy}\nbounds: {{max_tenants: 20}}\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import slosched.integrations.vllm as package
-from slosched.limits import EngineLimits
+from slosched.core.limits import EngineLimits
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -31,7 +31,7 @@ def test_all_metrics_are_scraped_from_the_port(tmp_path: Path, monkeypatch: pyte
     """Attainment, predictions against measurements, plan time, counters and level; and the JSON file."""
     pytest.importorskip("prometheus_client")
     from slosched.integrations.vllm import Scheduler
-    from slosched.integrations.vllm.harness import STOP, make_request, make_scheduler, runner_output
+    from slosched.testing.harness import STOP, make_request, make_scheduler, runner_output
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

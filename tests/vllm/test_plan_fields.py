@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from slosched.limits import EngineLimits
-from slosched.plan import Plan
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import Workload
+from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.simulator import simulate
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats, Ints
-from slosched.workloads.workload import Workload
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -65,7 +65,7 @@ class Anything(Policy):
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_chaos_with_refusals_and_skips(asynchronous: bool, depth: int, prefix_cache: bool) -> None:
     """Every token right, every request answered or refused, every block back."""
-    from slosched.integrations.vllm.chaos import ChaosEngine, chaos_workload
+    from slosched.testing.chaos import ChaosEngine, chaos_workload
 
     limits = replace(LIMITS, prefix_cache=prefix_cache)
     work = chaos_workload(120, depth, prefix_cache=prefix_cache)
@@ -118,7 +118,7 @@ def _work(n: int = 60, seed: int = 3) -> Workload:
 
 def test_a_refusing_policy_agrees_with_the_simulator() -> None:
     """The same requests are refused and the others end at the same times in both engines."""
-    from slosched.integrations.vllm.virtual import simulate_vllm
+    from slosched.testing.virtual_clock import simulate_vllm
 
     work = _work()
     real = simulate_vllm(work, Refuses(), limits=LIMITS, step_time=STEPS).outcomes
@@ -132,7 +132,7 @@ def test_a_refusing_policy_agrees_with_the_simulator() -> None:
 
 def test_skipping_agrees_with_the_simulator() -> None:
     """With memory to spare, passing over half the batch in turn gives the same steps in both engines."""
-    from slosched.integrations.vllm.virtual import simulate_vllm
+    from slosched.testing.virtual_clock import simulate_vllm
 
     roomy = replace(LIMITS, kv_blocks=400)
     work = _work()
@@ -148,8 +148,8 @@ def _scheduler(policy: Policy, **settings: Any) -> Any:
     from slosched.integrations.vllm.adapter import adapted, attach, base_class
     from slosched.integrations.vllm.clock import VirtualClock
     from slosched.integrations.vllm.config import Config
-    from slosched.integrations.vllm.harness import make_scheduler
     from slosched.integrations.vllm.state import Learned
+    from slosched.testing.harness import make_scheduler
 
     limits = settings.pop("limits", LIMITS)
     clock = settings.pop("clock", VirtualClock())
@@ -164,7 +164,7 @@ def _scheduler(policy: Policy, **settings: Any) -> Any:
 
 
 def _add(scheduler: Any, request_id: str, tokens: int, **fields: Any) -> Any:
-    from slosched.integrations.vllm.harness import make_request
+    from slosched.testing.harness import make_request
 
     start = fields.pop("start", 1000 * len(request_id))
     keywords = {
@@ -181,7 +181,7 @@ def _add(scheduler: Any, request_id: str, tokens: int, **fields: Any) -> Any:
 
 
 def _step(scheduler: Any, token: int = 100) -> tuple[list[str], dict[int, Any]]:
-    from slosched.integrations.vllm.harness import runner_output
+    from slosched.testing.harness import runner_output
 
     output = scheduler.schedule()
     ids = list(output.num_scheduled_tokens)
@@ -288,7 +288,7 @@ def test_peeking_finds_what_vllm_would_find() -> None:
         family, own = int(rng.integers(0, 4)), int(rng.integers(0, 60))
         shared = list(range(family * 10_000, family * 10_000 + int(rng.integers(0, 100))))
         prompt = [*shared, *range(10**6 + 1000 * i, 10**6 + 1000 * i + own + 1)]
-        from slosched.integrations.vllm.harness import make_request
+        from slosched.testing.harness import make_request
 
         scheduler.add_request(
             make_request(
@@ -314,7 +314,7 @@ def test_peeking_finds_what_vllm_would_find() -> None:
 
 def test_peeking_is_off_where_it_would_be_wrong() -> None:
     """No cache, several kinds of blocks, or a look-up of another shape: waiting requests count as unknown."""
-    from slosched.integrations.vllm.peek import supported
+    from slosched.integrations.vllm.prefix_hits import supported
 
     spec = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=16))
 

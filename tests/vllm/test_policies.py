@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from slosched.limits import EngineLimits
-from slosched.outcome import Run
-from slosched.plan import Plan
+from slosched.core.limits import EngineLimits
+from slosched.core.outcome import Run
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import PrefixBlocks, Workload
+from slosched.planner.plan import Plan
 from slosched.policies import POLICIES, policy
 from slosched.policies.base import Policy
 from slosched.simulator import simulate
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import PrefixBlocks, Workload
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -54,7 +54,7 @@ def virtual(
     chosen: Policy, limits: EngineLimits, seed: int, *, depth: int = 1, asynchronous: bool = False
 ) -> Run:
     """A run in which every token is checked, and afterwards that no request, row or block is left."""
-    from slosched.integrations.vllm.chaos import ChaosEngine
+    from slosched.testing.chaos import ChaosEngine
 
     engine = ChaosEngine(overloaded(seed), limits, MODEL, depth=depth, asynchronous=asynchronous)
     engine.use_policy(chosen)
@@ -150,7 +150,7 @@ def test_each_field_of_a_plan_is_carried_out(field: str, limits: EngineLimits) -
 
 def test_the_last_block_of_a_trace_is_shared_as_far_as_the_prompt_goes() -> None:
     """A trace's prompt block that is filled only in part is cached by whole blocks of the engine."""
-    from slosched.integrations.vllm.virtual import simulate_vllm
+    from slosched.testing.virtual_clock import simulate_vllm
 
     n, limits = 12, replace(SHORT_OF_SLOTS, prefix_cache=True)
     prefix = PrefixBlocks(

@@ -26,7 +26,7 @@ LAYER, HIDDEN = 2, 64
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of random weights, but for a few steps."""
     pytest.importorskip("torch")
-    from slosched.predictors import tiny_lm
+    from slosched.testing import tiny_lm
 
     folder = tmp_path_factory.mktemp("lm") / "tiny"
     tiny_lm.train(folder, steps=3, hidden=HIDDEN, layers=3)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.integrations.vllm import plugin
-from slosched.integrations.vllm.foretold import foretold
+from slosched.core.errors import InputError
+from slosched.integrations.vllm import plugin, probe_settings
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.probe import Collector, reader_for
+from slosched.integrations.vllm.probe_forecasts import foretold
 
 from .conftest import fake_request
 
@@ -84,7 +84,7 @@ def test_a_failing_watch_is_dropped_with_one_line(
     with caplog.at_level(logging.WARNING, logger="vllm.slosched"):
         outputs = [runner.sample_tokens(None) for _ in range(3)]
     assert [o.tokens for o in outputs] == [[1, 2, 3]] * 3
-    assert [hasattr(o, plugin.ATTRIBUTE) for o in outputs] == [not fails] * 3
+    assert [hasattr(o, probe_settings.ATTRIBUTE) for o in outputs] == [not fails] * 3
     assert watch.calls == (1 if fails else 3)
     assert len(caplog.records) == (1 if fails else 0)
     assert (plugin.watch_of(runner) is None) == bool(fails)
@@ -106,31 +106,31 @@ def test_a_runner_that_cannot_be_watched_is_set_up_as_before(
 
 
 def test_wanted_by_environment_or_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (plugin.PROBE, plugin.STATES, "SLOSCHED_CONFIG"):
+    for name in (probe_settings.PROBE, probe_settings.STATES, "SLOSCHED_CONFIG"):
         monkeypatch.delenv(name, raising=False)
-    assert not plugin.wanted()
+    assert not probe_settings.wanted()
     config = tmp_path / "c.yaml"
     config.write_text("policy: trail\n")
     monkeypatch.setenv("SLOSCHED_CONFIG", str(config))
-    assert not plugin.wanted()
+    assert not probe_settings.wanted()
     config.write_text("forecast: {probe: somewhere}\n")
-    assert plugin.wanted()
-    assert plugin.probe_folder() == "somewhere"
-    monkeypatch.setenv(plugin.PROBE, "elsewhere")
-    assert plugin.probe_folder() == "elsewhere"
+    assert probe_settings.wanted()
+    assert probe_settings.probe_folder() == "somewhere"
+    monkeypatch.setenv(probe_settings.PROBE, "elsewhere")
+    assert probe_settings.probe_folder() == "elsewhere"
 
 
 @pytest.mark.parametrize("text", ["0", "5", "two", "-1"])
 def test_a_layer_the_model_has_not_is_refused(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(plugin.STATES, str(tmp_path / "states"))
-    monkeypatch.setenv(plugin.LAYER, text)
+    monkeypatch.setenv(probe_settings.STATES, str(tmp_path / "states"))
+    monkeypatch.setenv(probe_settings.LAYER, text)
     with pytest.raises(
         InputError, match=f"SLOSCHED_STATES_LAYER must be an integer from 1 to 4, got '{text}'"
     ):
         reader_for("tiny", 8, 4)
-    monkeypatch.delenv(plugin.LAYER)
+    monkeypatch.delenv(probe_settings.LAYER)
     reader = reader_for("tiny", 8, 4)
     assert isinstance(reader, Collector)
     assert reader.layer == 2

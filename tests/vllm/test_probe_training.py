@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slosched.cli import main
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.predictors.probe import load_probe
 from slosched.predictors.probe_training import Settings, _Fit, measure, replay, train_probe
 from slosched.predictors.states import States

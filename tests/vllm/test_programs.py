@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from slosched.integrations.vllm.fields import program_number
 from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.slo_fields import program_number
 
 from .conftest import fake_request
 from .test_memory import Traffic
@@ -48,12 +48,12 @@ def test_a_streaming_session_may_change_its_program(ledger: Ledger) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
     """The same prefixes under the virtual clock."""
-    from slosched.integrations.vllm.chaos import chaos_workload
-    from slosched.integrations.vllm.harness import make_request
-    from slosched.integrations.vllm.virtual import VirtualEngine
-    from slosched.limits import EngineLimits
+    from slosched.core.limits import EngineLimits
+    from slosched.core.steptime import StepTimeModel
     from slosched.simulator.engine import table_of
-    from slosched.steptime import StepTimeModel
+    from slosched.testing.chaos import chaos_workload
+    from slosched.testing.harness import make_request
+    from slosched.testing.virtual_clock import VirtualEngine
 
     work = chaos_workload(40, 1, prefix_cache=True)
     engine = VirtualEngine(work, EngineLimits(), StepTimeModel(base_s=0.01))
@@ -71,9 +71,9 @@ def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
 @pytest.mark.parametrize("policy", ["slosched\npolicy_parameters: {programs: true}", "plas", "lpm"])
 def test_policies_of_programs_serve(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the live scheduler, without an error of their own."""
+    from slosched.core.limits import EngineLimits
     from slosched.integrations.vllm.adapter import make
-    from slosched.integrations.vllm.harness import make_scheduler
-    from slosched.limits import EngineLimits
+    from slosched.testing.harness import make_scheduler
 
     config = tmp_path / "slosched.yaml"
     config.write_text(f"policy: {policy}\n")

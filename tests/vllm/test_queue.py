@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.ledger import Ledger
-from slosched.integrations.vllm.line import ArrivalLine
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.queue import SloQueue, smallest
 from slosched.integrations.vllm.state import Learned
+from slosched.integrations.vllm.waiting_rows import ArrivalLine
 
 from .conftest import fake_request
 

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from slosched.limits import EngineLimits
-from slosched.outcome import Run
-from slosched.plan import Plan
+from slosched.core.limits import EngineLimits
+from slosched.core.outcome import Run
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Floats, Ints
+from slosched.core.workload import Workload
+from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.simulator import simulate
 from slosched.simulator.engine import StepRecord
-from slosched.snapshot import Snapshot
-from slosched.steptime import StepTimeModel
-from slosched.table import Floats, Ints
-from slosched.workloads.workload import Workload
 
 pytestmark = [
     pytest.mark.vllm,
@@ -35,7 +35,7 @@ LIMITS = EngineLimits(
 
 
 def _work(seed: int, *, prefix: bool = False, n: int = 60) -> Workload:
-    from slosched.integrations.vllm.chaos import chaos_workload
+    from slosched.testing.chaos import chaos_workload
 
     rng = np.random.default_rng(seed)
     workload = chaos_workload(n, seed, prefix_cache=prefix)
@@ -44,7 +44,7 @@ def _work(seed: int, *, prefix: bool = False, n: int = 60) -> Workload:
 
 
 def _virtual(workload: Workload, **settings: Any) -> tuple[Run, StepRecord]:
-    from slosched.integrations.vllm.virtual import simulate_vllm
+    from slosched.testing.virtual_clock import simulate_vllm
 
     record: list[StepRecord] = []
     settings = {"limits": LIMITS, "step_time": STEPS, **settings}
@@ -60,7 +60,7 @@ def _steps(record: StepRecord) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_chaos_loses_and_corrupts_nothing(asynchronous: bool, depth: int, prefix_cache: bool) -> None:
     """Under random plans, aborts and resets every token is right and every block comes back."""
-    from slosched.integrations.vllm.chaos import run_chaos
+    from slosched.testing.chaos import run_chaos
 
     done = run_chaos(100, depth, asynchronous=asynchronous, depth=depth, prefix_cache=prefix_cache)
     assert done["preemptions"] > 50
@@ -148,7 +148,7 @@ def _raise(snapshot: Snapshot) -> Plan:
 )
 def test_a_broken_policy_leaves_the_engine_first_come_first_served(do: Callable[[Snapshot], Plan]) -> None:
     """Same steps as vLLM alone, the failures counted, the breaker open."""
-    from slosched.integrations.vllm.virtual import VirtualEngine
+    from slosched.testing.virtual_clock import VirtualEngine
 
     work = _work(1)
     engine = VirtualEngine(work, LIMITS, STEPS)
@@ -164,7 +164,7 @@ def test_a_broken_policy_leaves_the_engine_first_come_first_served(do: Callable[
 
 def test_a_policy_that_holds_everybody_is_overruled_when_nothing_runs() -> None:
     """Holding all requests cannot stop the engine."""
-    from slosched.integrations.vllm.virtual import VirtualEngine
+    from slosched.testing.virtual_clock import VirtualEngine
 
     work = _work(2, n=10)
     engine = VirtualEngine(work, LIMITS, STEPS)
@@ -177,7 +177,7 @@ def test_a_policy_that_holds_everybody_is_overruled_when_nothing_runs() -> None:
 def test_nobody_waits_for_ever_under_an_unfair_policy() -> None:
     """The starvation guard lets the oldest go first, whatever the policy says."""
     from slosched.integrations.vllm.config import Config, GuardsConfig
-    from slosched.integrations.vllm.virtual import VirtualEngine
+    from slosched.testing.virtual_clock import VirtualEngine
 
     work = _work(4, n=120)
     waits = []
@@ -193,7 +193,7 @@ def test_nobody_waits_for_ever_under_an_unfair_policy() -> None:
 
 def _factory(**settings: Any) -> Any:
     from slosched.integrations.vllm import Scheduler
-    from slosched.integrations.vllm.harness import make_scheduler
+    from slosched.testing.harness import make_scheduler
 
     return make_scheduler(LIMITS, factory=Scheduler, **settings)
 
@@ -212,7 +212,7 @@ def test_the_factory_takes_the_class_vllm_would_use(
 
 def test_malformed_fields_never_disturb_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever clients send, every request is answered and the bad fields are counted."""
-    from slosched.integrations.vllm.harness import STOP, make_request, runner_output
+    from slosched.testing.harness import STOP, make_request, runner_output
 
     monkeypatch.delenv("SLOSCHED_CONFIG", raising=False)
     scheduler = _factory()
@@ -262,8 +262,8 @@ def test_nothing_is_preempted_while_the_engine_is_paused() -> None:
     """A request preempted under a pause could not be drained."""
     from vllm.v1.core.sched.interface import PauseState
 
-    from slosched.integrations.vllm.chaos import RandomPolicy
-    from slosched.integrations.vllm.virtual import VirtualEngine
+    from slosched.testing.chaos import RandomPolicy
+    from slosched.testing.virtual_clock import VirtualEngine
 
     engine = VirtualEngine(_work(7), LIMITS, STEPS)
     engine.use_policy(RandomPolicy(7, preempt=1.0))

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import slosched.integrations.vllm as package
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.fields import read_claim
 from slosched.integrations.vllm.forecaster import Forecaster
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import PrometheusExport, Stats
 from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
 
 from .conftest import fake_request

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.limits import EngineLimits
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
 from slosched.policies import policy
 from slosched.simulator import simulate
-from slosched.steptime import StepTimeModel
-from slosched.workloads.workload import Workload
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -37,7 +37,7 @@ def work(first_slo: int) -> Workload:
 @pytest.mark.parametrize("first_slo", [0, 1, N // 2, N])
 def test_requests_move_with_the_first_slo(name: str, first_slo: int, asynchronous: bool, depth: int) -> None:
     """Nobody is lost, every token is right, and the order is that of the simulator."""
-    from slosched.integrations.vllm.chaos import ChaosEngine
+    from slosched.testing.chaos import ChaosEngine
 
     engine = ChaosEngine(work(first_slo), LIMITS, MODEL, depth=depth, asynchronous=asynchronous)
     engine.use_policy(policy(name))
@@ -65,7 +65,7 @@ def test_requests_move_with_the_first_slo(name: str, first_slo: int, asynchronou
 
 def test_a_policy_that_needs_no_slo_has_its_queue_at_once() -> None:
     """Shortest job first orders requests nobody promised anything to."""
-    from slosched.integrations.vllm.virtual import VirtualEngine
+    from slosched.testing.virtual_clock import VirtualEngine
 
     engine = VirtualEngine(work(N), LIMITS, MODEL)
     engine.use_policy(policy("sjf"))

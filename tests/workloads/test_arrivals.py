@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.workloads import Workload, burst_arrivals, gamma_arrivals, resample, rescale
 from slosched.workloads.arrivals import first_arrivals
 from slosched.workloads.describe import dispersion

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slosched.errors import DataError, InputError
+from slosched.core.errors import DataError, InputError
 from slosched.workloads import Workload, read, write
 from slosched.workloads.files import MOST_TOKENS
 

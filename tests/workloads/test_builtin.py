@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from slosched.errors import InputError
-from slosched.limits import EngineLimits
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.workload import COLUMNS
 from slosched.workloads import MIXES, Workload, describe, fit_to_engine, generate, mix, read
 from slosched.workloads.builtin import DEMO_SHARES, KINDS
 from slosched.workloads.describe import dispersion
 from slosched.workloads.lengths import LengthTable
-from slosched.workloads.workload import COLUMNS
 
 
 def same(a: Workload, b: Workload) -> bool:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.workloads import fetch, read
 
 BODY = b"TIMESTAMP,ContextTokens,GeneratedTokens\n" + b"2023-11-16 18:17:03.9799600,4808,10\n" * 5000

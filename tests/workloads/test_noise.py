@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from slosched.errors import InputError
-from slosched.forecast import FORECAST_ATOMS
+from slosched.core.errors import InputError
+from slosched.core.forecast import FORECAST_ATOMS
 from slosched.workloads import FORECASTS, Workload, generate, mixed, read, with_forecast
 from slosched.workloads.lengths import fitted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.workloads import describe, read
 from slosched.workloads.agentic import read_agentic
 from slosched.workloads.readers import read_mooncake, sniff

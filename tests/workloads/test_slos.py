@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slosched.errors import InputError
-from slosched.steptime import StepTimeModel
+from slosched.core.errors import InputError
+from slosched.core.steptime import StepTimeModel
 from slosched.workloads import ClassSpec, Workload, generate, merge, with_slos
 from slosched.workloads.slos import unloaded_latency
 

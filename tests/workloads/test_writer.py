@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slosched.forecast import FORECAST_ATOMS
+from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.workload import COLUMNS
 from slosched.workloads import PrefixBlocks, Workload, generate, read, write
-from slosched.workloads.workload import COLUMNS
 
 LABEL = st.text("abcxyz -_é\"'", min_size=1, max_size=6).filter(lambda s: s == s.strip())
 

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, probe
 from slosched.integrations.vllm.clock import Clock, WallClock
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.controller import Controller
-from slosched.integrations.vllm.foretold import foretold
+from slosched.integrations.vllm.probe_forecasts import foretold
 from slosched.integrations.vllm.state import Learned
 from slosched.policies import POLICIES
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import Policy
-from slosched.snapshot import Snapshot
+from slosched.core.snapshot import Snapshot
 
 logger = logging.getLogger("vllm.slosched")
 
@@ -168,9 +168,9 @@ def make_policy(config: Config) -> Policy:
 
 def rehearsal(limits: Any) -> Snapshot:
     """A small queue that makes a policy go through its code once."""
-    from slosched.forecast import LengthForecast
-    from slosched.request import Request
-    from slosched.slo import Slo
+    from slosched.core.forecast import LengthForecast
+    from slosched.core.request import Request
+    from slosched.core.slo import Slo
 
     requests = [
         Request(

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from slosched.integrations.vllm.decision import Decision
-from slosched.snapshot import Snapshot
-from slosched.table import RequestTable
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import RequestTable
 
 SWITCH_S = 2e-4
 """How long this thread may hold the interpreter when the engine's thread wants it; Python's default is 5 ms."""

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 
 VARIABLE = "SLOSCHED_CONFIG"
 MAX_MS = 86_400_000.0

@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 
 from slosched.integrations.vllm.background import Refresh
-from slosched.integrations.vllm.bypass import Bypass
+from slosched.integrations.vllm.memory_bypass import Bypass
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, Capability
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.decision import NOBODY, Decision
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats, exporter
-from slosched.integrations.vllm.peek import PrefixPeek
+from slosched.integrations.vllm.prefix_hits import PrefixPeek
 from slosched.integrations.vllm.planner import Planner
 from slosched.integrations.vllm.preemption import Preemption
 from slosched.integrations.vllm.queue import SloQueue
 from slosched.integrations.vllm.refusal import add_refusals, refused_status
 from slosched.integrations.vllm.state import Learned
-from slosched.integrations.vllm.stepwatch import StepWatch
-from slosched.limits import EngineLimits
+from slosched.integrations.vllm.step_timer import StepWatch
+from slosched.core.limits import EngineLimits
 from slosched.policies.base import Policy
-from slosched.snapshot import Snapshot
-from slosched.table import Ints
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Ints
 
 logger = logging.getLogger("vllm.slosched")
 

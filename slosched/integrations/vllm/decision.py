@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from slosched.errors import InputError
-from slosched.plan import Plan
-from slosched.snapshot import Snapshot
-from slosched.table import Ints
+from slosched.core.errors import InputError
+from slosched.planner.plan import Plan
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Ints
 
 NOBODY: Ints = np.empty(0, dtype=np.int64)
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from slosched.forecast import LengthForecast
+from slosched.core.forecast import LengthForecast
 from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.fields import Claim
+from slosched.integrations.vllm.slo_fields import Claim
 from slosched.integrations.vllm.metrics import Stats
-from slosched.predictors.base import Predictor, Prompt, load_predictor
+from slosched.predictors.base import Predictor, Prompt
+from slosched.predictors.registry import load_predictor
 from slosched.predictors.calibration import Recalibration
 from slosched.predictors.history import ClassHistory
-from slosched.table import Floats
+from slosched.core.table import Floats
 
 logger = logging.getLogger("vllm.slosched")
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.forecast import LengthForecast
+from slosched.core.forecast import LengthForecast
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.fields import read_claim
+from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.forecaster import Forecaster, running_of
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.state import Learned
-from slosched.request import Request
-from slosched.table import Ints, RequestTable
+from slosched.core.request import Request
+from slosched.core.table import Ints, RequestTable
 
 _FAR = 2**62
 OTHER_TENANTS = "other"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
 from slosched.integrations.vllm.plugin import register, watch_of
 
 

@@ -19,20 +19,10 @@ from collections.abc import Callable
 from functools import partialmethod
 from typing import Any
 
-from slosched.errors import InputError
+from slosched.core.errors import InputError
+from slosched.integrations.vllm.probe_settings import wanted
 
 logger = logging.getLogger("vllm.slosched")
-
-PROBE = "SLOSCHED_PROBE"
-STATES = "SLOSCHED_STATES"
-LAYER = "SLOSCHED_STATES_LAYER"
-EVERY = "SLOSCHED_STATES_EVERY"
-
-ATTRIBUTE = "slosched_atoms"
-"""Attribute of vLLM's runner output: forecast atoms of the whole output length by request id."""
-
-SECONDS = "slosched_probe_s"
-"""Attribute beside it: what the probe has taken up to now on the model runner's thread."""
 
 _MARK = "_slosched_probe"
 
@@ -49,29 +39,9 @@ def register() -> None:
         _give_up(None, error)
 
 
-def wanted() -> bool:
-    """Whether environment or configuration ask for a probe or for training data."""
-    return bool(os.environ.get(STATES) or probe_folder())
-
-
-def probe_folder() -> str | None:
-    """Folder of the probe to serve, from the environment or the configuration."""
-    return os.environ.get(PROBE) or _configured()
-
-
 def watch_of(runner: Any) -> Any:
     """The watch of a model runner; None if it has none or it gave up."""
     return runner.__dict__.get(_MARK)
-
-
-def _configured() -> str | None:
-    if not os.environ.get("SLOSCHED_CONFIG"):
-        return None
-    from slosched.integrations.vllm.config import load_config
-
-    forecast = getattr(load_config(), "forecast", None)
-    probe = getattr(forecast, "probe", None)
-    return None if probe is None else str(probe)
 
 
 def _wrap(runner_class: Any) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.errors import InputError
-from slosched.integrations.vllm.plugin import ATTRIBUTE, EVERY, LAYER, SECONDS, STATES, probe_folder
+from slosched.core.errors import InputError
+from slosched.integrations.vllm.probe_settings import ATTRIBUTE, EVERY, LAYER, SECONDS, STATES, probe_folder
 from slosched.predictors.probe import Belief, Probe, load_probe
 from slosched.predictors.states import States
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from slosched.integrations.vllm.ledger import Ledger
-from slosched.integrations.vllm.line import ArrivalLine
-from slosched.table import Ints
+from slosched.integrations.vllm.waiting_rows import ArrivalLine
+from slosched.core.table import Ints
 
 Entry = tuple[float, float, int, int]
 """Key, arrival, serial and row of a waiting request."""

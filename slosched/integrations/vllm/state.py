@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slosched.drift import OnlineStepTime
-from slosched.errors import InputError
+from slosched.timing.drift import OnlineStepTime
+from slosched.core.errors import InputError
 from slosched.predictors.history import ClassHistory
-from slosched.steptime import StepTimeModel
+from slosched.core.steptime import StepTimeModel
+from slosched.timing.presets import preset as named_engine
 
 FORMAT = 2
 
@@ -21,7 +22,7 @@ class Learned:
     def __init__(self, preset: str) -> None:
         self.lengths = ClassHistory()
         # A preset of another machine may be far off: the multipliers get a wide range.
-        self.step_time = OnlineStepTime(StepTimeModel.preset(preset), bound=1000.0)
+        self.step_time = OnlineStepTime(named_engine(preset).step_time, bound=1000.0)
 
     def save(self, path: Path) -> None:
         """Write the state in one move."""

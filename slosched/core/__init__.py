@@ -1,0 +1,1 @@
+"""The nouns: requests, limits, engines, snapshots, outcomes; they import nothing of the other rooms."""

@@ -1,0 +1,103 @@
+"""One engine at one instant: all that a policy may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.errors import require
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Ints, RequestTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Who waits, who runs, what is free, on one clock.
+
+    Parameters
+    ----------
+    now_s
+        The engine's clock.
+    table
+        The requests' columns; rows index into it.
+    waiting
+        Rows of waiting requests in ascending (arrival, serial), so that a stable sort by any key is a total
+        order.
+    running
+        Rows of running requests in the engine's own order: token budget goes to the first, preemption for
+        want of memory takes the last.
+    limits
+        Capacity of the engine.
+    step_time
+        Predicted seconds of one step.
+    free_blocks
+        KV blocks that are free or can be evicted now.
+    step
+        Number of the engine step that is about to be scheduled.
+
+    Examples
+    --------
+    >>> from slosched.core.forecast import LengthForecast
+    >>> request = Request(request_id="a", prompt_tokens=10, forecast=LengthForecast.point(5))
+    >>> Snapshot.of([request]).waiting.tolist()
+    [0]
+    """
+
+    now_s: float
+    table: RequestTable
+    waiting: Ints
+    running: Ints
+    limits: EngineLimits
+    step_time: StepTimeModel
+    free_blocks: int
+    step: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        waiting: Sequence[Request],
+        running: Sequence[Request] = (),
+        *,
+        now_s: float | None = None,
+        limits: EngineLimits | None = None,
+        step_time: StepTimeModel | None = None,
+    ) -> Snapshot:
+        """Snapshot of a queue given as `Request` objects.
+
+        Running requests have their whole prompt and their generated tokens in the KV cache. The clock
+        defaults to the latest arrival, limits to `EngineLimits()`, the step time to a measured preset.
+        """
+        limits = limits or EngineLimits()
+        step_time = step_time or DEFAULT_ENGINE.step_time
+        everyone = [*waiting, *running]
+        table = RequestTable.of(everyone)
+        first = np.arange(len(waiting), dtype=np.int64)
+        order = np.lexsort((table.serial[first], table.arrival_s[first])) if len(first) else first
+        rest = np.arange(len(waiting), len(everyone), dtype=np.int64)
+        table.computed_tokens[rest] = table.prompt_tokens[rest] + table.generated_tokens[rest]
+        table.first_token_s[rest] = table.arrival_s[rest]
+        used = int(np.sum(-(-table.computed_tokens[rest] // limits.block_tokens)))
+        require(
+            used <= limits.kv_blocks, "running", f"requests that fit in {limits.kv_blocks} KV blocks", used
+        )
+        if now_s is None:
+            now_s = max((r.arrival_s for r in everyone), default=0.0)
+        return cls(
+            now_s=now_s,
+            table=table,
+            waiting=first[order],
+            running=rest,
+            limits=limits,
+            step_time=step_time,
+            free_blocks=limits.kv_blocks - used,
+        )
+
+    @property
+    def free_seqs(self) -> int:
+        """How many more requests may run."""
+        return self.limits.max_num_seqs - len(self.running)

@@ -1,0 +1,190 @@
+"""Requests over time, with the truth about their output lengths: what a simulator replays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.core.errors import require
+from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.table import Floats, Ints
+
+COLUMNS = (
+    "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "weight", "priority",
+    "class_index", "tenant_index", "atoms",
+)  # fmt: skip
+"""Fields of a `Workload` with one row per request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixBlocks:
+    """Content of the prompts as ids of blocks; equal id at the same place means equal prefix.
+
+    Parameters
+    ----------
+    offsets
+        Request i has the ids ``ids[offsets[i]:offsets[i + 1]]``, shape (n + 1,). Fewer ids than the prompt
+        has blocks mean that the rest of the prompt is unique.
+    ids
+        Block ids, each standing for the content of this block and of all before it.
+    block_tokens
+        Tokens per block; a prompt's last block may be partly filled.
+    """
+
+    offsets: Ints
+    ids: Ints
+    block_tokens: int
+
+    def __post_init__(self) -> None:
+        require(self.block_tokens >= 1, "block_tokens", "an integer of at least 1", self.block_tokens)
+        ok = len(self.offsets) > 0 and self.offsets[0] == 0 and self.offsets[-1] == len(self.ids)
+        ok = ok and bool(np.all(np.diff(self.offsets) >= 0))
+        require(ok, "offsets", "ascending from 0 to the number of ids", self.offsets[-1:].tolist())
+
+    def rows(self, index: Ints) -> PrefixBlocks:
+        """The blocks of some requests, in the order of `index`."""
+        counts = np.diff(self.offsets)[index]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        at = np.repeat(self.offsets[:-1][index] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return replace(self, offsets=offsets, ids=self.ids[at])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Columns over n requests in ascending arrival order.
+
+    Parameters
+    ----------
+    name
+        For reports.
+    arrival_s
+        Arrival times in seconds, ascending, the first at least 0.
+    prompt_tokens, output_tokens
+        Lengths, each at least 1. The output length is the truth and is hidden from policies.
+    ttft_s, tpot_s, e2e_s
+        Limits, infinity for none.
+    weight, priority, class_index, tenant_index
+        As in `Request`; labels index `classes` and `tenants`.
+    atoms
+        Forecast of the output length, shape (n, FORECAST_ATOMS), what policies see.
+    prefix
+        Prompt contents for the prefix cache, or None when every prompt is unique.
+    source
+        Where lengths and arrivals come from, for reports.
+    """
+
+    name: str
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    weight: Floats
+    priority: Ints
+    class_index: Ints
+    tenant_index: Ints
+    atoms: Floats
+    classes: tuple[str, ...] = ("default",)
+    tenants: tuple[str, ...] = ("default",)
+    prefix: PrefixBlocks | None = None
+    source: str = ""
+    request_ids: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival_s)
+        for name in COLUMNS:
+            shape = (n, FORECAST_ATOMS) if name == "atoms" else (n,)
+            require(getattr(self, name).shape == shape, name, f"shape {shape}", getattr(self, name).shape)
+        ok = n == 0 or bool(self.arrival_s[0] >= 0 and np.isfinite(self.arrival_s[-1]))
+        require(
+            ok, "arrival_s", "finite and at least 0", [float(t) for t in self.arrival_s[[0, -1]]] if n else []
+        )
+        require(bool(np.all(np.diff(self.arrival_s) >= 0)), "arrival_s", "ascending", "a decrease or NaN")
+        for name in ("prompt_tokens", "output_tokens"):
+            _at_least(getattr(self, name), name, 1)
+        for name in ("ttft_s", "tpot_s", "e2e_s"):
+            values = getattr(self, name)
+            require(
+                bool(np.all(values > 0)),
+                name,
+                "above 0, infinity for none",
+                float(values.min(initial=np.inf)),
+            )
+        ok = bool(np.all(np.isfinite(self.weight) & (self.weight >= 0)))
+        require(ok, "weight", "finite and at least 0", "another value")
+        require(bool(np.all(np.isfinite(self.atoms))), "atoms", "finite", "another value")
+        _at_least(self.atoms, "atoms", 1)
+        require(
+            bool(np.all(np.diff(self.atoms, axis=1) >= 0)), "atoms", "ascending in each row", "a decrease"
+        )
+        for name, labels in (("class_index", self.classes), ("tenant_index", self.tenants)):
+            values = getattr(self, name)
+            ok = n == 0 or (values.min() >= 0 and values.max() < len(labels))
+            require(ok, name, f"indices below {len(labels)}", int(values.max(initial=0)))
+        ok = self.prefix is None or len(self.prefix.offsets) == n + 1
+        require(ok, "prefix", f"blocks of {n} requests", "another number")
+        ok = not self.request_ids or len(self.request_ids) == n
+        require(ok, "request_ids", f"{n} names, or none", len(self.request_ids))
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @classmethod
+    def plain(
+        cls,
+        arrival_s: NDArray[np.float64],
+        prompt_tokens: NDArray[np.int64],
+        output_tokens: NDArray[np.int64],
+        *,
+        name: str = "workload",
+        slo_class: str = "default",
+        prefix: PrefixBlocks | None = None,
+        source: str = "",
+    ) -> Workload:
+        """A best-effort workload of one class whose forecasts are the true lengths (an oracle)."""
+        n = len(arrival_s)
+        zeros = np.zeros(n, dtype=np.int64)
+        output = np.asarray(output_tokens, dtype=np.int64)
+        return cls(
+            name=name,
+            arrival_s=np.asarray(arrival_s, dtype=np.float64),
+            prompt_tokens=np.asarray(prompt_tokens, dtype=np.int64),
+            output_tokens=output,
+            ttft_s=np.full(n, np.inf),
+            tpot_s=np.full(n, np.inf),
+            e2e_s=np.full(n, np.inf),
+            weight=np.ones(n),
+            priority=zeros,
+            class_index=zeros,
+            tenant_index=zeros,
+            atoms=np.repeat(output.astype(np.float64)[:, None], FORECAST_ATOMS, axis=1),
+            classes=(slo_class,),
+            prefix=prefix,
+            source=source,
+        )
+
+    def rows(self, keep: NDArray[np.bool_] | Ints, *, arrival_s: Floats | None = None) -> Workload:
+        """Some rows as a workload of their own.
+
+        Parameters
+        ----------
+        keep
+            A mask over the rows, or indices, which may repeat, and be out of order if `arrival_s` is given.
+        arrival_s
+            New arrival times of the rows kept; by default their own.
+        """
+        index: Ints = np.flatnonzero(keep) if keep.dtype == bool else np.asarray(keep, dtype=np.int64)
+        columns = {name: getattr(self, name)[index] for name in COLUMNS}
+        if arrival_s is not None:
+            columns["arrival_s"] = arrival_s
+        ids = tuple(self.request_ids[i] for i in index.tolist()) if self.request_ids else ()
+        prefix = self.prefix.rows(index) if self.prefix is not None else None
+        return replace(self, prefix=prefix, request_ids=ids, **columns)
+
+
+def _at_least(values: NDArray[np.generic], name: str, least: int) -> None:
+    ok = bool(np.all(values >= least))  # type: ignore[operator]
+    require(ok, name, f"at least {least}", "" if ok else f"{values.min()} in one row")

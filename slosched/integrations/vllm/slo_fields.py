@@ -1,0 +1,132 @@
+"""SLO fields of a request, read leniently, from ``vllm_xargs`` or ``SamplingParams.extra_args``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from slosched.integrations.vllm.config import MAX_MS, Config
+from slosched.core.slo import Slo
+
+MAX_TOKENS = 1e7
+MAX_NAME = 128
+
+LIMIT_FIELDS = {"slo_ttft_ms": "ttft", "slo_tpot_ms": "tpot", "slo_e2e_ms": "e2e"}
+LENGTH_FIELDS = ("predicted_output_tokens", "predicted_output_tokens_p90")
+ALIASES = {"pred_len": "predicted_output_tokens", "pred_len_p90": "predicted_output_tokens_p90"}
+FIELDS = (*LIMIT_FIELDS, "slo_class", "slo_weight", "slo_tenant", "slo_program", *LENGTH_FIELDS)
+"""Every field a request may carry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What one request says about itself, made harmless.
+
+    `program` is the number of its program, -1 for none; `malformed` names the fields that were ignored for
+    their value.
+    """
+
+    slo: Slo
+    slo_class: str
+    weight: float
+    tenant: str = "default"
+    program: int = -1
+    predicted_tokens: float | None = None
+    predicted_p90_tokens: float | None = None
+    malformed: tuple[str, ...] = ()
+
+
+def read_claim(extra: object, config: Config) -> Claim:
+    """Read the SLO fields of a request; never raises, whatever they hold.
+
+    A field that is not what it should be is ignored in favour of what its class says and is named in
+    `Claim.malformed`; an unknown class counts as the default class. Limits below the tightest allowed and
+    weights above the greatest allowed count as these.
+
+    Examples
+    --------
+    >>> claim = read_claim({"slo_ttft_ms": 500, "slo_tpot_ms": "fast", "slo_weight": 1e9}, Config())
+    >>> claim.slo.ttft_s, claim.slo.tpot_s, claim.weight, claim.malformed
+    (0.5, None, 10.0, ('slo_tpot_ms',))
+    """
+    fields: Mapping[Any, Any] = extra if isinstance(extra, Mapping) else {}
+    malformed: list[str] = []
+    values = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
+    for alias, name in ALIASES.items():
+        if fields.get(alias) is not None:
+            values.setdefault(name, fields[alias])
+
+    def number(name: str, least: float, most: float) -> float | None:
+        """The field's number within its domain; None, and named as malformed if given, otherwise."""
+        value = _number(values.get(name))
+        if value is not None and not least <= value <= most:
+            value = None
+        if value is None and name in values:
+            malformed.append(name)
+        return value
+
+    def label(name: str) -> str | None:
+        """The field's text; None, and named as malformed if given, otherwise."""
+        value = values.get(name)
+        if isinstance(value, str) and 0 < len(value) <= MAX_NAME:
+            return value
+        if name in values:
+            malformed.append(name)
+        return None
+
+    slo_class = label("slo_class") or config.default_class
+    if slo_class not in config.classes and slo_class != config.default_class:
+        malformed.append("slo_class")
+        slo_class = config.default_class
+    promised = config.of_class(slo_class)
+    limits: dict[str, float | None] = {}
+    for name, kind in LIMIT_FIELDS.items():
+        value = number(name, math.ulp(0.0), MAX_MS)
+        if value is not None:
+            value = max(value, getattr(config.bounds, f"min_{kind}_ms"))
+        else:
+            value = getattr(promised, f"{kind}_ms")
+        limits[f"{kind}_s"] = None if value is None else value / 1000.0
+    weight = number("slo_weight", 0.0, math.inf)
+    tokens, p90 = (number(name, 1.0, MAX_TOKENS) for name in LENGTH_FIELDS)
+    tenant, program = label("slo_tenant") or "default", label("slo_program")
+    return Claim(
+        slo=Slo(**limits),
+        slo_class=slo_class,
+        weight=promised.weight if weight is None else min(weight, config.bounds.max_weight),
+        tenant=tenant,
+        program=-1 if program is None else program_number(tenant, program),
+        predicted_tokens=tokens if tokens is not None else promised.predicted_output_tokens,
+        predicted_p90_tokens=p90,
+        malformed=tuple(malformed),
+    )
+
+
+def program_number(tenant: str, program: str) -> int:
+    """A tenant's program as a number from 0 to 2**62 - 1: a hash, since names kept would fill the memory.
+
+    Examples
+    --------
+    >>> program_number("a", "task-1") == program_number("a", "task-1")
+    True
+    >>> program_number("a", "task-1") == program_number("b", "task-1")
+    False
+    """
+    name = f"{tenant}\0{program}".encode(errors="surrogatepass")
+    return int.from_bytes(blake2b(name, digest_size=8).digest()) >> 2
+
+
+def _number(value: object) -> float | None:
+    """A finite number, also when written as a short string; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and len(value) > 32:
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,1 @@
+"""Studies of policies: runs, bounds, statistics, capacity, and why a request missed its limits."""

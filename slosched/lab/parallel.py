@@ -1,0 +1,138 @@
+"""Tasks over cells in processes that share one object."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, Generic, Self, TypeVar
+
+from slosched.core.errors import InputError, MissingExtraError
+
+Shared = TypeVar("Shared")
+Cell = TypeVar("Cell")
+Result = TypeVar("Result")
+
+Progress = Callable[[int, int], None]
+"""Called with (done, all)."""
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers(Generic[Shared]):
+    """Processes that know one object and map tasks over cells; with one job, this process itself.
+
+    Processes are spawned: forking is not safe with threads, and a progress bar is one. Close it by leaving
+    its ``with`` block.
+
+    Parameters
+    ----------
+    shared
+        First argument of every task; picklable, sent to each process once.
+    jobs
+        Processes, at least 1.
+    """
+
+    def __init__(self, shared: Shared, jobs: int) -> None:
+        self._shared = shared
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs > 1:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(jobs, spawn, initializer=_remember, initargs=(shared,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(
+        self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell], progress: Progress | None = None
+    ) -> list[Result]:
+        """Results in the order of the cells."""
+        results: dict[int, Result] = {}
+        for index, result in self.each(task, cells):
+            results[index] = result
+            if progress is not None:
+                progress(len(results), len(cells))
+        return [results[i] for i in range(len(cells))]
+
+    def each(
+        self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell]
+    ) -> Iterator[tuple[int, Result]]:
+        """Results as they come, each with the index of its cell."""
+        if self._pool is None:
+            for index, cell in enumerate(cells):
+                yield index, task(self._shared, cell)
+            return
+        futures = {self._pool.submit(_guarded, task, cell): i for i, cell in enumerate(cells)}
+        for future in as_completed(futures):
+            result, complaint = future.result()
+            if complaint is not None:
+                raise InputError(complaint)
+            yield futures[future], result
+
+
+class RayWorkers(Workers[Shared]):
+    """The same on every machine of a Ray cluster, or on this one if no cluster is found; needs ``ray``.
+
+    Parameters
+    ----------
+    shared
+        First argument of every task; must mean the same on every machine (a path must exist there).
+    jobs
+        Ignored: Ray knows its cores.
+    """
+
+    def __init__(self, shared: Shared, jobs: int = 1) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise MissingExtraError("ray", "cluster") from None
+        super().__init__(shared, 1)
+        self._ray: Any = ray
+        ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+
+    def __exit__(self, *_: object) -> None:
+        self._ray.shutdown()
+
+    def each(
+        self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell]
+    ) -> Iterator[tuple[int, Result]]:
+        """Results as they come, each with the index of its cell."""
+        remote = self._ray.remote(_with_complaint)
+        shared = self._ray.put(self._shared)
+        index = {remote.remote(task, shared, cell): i for i, cell in enumerate(cells)}
+        waiting = list(index)
+        while waiting:
+            (ready,), waiting = self._ray.wait(waiting)
+            result, complaint = self._ray.get(ready)
+            if complaint is not None:
+                raise InputError(complaint)
+            yield index[ready], result
+
+
+_shared: Any = None
+"""The object of a worker process."""
+
+
+def _remember(shared: Any) -> None:
+    global _shared
+    _shared = shared
+
+
+def _guarded(task: Callable[[Any, Any], Any], cell: Any) -> tuple[Any, str | None]:
+    return _with_complaint(task, _shared, cell)
+
+
+def _with_complaint(task: Callable[[Any, Any], Any], shared: Any, cell: Any) -> tuple[Any, str | None]:
+    """A task's result, or the words of its `InputError`: not every exception survives pickling."""
+    try:
+        return task(shared, cell), None
+    except InputError as error:
+        return None, str(error)

@@ -1,0 +1,1 @@
+"""Policies that sort the queue by one number."""

@@ -1,0 +1,27 @@
+"""Weighted shortest processing time, Smith's rule."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Floats, Ints
+from slosched.policies.base import KeyPolicy
+from slosched.timing.estimate import decode_step_s, remaining_s
+
+
+class Wspt(KeyPolicy):
+    """Weighted shortest processing time: descending weight / predicted remaining service; weight 0 last.
+
+    W. E. Smith, "Various optimizers for single-stage production", 1956. Waiting requests only.
+    """
+
+    name: ClassVar[str] = "wspt"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        """Predicted remaining service over weight."""
+        weight = snapshot.table.weight[rows]
+        service = remaining_s(snapshot, rows, decode_step_s(snapshot))
+        return np.where(weight > 0, service / np.maximum(weight, np.finfo(float).tiny), np.inf)

@@ -1,0 +1,29 @@
+"""Predictors read from disk, by their kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slosched.core.errors import InputError
+from slosched.predictors.base import ABOUT, Predictor, about_of
+from slosched.predictors.history import ClassHistory
+from slosched.predictors.ranker import Ranker
+from slosched.predictors.transformer import TransformerRanker
+
+
+def load_predictor(folder: str | Path) -> Predictor:
+    """Read a ranker, a transformer ranker or a class history; nothing in it is executed.
+
+    Raises
+    ------
+    InputError
+        If the folder or a file is missing, or is not what it should be.
+    """
+    kind = about_of(folder)["kind"]
+    if kind == "light":
+        return Ranker.load(folder)
+    if kind == "transformer":
+        return TransformerRanker.load(folder)
+    if kind == "history":
+        return ClassHistory.load(folder)
+    raise InputError(f"{Path(folder) / ABOUT}: kind must be light, transformer or history, got {kind!r}.")

@@ -1,0 +1,182 @@
+"""Adversity for the real scheduler: random plans, aborts and resets, with every token checked."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import PrefixBlocks, Workload
+from slosched.planner.plan import Plan
+from slosched.policies.base import Policy
+from slosched.testing.harness import make_request
+from slosched.testing.virtual_clock import VirtualEngine
+
+MAX_TURNS = 200
+"""Turns of the engine per request after which a request counts as stuck; a dozen is usual."""
+
+
+class RandomPolicy(Policy):
+    """Random order, holds, preemptions, refusals, pauses, running order and prefill budget in every step."""
+
+    name: ClassVar[str] = "random-plans"
+    preempts: bool = True
+    paces: ClassVar[bool] = True
+    rejects: bool = True
+    skips: ClassVar[bool] = True
+
+    def __init__(self, seed: int, preempt: float = 0.3) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._preempt = preempt
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """Anything that is allowed."""
+        rng = self._rng
+        order = rng.permutation(snapshot.waiting)
+        hold = order[rng.random(len(order)) < 0.2]
+        preempt = snapshot.running[rng.random(len(snapshot.running)) < self._preempt * (rng.random() < 0.5)]
+        return Plan(
+            snapshot=snapshot,
+            policy=self.name,
+            order=order[: int(rng.integers(0, len(order) + 1))],
+            hold=hold,
+            preempt=preempt[:3],
+            running_order=rng.permutation(snapshot.running) if rng.random() < 0.5 else None,
+            prefill_tokens=int(rng.integers(0, 64)) if rng.random() < 0.3 else None,
+            reject=order[-1:] if rng.random() < 0.02 else order[:0],
+            skip=snapshot.running[rng.random(len(snapshot.running)) < 0.1],
+        )
+
+
+class RandomWorstVictim(RandomPolicy):
+    """The same, with memory taken from the running request of the worst priority."""
+
+    victim_worst: ClassVar[bool] = True
+
+
+class ChaosEngine(VirtualEngine):
+    """A virtual engine in which clients abort and operators reset the prefix cache at random."""
+
+    def disturb(self, seed: int, *, abort: float = 0.02, reset: float = 0.01) -> None:
+        """Set the chances of an abort and of a reset in each turn."""
+        self._rng = np.random.default_rng(seed)
+        self._abort, self._reset = abort, reset
+        self.aborted = self.resets = self.turns = 0
+
+    def advance(self) -> None:
+        """One turn of the engine, perhaps preceded by a disturbance."""
+        from vllm.v1.request import RequestStatus
+
+        self.turns += 1
+        if self.turns > MAX_TURNS * len(self.ids):
+            left = {"waiting": len(self.scheduler.waiting), "running": len(self.scheduler.running)}
+            raise InputError(f"no request may be lost or stuck, got {len(self.live)} without an end, {left}.")
+        if self.live and self._rng.random() < self._abort:
+            request_id = str(self._rng.choice(list(self.live)))
+            self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+            self.scheduler.finish_requests("nobody", RequestStatus.FINISHED_ABORTED)
+            del self.live[request_id]
+            self.aborted += 1
+        if self._rng.random() < self._reset:
+            self.scheduler.reset_prefix_cache(reset_running_requests=bool(self._rng.random() < 0.5))
+            self.resets += 1
+        super().advance()
+
+    def check_empty(self) -> None:
+        """Raise unless nothing is left behind: requests, rows, blocks."""
+        scheduler, controller = self.scheduler, self.scheduler.slosched
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        left = {
+            "requests": len(scheduler.requests),
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "rows": len(controller.ledger.rows),
+            "steps in flight": len(controller.in_flight),
+            "blocks": self.limits.kv_blocks - free,
+        }
+        if any(left.values()):
+            raise InputError(f"nothing must be left behind, got {left}.")
+
+
+def chaos_workload(n: int, seed: int, *, prefix_cache: bool) -> Workload:
+    """Requests that arrive fast enough to queue, some with shared prompts."""
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(1, 200, n)
+    prefix = None
+    if prefix_cache:
+        blocks = [int(rng.integers(0, p // 16 + 1)) for p in prompt.tolist()]
+        ids = [1000 * int(rng.integers(0, 6)) for _ in range(n)]
+        prefix = PrefixBlocks(
+            offsets=np.concatenate([[0], np.cumsum(blocks)]).astype(np.int64),
+            ids=np.array([i + j for i, b in zip(ids, blocks, strict=True) for j in range(b)], dtype=np.int64),
+            block_tokens=16,
+        )
+    return Workload.plain(
+        np.sort(rng.uniform(0, n / 50, n)), prompt, rng.integers(1, 40, n), prefix=prefix, name="chaos"
+    )
+
+
+def keeps_stale_output() -> bool:
+    """Whether this vLLM tracks the output of steps in flight over a preemption."""
+    probe = make_request("probe", [1], max_tokens=1, arrival_s=0.0, priority=0, block_tokens=16, hashed=False)
+    return hasattr(probe, "num_stale_output_tokens")
+
+
+def run_chaos(
+    n: int,
+    seed: int,
+    *,
+    asynchronous: bool,
+    depth: int,
+    prefix_cache: bool,
+    kv_blocks: int = 60,
+    worst_victim: bool = False,
+    reset: float | None = None,
+) -> dict[str, Any]:
+    """Put `n` requests through the real scheduler under random plans, aborts and resets.
+
+    `reset` is the chance of a reset in each turn. By default it is 0.01, but 0 with the asynchronous
+    scheduler of releases before 0.27, which then loses tokens by itself.
+
+    Returns
+    -------
+    dict
+        Counts: requests, aborted, resets, preemptions, held and skipped (one a step and request), rejected,
+        steps.
+
+    Raises
+    ------
+    InputError
+        If a token is wrong, a request is lost or stuck, or anything is left behind.
+    """
+    limits = EngineLimits(
+        max_num_seqs=8, max_num_batched_tokens=128, kv_blocks=kv_blocks, block_tokens=16, max_model_len=512,
+        prefix_cache=prefix_cache,
+    )  # fmt: skip
+    workload = chaos_workload(n, seed, prefix_cache=prefix_cache)
+    engine = ChaosEngine(
+        workload, limits, StepTimeModel(base_s=0.01, prefill_token_s=2e-5), depth=depth,
+        asynchronous=asynchronous,
+    )  # fmt: skip
+    engine.use_policy(RandomWorstVictim(seed) if worst_victim else RandomPolicy(seed))
+    if reset is None:
+        reset = 0.0 if asynchronous and not keeps_stale_output() else 0.01
+    engine.disturb(seed + 1, reset=reset)
+    engine.run()
+    engine.scheduler.schedule()  # vLLM's own clean-up after the last abort
+    engine.check_empty()
+    stats = engine.scheduler.slosched.stats
+    return {
+        "requests": n,
+        "aborted": engine.aborted,
+        "resets": engine.resets,
+        "preemptions": stats.preempted,
+        "held": stats.held,
+        "rejected": stats.rejected,
+        "skipped": stats.skipped,
+        "steps": engine.steps,
+    }

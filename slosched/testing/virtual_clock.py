@@ -1,0 +1,436 @@
+"""vLLM's real scheduler under a virtual clock: a fake executor whose steps last as a step-time model says."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.outcome import Outcomes, Run, RunLog
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.integrations.vllm.adapter import adapted, attach
+from slosched.integrations.vllm.clock import VirtualClock
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.refusal import REASON
+from slosched.integrations.vllm.state import Learned
+from slosched.lab.study import Bench
+from slosched.policies import policy as policy_by_name
+from slosched.policies.base import Policy
+from slosched.simulator.engine import StepRecord, refuse_oversize, table_of
+from slosched.testing.harness import STOP, make_request, make_scheduler, runner_output
+
+PS = 1e-12
+MAX_EMPTY_STEPS = 10_000
+PROMPT_TOKENS = 1 << 40
+OUTPUT_TOKENS = 1 << 44
+SPAN = 1 << 20
+"""Token numbers: prompts of request i from PROMPT_TOKENS + i·SPAN, answers from OUTPUT_TOKENS + i·SPAN, each
+counted by position; shared prompt blocks by block below PROMPT_TOKENS."""
+
+
+def simulate_vllm(
+    workload: Workload,
+    policy: str | Policy = "fcfs",
+    *,
+    limits: EngineLimits | None = None,
+    step_time: StepTimeModel | None = None,
+    depth: int = 1,
+    asynchronous: bool = False,
+    stock: str | None = None,
+    seed: int = 0,
+    record: list[StepRecord] | None = None,
+) -> Run:
+    """Replay a workload through the scheduler of the installed vLLM.
+
+    The scheduler and the KV cache manager are vLLM's own; only the model is missing. Every token carries its
+    position, and the run fails if any request gets a wrong, missing or repeated one.
+
+    Parameters
+    ----------
+    workload
+        Requests to replay; each must fit the context and the KV cache.
+    policy
+        A policy by name or a fresh policy object; not used if `stock` is given.
+    limits, step_time
+        The engine; the preset H100 with Llama-3.1-8B by default.
+    depth
+        Steps in flight at once, at least 1: 2 with asynchronous scheduling, 4 with four pipeline stages.
+    asynchronous
+        Whether vLLM's asynchronous scheduler is used.
+    stock
+        ``"fcfs"`` or ``"priority"``: vLLM alone with this policy of its own, without slosched.
+    seed
+        Seed of a policy given by name.
+    record
+        A list that receives one `StepRecord`.
+
+    Returns
+    -------
+    Run
+        As `slosched.simulator.simulate` gives, with engine ``"vllm <version>"``.
+
+    Raises
+    ------
+    MissingExtraError
+        If vLLM is not installed.
+    InputError
+        If a request can never fit, an argument is out of its domain, a token is wrong, or nothing advances.
+    """
+    if stock not in (None, "fcfs", "priority"):
+        raise InputError(f"stock must be 'fcfs', 'priority' or None, got {stock!r}.")
+    if depth < 1:
+        raise InputError(f"depth must be at least 1, got {depth!r}.")
+    limits = limits or EngineLimits()
+    step_time = step_time or DEFAULT_ENGINE.step_time
+    refuse_oversize(workload, limits)
+    begin = time.perf_counter()
+    engine = VirtualEngine(workload, limits, step_time, depth=depth, asynchronous=asynchronous)
+    if stock is not None:
+        engine.use_stock(priority=stock == "priority")
+    else:
+        engine.use_policy(policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy)
+    engine.run()
+    if record is not None:
+        record.append(engine.steps_recorded())
+    return engine.result(time.perf_counter() - begin, seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmBench(Bench):
+    """A `slosched.lab.study.Bench` whose runs take place in the installed vLLM's scheduler.
+
+    Parameters
+    ----------
+    depth, asynchronous
+        As in `simulate_vllm`.
+    """
+
+    depth: int = 1
+    asynchronous: bool = False
+
+    def run(self, policy: str, rate_rps: float, seed: int) -> Run:
+        """Replay the workload of one rate and seed under one policy."""
+        return simulate_vllm(
+            self.source(rate_rps, seed), policy, limits=self.limits, step_time=self.step_time,
+            depth=self.depth, asynchronous=self.asynchronous, seed=seed,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One step on its way: vLLM's output object, what the runner will say, when it ends."""
+
+    output: Any
+    reply: Any
+    end_ps: int
+
+
+class VirtualEngine:
+    """The engine's loop around one scheduler; `simulate_vllm` is the usual way in."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        limits: EngineLimits,
+        step_time: StepTimeModel,
+        *,
+        depth: int = 1,
+        asynchronous: bool = False,
+    ) -> None:
+        self.workload, self.limits, self.step_time = workload, limits, step_time
+        self.depth, self.asynchronous = depth, asynchronous
+        self.clock = VirtualClock()
+        self.now_ps = 0
+        self.scheduler: Any = None
+        self.name = ""
+        n = len(workload)
+        self.ids = list(workload.request_ids) or [str(i) for i in range(n)]
+        self.row = {request_id: i for i, request_id in enumerate(self.ids)}
+        self.arrival_ps = np.ceil(workload.arrival_s / PS).astype(np.int64).tolist()
+        self.admitted_ps, self.first_ps, self.finish_ps = ([-1] * n for _ in range(3))
+        self.generated, self.peak, self.recomputed, self.cached = ([0] * n for _ in range(4))
+        self.preemptions = [0] * n
+        self.steps, self.busy_ps, self.end_ps = 0, 0, 0
+        self.next = 0
+        self.empty = 0
+        self.flights: deque[_Flight] = deque()
+        self.log: list[tuple[int, int, int]] = []
+        self.depths: list[tuple[int, int, int]] = []
+        self.live: dict[str, Any] = {}
+        self.rejected = np.zeros(n, dtype=np.bool_)
+        self._shared = _shared_tokens(workload)
+        self._begins = table_of(workload).prefix_index
+
+    # set-up -----------------------------------------------------------------------------------------------
+
+    def use_stock(self, *, priority: bool) -> None:
+        """Run vLLM's own class and policy."""
+        self.name = f"vllm-{'priority' if priority else 'fcfs'}"
+        self.scheduler = make_scheduler(self.limits, asynchronous=self.asynchronous, priority=priority)
+
+    def use_policy(self, policy: Policy, config: Config | None = None) -> None:
+        """Run a policy of slosched in vLLM's scheduler."""
+        self.name = policy.name
+        config = config or Config(allow_reject=policy.rejects)
+        learned = Learned("h100-llama-3.1-8b")
+        learned.step_time = type(learned.step_time)(self.step_time)
+
+        def factory(vllm_config: Any, **keywords: Any) -> Any:
+            """Make the scheduler as vLLM would call its own class."""
+            from slosched.integrations.vllm.adapter import base_class
+
+            scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
+            controller = attach(scheduler, vllm_config, config, self.clock, policy, learned)
+            controller.ledger.describe = self.describe
+            return scheduler
+
+        self.scheduler = make_scheduler(self.limits, asynchronous=self.asynchronous, factory=factory)
+
+    def describe(self, request: Any) -> tuple[Request, int]:
+        """A row of the workload in slosched's terms, forecast in place of the true length, and its prefix."""
+        w, i = self.workload, self.row[request.request_id]
+        limits = (float(w.ttft_s[i]), float(w.tpot_s[i]), float(w.e2e_s[i]))
+        ttft, tpot, e2e = (None if math.isinf(limit) else limit for limit in limits)
+        described = Request(
+            request_id=request.request_id,
+            prompt_tokens=int(w.prompt_tokens[i]),
+            forecast=LengthForecast(tuple(w.atoms[i].tolist())),
+            slo=Slo(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e),
+            arrival_s=float(w.arrival_s[i]),
+            weight=float(w.weight[i]),
+            priority=int(w.priority[i]),
+            slo_class=w.classes[w.class_index[i]],
+            tenant=w.tenants[w.tenant_index[i]],
+        )
+        return described, int(self._begins[i])
+
+    def submit(self, i: int) -> None:
+        """Hand request i to the scheduler."""
+        w = self.workload
+        prompt = int(w.prompt_tokens[i])
+        request = make_request(
+            self.ids[i], self.prompt(i), max_tokens=self.limits.max_model_len - prompt,
+            arrival_s=float(w.arrival_s[i]), priority=int(w.priority[i]),
+            block_tokens=self.limits.block_tokens, hashed=self.limits.prefix_cache,
+        )  # fmt: skip
+        self.live[self.ids[i]] = request
+        self.scheduler.add_request(request)
+
+    def prompt(self, i: int) -> list[int]:
+        """Tokens of prompt i: shared blocks first, its own after."""
+        shared = self._shared[i] if self._shared is not None else []
+        own = PROMPT_TOKENS + i * SPAN
+        prompt = int(self.workload.prompt_tokens[i])
+        return [*shared, *range(own + len(shared), own + prompt)]
+
+    # the loop ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until every request has its whole answer."""
+        while self.next < len(self.ids) or self.live or self.flights:
+            self.advance()
+        errors = getattr(getattr(self.scheduler, "slosched", None), "stats", None)
+        if errors is not None and errors.errors:
+            raise InputError(f"policy {self.name!r} must not fail, got {errors.errors}.")
+
+    def advance(self) -> None:
+        """One turn: arrivals, a step if there is room in the pipeline, else the end of the oldest step."""
+        self.arrivals()
+        if self.scheduler.has_requests():
+            output = self.schedule()
+            if output.total_num_scheduled_tokens > 0:
+                if len(self.flights) < self.depth:
+                    return
+            else:
+                self.take(self.scheduler.update_from_output(output, runner_output([], [])))
+                controller = getattr(self.scheduler, "slosched", None)
+                if controller is not None and controller.retries:
+                    return
+                if not self.flights:
+                    if self.live:  # else vLLM only cleaned up after the last request
+                        self.idle()
+                    return
+        elif not self.flights:
+            if self.next < len(self.ids):
+                self.move_to(max(self.now_ps, self.arrival_ps[self.next]))
+            return
+        self.land()
+
+    def arrivals(self) -> None:
+        """Queue everybody who has arrived by now."""
+        while self.next < len(self.ids) and self.arrival_ps[self.next] <= self.now_ps:
+            self.submit(self.next)
+            self.next += 1
+
+    def move_to(self, ps: int) -> None:
+        """Set the clock."""
+        self.now_ps = ps
+        self.clock.time_s = ps * PS
+
+    def idle(self) -> None:
+        """Nothing was scheduled though requests wait: time passes."""
+        self.empty += 1
+        if self.empty > MAX_EMPTY_STEPS:
+            raise InputError(f"policy {self.name!r} must not hold all requests for ever.")
+        self.steps += 1
+        self.move_to(self.now_ps + int(self.step_time.predict_ps()))
+
+    def schedule(self) -> Any:
+        """Ask vLLM for a step and put it in flight."""
+        output = self.scheduler.schedule()
+        tokens = output.num_scheduled_tokens
+        if not tokens:
+            return output
+        self.empty = 0
+        prefill = work2 = decodes = kv = 0
+        ids, samples = [], []
+        for request_id, n in tokens.items():
+            row, request = self.row[request_id], self.live.get(request_id)
+            if request is None:  # ended in the meantime: a step too many of the asynchronous scheduler
+                continue
+            after = request.num_computed_tokens
+            before = after - n
+            if n == 1 and before >= request.num_prompt_tokens and before + 1 >= request.num_tokens:
+                decodes += 1
+                kv += before
+            else:
+                prefill += n
+                work2 += n * (2 * before + n)
+            self.account(row, before, after)
+            self.log.append((self.steps, row, n))
+            ids.append(request_id)
+            samples.append(self.sample(row, request))
+        duration = int(self.step_time.predict_ps(prefill, work2, decodes, kv))
+        start = max(self.now_ps, self.end_ps)
+        self.end_ps = start + duration
+        self.busy_ps += duration
+        counts = (len(self.scheduler.running), len(self.scheduler.waiting))
+        self.depths.append((self.now_ps, counts[1], counts[0]))
+        self.steps += 1
+        self.flights.append(_Flight(output, runner_output(ids, samples), self.end_ps))
+        return output
+
+    def sample(self, row: int, request: Any) -> list[int]:
+        """The token the model would give now, numbered by its position; none within a prompt."""
+        after = request.num_computed_tokens
+        if after < request.num_tokens + max(getattr(request, "num_output_placeholders", 0) - 1, 0):
+            return []
+        place = after - request.num_prompt_tokens
+        return [STOP if place + 1 == self.workload.output_tokens[row] else OUTPUT_TOKENS + row * SPAN + place]
+
+    def account(self, row: int, before: int, after: int) -> None:
+        """Note admission and recomputation."""
+        if self.admitted_ps[row] < 0:
+            self.admitted_ps[row] = self.now_ps
+            self.cached[row] = before
+        if before < self.peak[row]:
+            self.recomputed[row] += min(after, self.peak[row]) - before
+        self.peak[row] = max(self.peak[row], after)
+
+    def land(self) -> None:
+        """End the oldest step in flight and check every token that comes out of it."""
+        flight = self.flights.popleft()
+        self.move_to(max(self.now_ps, flight.end_ps))
+        self.take(self.scheduler.update_from_output(flight.output, flight.reply))
+
+    def take(self, outputs: Any) -> None:
+        """Hand what the engine says to the clients it says it to."""
+        for core in outputs.values():
+            for out in core.outputs:
+                if out.request_id in self.live:
+                    if out.stop_reason == REASON:
+                        self.refuse(out.request_id)
+                    else:
+                        self.receive(out.request_id, list(out.new_token_ids), out.finish_reason)
+
+    def refuse(self, request_id: str) -> None:
+        """Note a request that the policy refused: it never finishes."""
+        row = self.row[request_id]
+        self.rejected[row] = True
+        self.preemptions[row] = int(self.live.pop(request_id).num_preemptions)
+
+    def receive(self, request_id: str, tokens: list[int], finish_reason: Any) -> None:
+        """Check the tokens a client would get."""
+        row = self.row[request_id]
+        length = int(self.workload.output_tokens[row])
+        for token in tokens:
+            place = self.generated[row]
+            wanted = STOP if place + 1 == length else OUTPUT_TOKENS + row * SPAN + place
+            if token != wanted or place >= length:
+                raise InputError(f"token {place} of request {request_id!r} must be {wanted}, got {token}.")
+            self.generated[row] = place + 1
+            if place == 0:
+                self.first_ps[row] = self.now_ps
+        if finish_reason is not None:
+            if self.generated[row] != length:
+                raise InputError(
+                    f"request {request_id!r} must get {length} tokens, got {self.generated[row]}."
+                )
+            self.finish_ps[row] = self.now_ps
+            self.preemptions[row] = int(self.live.pop(request_id).num_preemptions)
+
+    # results ----------------------------------------------------------------------------------------------
+
+    def steps_recorded(self) -> StepRecord:
+        """Which requests got how many tokens in which step."""
+        table = np.array(self.log, dtype=np.int64).reshape(-1, 3)
+        return StepRecord(step=table[:, 0], row=table[:, 1], tokens=table[:, 2])
+
+    def result(self, wall_s: float, seed: int = 0) -> Run:
+        """Outcomes and log."""
+        from vllm import __version__
+
+        def seconds(ps: list[int]) -> NDArray[np.float64]:
+            values = np.array(ps, dtype=np.int64)
+            return np.where(values >= 0, values * PS, np.nan)
+
+        controller = getattr(self.scheduler, "slosched", None)
+        depths = np.array(self.depths, dtype=np.int64).reshape(-1, 3)
+        outcomes = Outcomes(
+            workload=self.workload,
+            admitted_s=seconds(self.admitted_ps),
+            first_token_s=seconds(self.first_ps),
+            finish_s=seconds(self.finish_ps),
+            preemptions=np.array(self.preemptions, dtype=np.int64),
+            recomputed_tokens=np.array(self.recomputed, dtype=np.int64),
+            cached_tokens=np.array(self.cached, dtype=np.int64),
+            rejected=self.rejected,
+        )
+        log = RunLog(
+            steps=self.steps,
+            plans=0 if controller is None else controller.stats.plans,
+            plan_s=np.empty(0),
+            depth_time_s=np.asarray(depths[:, 0] * PS, dtype=np.float64),
+            depth_waiting=depths[:, 1],
+            depth_running=depths[:, 2],
+            busy_s=self.busy_ps * PS,
+            wall_s=wall_s,
+        )
+        return Run(policy=self.name, engine=f"vllm {__version__}", outcomes=outcomes, log=log, seed=seed)
+
+
+def _shared_tokens(workload: Workload) -> list[list[int]] | None:
+    """Tokens of each prompt's shared blocks: equal blocks, equal tokens."""
+    prefix = workload.prefix
+    if prefix is None:
+        return None
+    _, index = np.unique(prefix.ids, return_inverse=True)
+    block = prefix.block_tokens
+    found = []
+    for i in range(len(workload)):
+        blocks = index[prefix.offsets[i] : prefix.offsets[i + 1]].tolist()
+        tokens = [STOP + 1 + b * block + t for b in blocks for t in range(block)]
+        found.append(tokens[: int(workload.prompt_tokens[i])])
+    return found

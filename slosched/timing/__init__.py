@@ -1,0 +1,1 @@
+"""How long engine steps take: measured presets, fits, step logs, drift, and estimates of service."""

@@ -1,0 +1,138 @@
+"""Step-time logs: one row per engine step, with its work and its duration."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from slosched.core.errors import DataError
+from slosched.core.steptime import Floats
+
+COLUMNS = ("prefill_tokens", "attention_work", "sequences", "kv_tokens", "seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepLog:
+    """Work and duration of n engine steps, each array of shape (n,).
+
+    Parameters
+    ----------
+    prefill_tokens, attention_work, sequences, kv_tokens
+        T, A, B and K as `slosched.core.steptime.StepTimeModel` defines them.
+    seconds
+        Measured duration of each step, above 0.
+    """
+
+    prefill_tokens: Floats
+    attention_work: Floats
+    sequences: Floats
+    kv_tokens: Floats
+    seconds: Floats
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+
+def read_step_log(path: str | Path) -> StepLog:
+    """Read a step-time log in CSV (with a header) or JSONL, plain or gzipped, both told by content.
+
+    Parameters
+    ----------
+    path
+        File with the columns or keys prefill_tokens, attention_work, sequences, kv_tokens and seconds;
+        others are ignored.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read or is empty or cut off, lacks a column, or has a value that is not a finite
+        number of at least 0 (seconds: above 0).
+    """
+    rows: list[list[float]] = []
+    try:
+        with _open_text(path) as stream:
+            rows.extend(_checked(path, index, row) for index, row in enumerate(_records(path, stream), 1))
+    except FileNotFoundError:
+        raise DataError(path, None, "file", "a file that exists", str(path)) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(path, len(rows) + 1, "file", "complete gzip data", str(error)) from None
+    except UnicodeDecodeError as error:
+        raise DataError(path, len(rows) + 1, "file", "UTF-8 text", error.reason) from None
+    except OSError as error:
+        raise DataError(path, None, "file", "readable", error.strerror) from None
+    if not rows:
+        raise DataError(path, None, "rows", "at least 1", 0)
+    table = np.array(rows, dtype=np.float64)
+    return StepLog(**{name: table[:, column].copy() for column, name in enumerate(COLUMNS)})
+
+
+def _open_text(path: str | Path) -> IO[str]:
+    """Open as text, through gzip if the file starts with its magic number."""
+    with open(path, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+    if zipped:
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return open(path, encoding="utf-8", newline="")
+
+
+def _records(path: str | Path, stream: IO[str]) -> Iterator[Mapping[str, object]]:
+    """Rows as mappings; the first character that is not blank tells JSONL from CSV."""
+    first = next((line for line in stream if line.strip()), None)
+    if first is None:
+        return
+    lines = chain([first], stream)
+    if first.lstrip().startswith("{"):
+        yield from _json_records(path, lines)
+    else:
+        yield from _csv_records(path, lines)
+
+
+def _json_records(path: str | Path, lines: Iterator[str]) -> Iterator[Mapping[str, object]]:
+    for index, line in enumerate((line for line in lines if line.strip()), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            raise DataError(path, index, "line", "a JSON object", line.strip()[:80])
+        yield row
+
+
+def _csv_records(path: str | Path, lines: Iterator[str]) -> Iterator[Mapping[str, object]]:
+    reader = csv.reader(lines)
+    header = [name.strip() for name in next(reader)]
+    for name in COLUMNS:
+        if header.count(name) != 1:
+            raise DataError(path, None, "columns", f"a header with {name} once", ",".join(header))
+    for index, cells in enumerate((cells for cells in reader if cells), 1):
+        if len(cells) != len(header):
+            raise DataError(path, index, "row", f"{len(header)} cells", ",".join(cells)[:80])
+        yield dict(zip(header, cells, strict=True))
+
+
+def _checked(path: str | Path, index: int, row: Mapping[str, object]) -> list[float]:
+    """The five numbers of a row, or the error that names the first bad one."""
+    values = []
+    for name in COLUMNS:
+        if name not in row:
+            raise DataError(path, index, "keys", f"an object with the key {name}", ",".join(row))
+        cell = row[name]
+        domain = "a finite number above 0" if name == "seconds" else "a finite number of at least 0"
+        try:
+            value = float(cell) if isinstance(cell, str | int | float) else math.nan
+        except (ValueError, OverflowError):
+            value = math.nan
+        if not (0 <= value < math.inf) or isinstance(cell, bool) or (name == "seconds" and value == 0):
+            raise DataError(path, index, name, domain, cell)
+        values.append(value)
+    return values

@@ -1,0 +1,244 @@
+"""Where the requests of a study come from: a built-in generator, or real traces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from slosched.core.errors import InputError, require
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.workloads import (
+    ClassSpec,
+    Workload,
+    fit_to_engine,
+    generate,
+    merge,
+    relabel,
+    resample,
+    rescale,
+    with_forecast,
+    with_slos,
+)
+from slosched.workloads.builtin import DEFAULT_FORECAST, DEFAULT_SLOS, KINDS
+from slosched.workloads.mixes import MIXES, mix
+from slosched.workloads.readers import read
+
+DATA_VARIABLE = "SLOSCHED_DATA"
+"""Environment variable that names a folder of public traces."""
+
+DEMO_TRACES = {
+    "chat": "traces/azure2023_conv.csv.gz",
+    "code": "traces/azure2023_code.csv.gz",
+    "batch": "traces/lengths_arxiv_summarization_vidur.csv.gz",
+}
+"""Traces of the demonstration within that folder, by class."""
+
+FEWEST = 20
+"""Requests a mix has at least, also at a crawling rate."""
+
+BATCH_SHARE = 0.15
+"""Share of batch work in the demonstration, which has lengths only: its arrivals are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """A built-in generator or mix; see `slosched.workloads.generate` and `slosched.workloads.mixes.mix`.
+
+    Parameters
+    ----------
+    kind
+        Name of the generator or mix.
+    duration_s
+        Seconds of traffic, whatever the rate.
+    limits, step_time
+        The engine: requests that cannot fit it are left out, and limits that are multiples of the unloaded
+        latency are taken from it.
+    forecast
+        Forecast model, see `slosched.workloads.with_forecast`.
+    data
+        Folder of public traces that mixes replay; None for generated stand-ins.
+    """
+
+    kind: str = "mixed"
+    duration_s: float = 300.0
+    limits: EngineLimits
+    step_time: StepTimeModel
+    forecast: str = DEFAULT_FORECAST
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        known = dict.fromkeys([*KINDS, "mixed", *MIXES])
+        require(self.kind in known, "workload", f"one of {', '.join(known)}", self.kind)
+        require(0 < self.duration_s < np.inf, "duration_s", "a finite number above 0", self.duration_s)
+
+    def __call__(self, rate_rps: float, seed: int) -> Workload:
+        """Traffic of this rate."""
+        if self.kind in MIXES:
+            duration_s = max(self.duration_s, FEWEST / rate_rps)
+            return _not_empty(
+                mix(
+                    self.kind,
+                    rate_per_s=rate_rps,
+                    duration_s=duration_s,
+                    seed=seed,
+                    data_dir=self.data,
+                    model=self.step_time,
+                    limits=self.limits,
+                    forecast=self.forecast,
+                )
+            )
+        made = generate(
+            self.kind,
+            rate_per_s=rate_rps,
+            duration_s=self.duration_s,
+            seed=seed,
+            model=self.step_time,
+            forecast=self.forecast,
+        )
+        return _not_empty(fit_to_engine(made, self.limits)[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Replayed:
+    """A trace, with its clock stretched to the rate asked for.
+
+    Each seed replays other minutes of it (a moving-block bootstrap), so that intervals over seeds speak
+    about the traffic and not about this one hour.
+
+    Parameters
+    ----------
+    trace
+        Requests with limits.
+    requests
+        Requests of one replay; all of the trace if it has no more.
+    forecast
+        Forecast model, see `slosched.workloads.with_forecast`; None keeps the forecasts of the trace.
+    """
+
+    trace: Workload
+    requests: int = 2000
+    forecast: str | None = DEFAULT_FORECAST
+
+    def __post_init__(self) -> None:
+        require(self.requests >= 1, "requests", "an integer of at least 1", self.requests)
+        _not_empty(self.trace)
+
+    def __call__(self, rate_rps: float, seed: int) -> Workload:
+        """A replay at this rate."""
+        count = min(self.requests, len(self.trace))
+        part = rescale(resample(self.trace, count, seed=seed), rate_rps)
+        return part if self.forecast is None else with_forecast(part, self.forecast, seed=seed)
+
+
+def trace_source(
+    files: Sequence[tuple[Path, str | None]],
+    *,
+    limits: EngineLimits,
+    step_time: StepTimeModel,
+    slos: Mapping[str, ClassSpec] | None = None,
+    requests: int = 2000,
+    forecast: str = DEFAULT_FORECAST,
+) -> Replayed:
+    """Replay one or several trace files, mixed by their own clocks.
+
+    Parameters
+    ----------
+    files
+        Paths, each with the name of the class its requests form, or None to keep the file's classes.
+    limits, step_time
+        The engine; requests that cannot fit it are left out, and counted in the workload's `source`.
+    slos
+        Limits by class, over those built in for chat, code, batch, agentic and reasoning. A class without
+        either keeps the limits in its file.
+    requests, forecast
+        As in `Replayed`.
+
+    Raises
+    ------
+    InputError
+        If a file is malformed, or no request of the result has a limit.
+    """
+    parts = [(read(path), name) for path, name in files]
+    named = [part if name is None else relabel(part, name) for part, name in parts]
+    trace = named[0] if len(named) == 1 else merge(named, name=" + ".join(w.name for w in named))
+    trace, _ = fit_to_engine(trace, limits)
+    return Replayed(trace=_promised(trace, step_time, slos or {}), requests=requests, forecast=forecast)
+
+
+def data_folder() -> str | None:
+    """The folder that `SLOSCHED_DATA` names, if it does."""
+    folder = os.environ.get(DATA_VARIABLE)
+    require(not folder or Path(folder).is_dir(), DATA_VARIABLE, "a folder", folder)
+    return folder or None
+
+
+def demo_source(*, limits: EngineLimits, step_time: StepTimeModel) -> Generated | Replayed:
+    """Real traces where `SLOSCHED_DATA` names a folder that has them, else the built-in mix."""
+    folder = data_folder()
+    if folder is None:
+        return Generated(limits=limits, step_time=step_time)
+    paths = {name: Path(folder) / path for name, path in DEMO_TRACES.items()}
+    for path in paths.values():
+        require(path.is_file(), DATA_VARIABLE, f"a folder with {path.name} in traces/", folder)
+    chat, code = (relabel(read(paths[name]), name) for name in ("chat", "code"))
+    per_s = (len(chat) + len(code)) / float(chat.arrival_s[-1])
+    batch_rps = per_s * BATCH_SHARE / (1 - BATCH_SHARE)
+    batch = relabel(read(paths["batch"], rate_per_s=batch_rps), "batch")
+    batch = batch.rows(np.asarray(batch.arrival_s <= chat.arrival_s[-1]))
+    merged = merge([chat, code, batch], name="Azure 2023 conversation + code, arXiv batch")
+    trace = replace(
+        merged,
+        source="real traces: Azure 2023 conversation and code (lengths and arrivals), arXiv summarization "
+        "(lengths; Poisson arrivals)",
+    )
+    return Replayed(trace=_promised(fit_to_engine(trace, limits)[0], step_time, {}))
+
+
+def parse_slo(text: str) -> ClassSpec:
+    """Limits from words such as ``ttft=1,tpot=0.05,e2e=30,weight=2``; ``ttft_x`` is a multiple.
+
+    Examples
+    --------
+    >>> parse_slo("ttft=1,e2e_x=5").e2e_x
+    5.0
+    """
+    known = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
+    known |= {name: name for name in ("ttft_x", "tpot_x", "e2e_x", "weight")}
+    values: dict[str, float] = {}
+    for word in text.split(","):
+        name, _, value = word.partition("=")
+        require(name.strip() in known, "slo", f"KIND=NUMBER with kinds {', '.join(known)}", word)
+        try:
+            values[known[name.strip()]] = float(value)
+        except ValueError:
+            raise InputError(f"slo must be KIND=NUMBER, got {word!r}.") from None
+    return ClassSpec(**values)  # type: ignore[arg-type]
+
+
+def _promised(trace: Workload, step_time: StepTimeModel, slos: Mapping[str, ClassSpec]) -> Workload:
+    specs = dict(slos)
+    for index, name in enumerate(trace.classes):
+        rows = trace.class_index == index
+        bare = all(np.isinf(getattr(trace, f"{kind}_s")[rows]).all() for kind in ("ttft", "tpot", "e2e"))
+        if bare and name in DEFAULT_SLOS and name not in specs:
+            specs[name] = DEFAULT_SLOS[name]
+    trace = with_slos(trace, specs, model=step_time)
+    bounded = any(np.isfinite(getattr(trace, f"{kind}_s")).any() for kind in ("ttft", "tpot", "e2e"))
+    known = ", ".join(DEFAULT_SLOS)
+    require(
+        bounded,
+        "slo",
+        f"given for a class of the trace, or the class one of {known}",
+        ", ".join(trace.classes),
+    )
+    return trace
+
+
+def _not_empty(workload: Workload) -> Workload:
+    require(len(workload) > 0, "workload", "one or more requests that fit the engine", 0)
+    return workload
