@@ -297,7 +297,7 @@ def _exact(
     asked = Objective.LEX if goal is Objective.GOODPUT else goal
     if start is None:
         begun, _ = anneal_static(problem, begun, asked, moves=20_000)
-    module = importlib.import_module(f"slosched.solvers.{EXACT[solver]}")
+    module = importlib.import_module(f"slosched.solvers.static.{EXACT[solver]}")
     budget_s = (DEFAULT_EXACT_BUDGET_MS if budget_ms is None else budget_ms) / 1e3
     used_s = (time.monotonic_ns() - begin_ns) / 1e9
     result: Result = module.solve_static(problem, asked, max(0.0, budget_s - used_s), begun)
