@@ -147,6 +147,15 @@ class RequestTable:
             setattr(view, name, values)
         return view
 
+    def shared(self) -> RequestTable:
+        """A view on the same columns with `extra` columns of its own: for another policy, of another engine.
+
+        It ends with the next change of rows.
+        """
+        view = copy.copy(self)
+        view._extras = {}
+        return view
+
     def release(self, row: int) -> None:
         """Free the row of a request that has left."""
         if self.serial[row] < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,11 +90,14 @@ def simulate(
     chosen = policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy
     refuse_oversize(workload, limits)
     begin = time.perf_counter()
-    engine = _Engine(workload, chosen, limits, step_time, record is not None)
-    plan_s = engine.run(measure_plans, progress)
+    columns = columns_of(workload)
+    engine = SimulatedEngine(workload, columns, chosen, limits, step_time, record=record is not None)
+    engine.deliver(np.arange(len(workload), dtype=np.int64), columns.requests.arrival_ps)
+    engine.advance(measure=measure_plans, progress=progress)
     if record is not None:
         record.append(engine.steps_recorded())
-    return engine.result(plan_s, time.perf_counter() - begin, seed)
+    outcomes, log = outcomes_of(workload, columns.requests), engine.log(time.perf_counter() - begin)
+    return Run(policy=chosen.name, engine="simulator", outcomes=outcomes, log=log, seed=seed)
 
 
 def refuse_oversize(workload: Workload, limits: EngineLimits) -> None:
@@ -119,58 +123,76 @@ def refuse_oversize(workload: Workload, limits: EngineLimits) -> None:
             )
 
 
-class _Engine:
-    """The kernel's arrays, and the loop that feeds it plans."""
+class SimulatedEngine:
+    """One engine under one policy, advanced from outside.
+
+    The requests' columns (`columns`, `requests_of`) may be shared by several engines, each of which changes
+    only the rows that were delivered to it.
+
+    Parameters
+    ----------
+    workload, columns
+        What is replayed, and its columns for the kernel.
+    policy
+        A fresh policy object.
+    limits, step_time
+        The engine.
+    record
+        Whether to log every step's tokens; turns off the closed form for decode runs.
+    contents
+        Prompt blocks for the prefix cache, if another engine of this block size has made them (`contents`).
+    """
 
     def __init__(
-        self, workload: Workload, policy: Policy, limits: EngineLimits, step_time: StepTimeModel, record: bool
+        self,
+        workload: Workload,
+        columns: Columns,
+        policy: Policy,
+        limits: EngineLimits,
+        step_time: StepTimeModel,
+        *,
+        record: bool = False,
+        contents: Contents | None = None,
     ) -> None:
         self.workload, self.policy, self.limits, self.step_time = workload, policy, limits, step_time
         n = len(workload)
-        self.table = table_of(workload)
-        table = self.table
-
-        def ints(size: int = n, fill: int = 0) -> NDArray[np.int64]:
-            return np.full(size, fill, dtype=np.int64)
-
-        # Rounding up to whole picoseconds: nobody is seen before having arrived.
-        arrival_ps = np.ceil(workload.arrival_s / _PS).astype(np.int64)
-        self.requests = k.Requests(
-            arrival_ps=arrival_ps, prompt=table.prompt_tokens, output=workload.output_tokens,
-            computed=table.computed_tokens, cached=table.cached_tokens, generated=table.generated_tokens,
-            served=table.served_tokens, preemptions=table.preemptions, peak=ints(), recomputed=ints(),
-            hit=ints(fill=-1), blocks=ints(), admitted_ps=ints(fill=-1), first_ps=ints(fill=-1),
-            finish_ps=ints(fill=-1), first_token_s=table.first_token_s, key=np.zeros(n),
-        )  # fmt: skip
+        self.table = columns.table.shared()
+        self.requests = columns.requests._replace(key=np.zeros(n))
         log = 1 << 16 if record else 0
         self.queues = k.Queues(
-            running=ints(limits.max_num_seqs), waiting=ints(), line=ints(), mark=ints(),
-            rows=ints(limits.max_num_seqs), tokens=ints(limits.max_num_seqs), sample_ps=ints(_SAMPLES),
-            sample_waiting=ints(_SAMPLES), sample_running=ints(_SAMPLES),
-            log_step=ints(log), log_row=ints(log), log_tokens=ints(log),
+            inbox=_ints(n), inbox_ps=_ints(n),
+            running=_ints(limits.max_num_seqs), waiting=_ints(n), line=_ints(n), mark=_ints(n),
+            rows=_ints(limits.max_num_seqs), tokens=_ints(limits.max_num_seqs), sample_ps=_ints(_SAMPLES),
+            sample_waiting=_ints(_SAMPLES), sample_running=_ints(_SAMPLES),
+            log_step=_ints(log), log_row=_ints(log), log_tokens=_ints(log),
         )  # fmt: skip
-        self.pool = _pool(workload, limits)
-        self.state = ints(k.STATE_SIZE)
+        self.contents = contents
+        if limits.prefix_cache and contents is None:
+            self.contents = contents_of(workload, limits.block_tokens)
+        self.pool = _pool(n, self.contents, limits)
+        self.state = _ints(k.STATE_SIZE)
         self.state[k.FREE] = limits.kv_blocks
         self.state[k.STRIDE] = 1
-        self.bounds = ints(k.LIMITS_SIZE)
-        self.bounds[k.MAX_SEQS] = limits.max_num_seqs
-        self.bounds[k.BUDGET] = limits.max_num_batched_tokens
-        self.bounds[k.BLOCK] = limits.block_tokens
-        self.bounds[k.CHUNKED] = limits.chunked_prefill
-        self.bounds[k.CACHE] = limits.prefix_cache
-        self.bounds[k.LONG_PREFILL] = limits.long_prefill_token_threshold
-        self.bounds[k.VICTIM_WORST] = policy.victim_worst
-        self.bounds[k.STATIC] = policy.static
-        self.bounds[k.ASK_ALWAYS] = policy.preempts or policy.paces or policy.rejects or policy.skips
-        self.bounds[k.ASK_PREFILL] = policy.paces
-        self.bounds[k.ASK_EACH] = policy.skips
-        self.bounds[k.RECORD] = record
+        self.bounds = _bounds(policy, limits, record)
         self.coef = step_time.coefficients_ps()
+        self.plans = 0
+        self.plan_s: list[float] = []
         if policy.static:
             assert isinstance(policy, KeyPolicy)
             rows = np.arange(n, dtype=np.int64)
             self.requests.key[:] = policy.key(self.snapshot(), rows)
+
+    @property
+    def now_ps(self) -> int:
+        """The engine's clock in picoseconds: the end of its last step, or the last arrival to an idle one."""
+        return int(self.state[k.NOW])
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody runs, waits or is on the way."""
+        return not (
+            self.state[k.RUNNING] or self.state[k.WAITING] or self.state[k.NEXT] < self.state[k.KNOWN]
+        )
 
     def snapshot(self) -> Snapshot:
         """What the policy may see before the next step."""
@@ -186,11 +208,43 @@ class _Engine:
             step=int(state[k.STEPS]),
         )
 
-    def run(self, measure: bool, progress: Callable[[int, int], None] | None) -> list[float]:
-        """Run to the end; returns the seconds of each plan if measured."""
+    def deliver(self, rows: Ints, at_ps: Ints) -> None:
+        """Let requests arrive; times ascend from call to call, and none is in the past of the horizon."""
+        q, known = self.queues, int(self.state[k.KNOWN])
+        if known + len(rows) > len(q.inbox):  # withdrawn and delivered again: what has joined is forgotten
+            joined = int(self.state[k.NEXT])
+            for column in (q.inbox, q.inbox_ps):
+                column[: known - joined] = column[joined:known].copy()
+            known -= joined
+            self.state[k.NEXT] = 0
+        q.inbox[known : known + len(rows)] = rows
+        q.inbox_ps[known : known + len(rows)] = at_ps
+        self.state[k.KNOWN] = known + len(rows)
+
+    def withdraw(self, row: int) -> bool:
+        """Take back a request of which nothing has been computed; False where that is too late."""
+        return bool(k.withdraw(self.requests, self.queues, self.pool, self.state, self.bounds, row))
+
+    def advance(
+        self,
+        horizon_ps: int = k.FOREVER,
+        *,
+        measure: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Carry out all steps that begin before `horizon_ps`; whoever arrives before it has been delivered.
+
+        Parameters
+        ----------
+        horizon_ps
+            Picoseconds; by default to the end of all work.
+        measure
+            Whether to time every plan.
+        progress
+            Called now and then with (finished requests, all requests).
+        """
+        self.state[k.HORIZON] = horizon_ps
         args = (self.requests, self.queues, self.pool, self.state, self.bounds, self.coef)
-        plan_s: list[float] = []
-        self.plans = 0
         while True:
             status = k.advance(*args, 100_000)
             if status == k.NEED_PLAN:
@@ -198,7 +252,7 @@ class _Engine:
                 begin = time.perf_counter() if measure else 0.0
                 plan = self.policy.plan(snapshot)
                 if measure:
-                    plan_s.append(time.perf_counter() - begin)
+                    self.plan_s.append(time.perf_counter() - begin)
                 self.plans += 1
                 status = k.apply_plan(*args, *_plan_arrays(plan))
                 if progress is not None and self.plans % 500 == 0:
@@ -213,8 +267,8 @@ class _Engine:
                 raise InputError(f"plan of policy {self.policy.name!r} must use rows of its snapshot.")
             if status == k.STUCK:
                 raise InputError(f"policy {self.policy.name!r} must not hold all requests for ever.")
-            if status == k.DONE:
-                return plan_s
+            if status in (k.DONE, k.REACHED):
+                return
 
     def _grow_log(self) -> None:
         q = self.queues
@@ -230,35 +284,82 @@ class _Engine:
         q = self.queues
         return StepRecord(step=q.log_step[:n], row=q.log_row[:n], tokens=q.log_tokens[:n])
 
-    def result(self, plan_s: list[float], wall_s: float, seed: int) -> Run:
-        """Outcomes and log of the finished run."""
-        r, q, state = self.requests, self.queues, self.state
+    def log(self, wall_s: float) -> RunLog:
+        """How the engine fared."""
+        q, state = self.queues, self.state
         n = state[k.SAMPLES]
-
-        def seconds(ps: NDArray[np.int64]) -> NDArray[np.float64]:
-            return np.where(ps >= 0, ps * _PS, np.nan)
-
-        outcomes = Outcomes(
-            workload=self.workload,
-            admitted_s=seconds(r.admitted_ps),
-            first_token_s=seconds(r.first_ps),
-            finish_s=seconds(r.finish_ps),
-            preemptions=r.preemptions,
-            recomputed_tokens=r.recomputed,
-            cached_tokens=np.maximum(r.hit, 0),
-            rejected=r.finish_ps == k.REJECTED,
-        )
-        log = RunLog(
+        return RunLog(
             steps=int(state[k.STEPS]),
             plans=self.plans,
-            plan_s=np.asarray(plan_s),
+            plan_s=np.asarray(self.plan_s),
             depth_time_s=np.asarray(q.sample_ps[:n] * _PS, dtype=np.float64),
             depth_waiting=q.sample_waiting[:n],
             depth_running=q.sample_running[:n],
             busy_s=float(state[k.BUSY]) * _PS,
             wall_s=wall_s,
         )
-        return Run(policy=self.policy.name, engine="simulator", outcomes=outcomes, log=log, seed=seed)
+
+
+class Columns(NamedTuple):
+    """All requests of a workload, as policies see them and as the kernel does: the same arrays."""
+
+    table: RequestTable
+    requests: k.Requests
+
+
+def columns_of(workload: Workload) -> Columns:
+    """Columns of requests of which nothing has been computed yet."""
+    n, table = len(workload), table_of(workload)
+    # Rounding up to whole picoseconds: nobody is seen before having arrived.
+    arrival_ps = np.ceil(workload.arrival_s / _PS).astype(np.int64)
+    requests = k.Requests(
+        arrival_ps=arrival_ps, prompt=table.prompt_tokens, output=workload.output_tokens,
+        computed=table.computed_tokens, cached=table.cached_tokens, generated=table.generated_tokens,
+        served=table.served_tokens, preemptions=table.preemptions, peak=_ints(n), recomputed=_ints(n),
+        hit=_ints(n, -1), blocks=_ints(n), admitted_ps=_ints(n, -1), first_ps=_ints(n, -1),
+        finish_ps=_ints(n, -1), first_token_s=table.first_token_s, key=np.zeros(n),
+    )  # fmt: skip
+    return Columns(table=table, requests=requests)
+
+
+def outcomes_of(workload: Workload, requests: k.Requests) -> Outcomes:
+    """What has happened to every request."""
+
+    def seconds(ps: Ints) -> NDArray[np.float64]:
+        return np.where(ps >= 0, ps * _PS, np.nan)
+
+    return Outcomes(
+        workload=workload,
+        admitted_s=seconds(requests.admitted_ps),
+        first_token_s=seconds(requests.first_ps),
+        finish_s=seconds(requests.finish_ps),
+        preemptions=requests.preemptions,
+        recomputed_tokens=requests.recomputed,
+        cached_tokens=np.maximum(requests.hit, 0),
+        rejected=requests.finish_ps == k.REJECTED,
+    )
+
+
+def _ints(size: int, fill: int = 0) -> Ints:
+    return np.full(size, fill, dtype=np.int64) if fill else np.zeros(size, dtype=np.int64)
+
+
+def _bounds(policy: Policy, limits: EngineLimits, record: bool) -> Ints:
+    """The kernel's `limits`."""
+    bounds = _ints(k.LIMITS_SIZE)
+    bounds[k.MAX_SEQS] = limits.max_num_seqs
+    bounds[k.BUDGET] = limits.max_num_batched_tokens
+    bounds[k.BLOCK] = limits.block_tokens
+    bounds[k.CHUNKED] = limits.chunked_prefill
+    bounds[k.CACHE] = limits.prefix_cache
+    bounds[k.LONG_PREFILL] = limits.long_prefill_token_threshold
+    bounds[k.VICTIM_WORST] = policy.victim_worst
+    bounds[k.STATIC] = policy.static
+    bounds[k.ASK_ALWAYS] = policy.preempts or policy.paces or policy.rejects or policy.skips
+    bounds[k.ASK_PREFILL] = policy.paces
+    bounds[k.ASK_EACH] = policy.skips
+    bounds[k.RECORD] = record
+    return bounds
 
 
 def table_of(workload: Workload) -> RequestTable:
@@ -286,21 +387,25 @@ def _plan_arrays(
     return plan.order, plan.hold, plan.preempt, running_order, prefill, plan.reject, plan.skip
 
 
-def _pool(workload: Workload, limits: EngineLimits) -> k.Pool:
-    """Blocks and content keys; one-element arrays where the prefix cache is off."""
+class Contents(NamedTuple):
+    """Contents of all prompt blocks of a workload, as `kernel.Pool` has them."""
+
+    ids: Ints
+    starts: Ints
+    shared: Ints
+    unique_at: Ints
+    ratio: int
+    keys: int
+    longest: int
+
+
+def contents_of(workload: Workload, block: int) -> Contents:
+    """Numbers for the contents of prompt blocks, for engines with blocks of `block` tokens."""
     n = len(workload)
-    if not limits.prefix_cache:
-        unused = {name: np.zeros(1, dtype=np.int64) for name in k.Pool._fields}
-        return k.Pool(**{**unused, "held": np.zeros((1, 1), dtype=np.int64)})
-    block, blocks = limits.block_tokens, limits.kv_blocks
-    after = np.arange(1, blocks + 2, dtype=np.int64)
-    after[-1] = 0
-    before = np.arange(-1, blocks, dtype=np.int64)
-    before[0] = blocks
     total = -(-(workload.prompt_tokens + workload.output_tokens) // block)
     if workload.prefix is None:
-        ratio, ids, starts = 1, _NOBODY, np.zeros(n, dtype=np.int64)
-        shared = np.zeros(n, dtype=np.int64)
+        ratio, ids, starts = 1, _NOBODY, _ints(n)
+        shared = _ints(n)
     else:
         ratio, rest = divmod(workload.prefix.block_tokens, block)
         if rest or ratio == 0:
@@ -314,16 +419,32 @@ def _pool(workload: Workload, limits: EngineLimits) -> k.Pool:
         shared = np.minimum(workload.prompt_tokens // block, covered)
     known = (int(ids.max()) + 1 if len(ids) else 0) * ratio
     own = total - shared
-    slots = limits.max_num_seqs
-    longest = int(total.max(initial=1)) + 1
-    return k.Pool(
-        after=after, before=before,
-        users=np.zeros(blocks + 1, dtype=np.int64), key=np.full(blocks + 1, -1, dtype=np.int64),
-        key_next=np.zeros(blocks + 1, dtype=np.int64),
-        key_head=np.zeros(known + int(own.sum()) + 1, dtype=np.int64),
-        held=np.zeros((slots, longest), dtype=np.int64), slot=np.full(n, -1, dtype=np.int64),
-        free_slots=np.concatenate([np.arange(slots), [slots]]).astype(np.int64),
-        full=np.zeros(n, dtype=np.int64), shared=shared.astype(np.int64), shared_at=starts.astype(np.int64),
-        ids=ids.astype(np.int64), ratio=np.array([ratio], dtype=np.int64),
+    return Contents(
+        ids=ids.astype(np.int64),
+        starts=starts.astype(np.int64),
+        shared=shared.astype(np.int64),
         unique_at=(known + np.cumsum(own) - own).astype(np.int64),
+        ratio=ratio,
+        keys=known + int(own.sum()) + 1,
+        longest=int(total.max(initial=1)) + 1,
+    )
+
+
+def _pool(n: int, contents: Contents | None, limits: EngineLimits) -> k.Pool:
+    """Blocks and content keys; one-element arrays where the prefix cache is off."""
+    if contents is None or not limits.prefix_cache:
+        unused = {name: _ints(1) for name in k.Pool._fields}
+        return k.Pool(**{**unused, "held": np.zeros((1, 1), dtype=np.int64)})
+    blocks, slots = limits.kv_blocks, limits.max_num_seqs
+    after = np.arange(1, blocks + 2, dtype=np.int64)
+    after[-1] = 0
+    before = np.arange(-1, blocks, dtype=np.int64)
+    before[0] = blocks
+    return k.Pool(
+        after=after, before=before, users=_ints(blocks + 1), key=_ints(blocks + 1, -1),
+        key_next=_ints(blocks + 1), key_head=_ints(contents.keys),
+        held=np.zeros((slots, contents.longest), dtype=np.int64), slot=_ints(n, -1),
+        free_slots=np.concatenate([np.arange(slots), [slots]]).astype(np.int64),
+        full=_ints(n), shared=contents.shared, shared_at=contents.starts, ids=contents.ids,
+        ratio=np.array([contents.ratio], dtype=np.int64), unique_at=contents.unique_at,
     )  # fmt: skip

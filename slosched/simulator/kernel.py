@@ -23,10 +23,28 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 # Scalars of the engine, indices into `state`.
-NOW, RUNNING, WAITING, NEXT, FREE, STEPS, BUSY, FINISHED, SCHEDULED, LOGGED, SAMPLES, STRIDE, TICK, IDLE = (
-    range(14)
-)
-STATE_SIZE = 14
+(
+    NOW,
+    RUNNING,
+    WAITING,
+    NEXT,  # of the inbox's entries, the first that has not joined the queue
+    KNOWN,  # entries of the inbox so far
+    HORIZON,  # no step begins at or after this time: what arrives from then on is not known yet
+    FREE,
+    STEPS,
+    BUSY,
+    FINISHED,
+    SCHEDULED,
+    LOGGED,
+    SAMPLES,
+    STRIDE,
+    TICK,
+    IDLE,
+) = range(16)
+STATE_SIZE = 16
+
+FOREVER = np.iinfo(np.int64).max
+"""Horizon of an engine all of whose arrivals are known."""
 
 # Capacity, indices into `limits`.
 (
@@ -46,7 +64,7 @@ STATE_SIZE = 14
 LIMITS_SIZE = 12
 
 # Why `advance` returned.
-DONE, NEED_PLAN, PAUSED, STUCK, LOG_FULL, BAD_PLAN = range(6)
+DONE, NEED_PLAN, PAUSED, STUCK, LOG_FULL, BAD_PLAN, REACHED = range(7)
 
 MAX_IDLE_STEPS = 20_000
 """Steps in a row that schedule nothing while requests wait: beyond this the policy holds them for ever."""
@@ -81,8 +99,10 @@ class Requests(NamedTuple):
 
 
 class Queues(NamedTuple):
-    """Who waits and who runs, and scratch space of a step."""
+    """Who will come, who waits and who runs, and scratch space of a step."""
 
+    inbox: Ints  # rows in order of their arrival at this engine
+    inbox_ps: Ints  # when each arrives, ascending
     running: Ints
     waiting: Ints  # dynamic: rows ascending; static: a binary heap of rows by (key, row)
     line: Ints  # candidates of this step in order of admission
@@ -706,9 +726,8 @@ def _in_prefill(R: Requests, Q: Queues, state: Ints) -> bool:
 @njit(nogil=True, cache=True)
 def _arrivals(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Queue everybody who has arrived by now."""
-    n = len(R.arrival_ps)
-    while state[NEXT] < n and R.arrival_ps[state[NEXT]] <= state[NOW]:
-        row = state[NEXT]
+    while state[NEXT] < state[KNOWN] and Q.inbox_ps[state[NEXT]] <= state[NOW]:
+        row = Q.inbox[state[NEXT]]
         _enqueue(R, Q, state, limits, row)
         if limits[CACHE]:
             R.cached[row] = _hits(R, P, limits, row)[0] * limits[BLOCK]
@@ -726,16 +745,23 @@ def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) ->
 
 @njit(nogil=True, cache=True)
 def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, max_steps: int) -> int:
-    """Run the engine until it is done, needs a plan, or has done `max_steps` steps or runs of steps."""
-    n = len(R.arrival_ps)
+    """Run the engine until it is done, needs a plan, has reached its horizon, or has done `max_steps` steps.
+
+    A run of steps in closed form counts as one. An engine with nothing left to do is done; it goes on when
+    its inbox grows.
+    """
     for _ in range(max_steps):
+        if state[NOW] >= state[HORIZON]:
+            return REACHED
         if limits[RECORD] and state[LOGGED] + limits[MAX_SEQS] > len(Q.log_row):
             return LOG_FULL
         _arrivals(R, Q, P, state, limits)
         if state[RUNNING] == 0 and state[WAITING] == 0:
-            if state[NEXT] == n:
+            if state[NEXT] == state[KNOWN]:
                 return DONE
-            state[NOW] = R.arrival_ps[state[NEXT]]
+            if Q.inbox_ps[state[NEXT]] >= state[HORIZON]:
+                return REACHED
+            state[NOW] = Q.inbox_ps[state[NEXT]]
             continue
         blocked = _nobody_fits(R, Q, P, state, limits)
         if not limits[STATIC] and state[WAITING] > 0 and (limits[ASK_ALWAYS] or not blocked):
@@ -748,13 +774,45 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
             # A newcomer changes nothing while the slots are full, nor behind a static head that does not fit
             # unless it may overtake; then the run ends at its arrival.
             full = state[RUNNING] >= limits[MAX_SEQS] and not limits[ASK_ALWAYS]
-            stop_ps = -1 if full or state[NEXT] == n else R.arrival_ps[state[NEXT]]
+            stop_ps = -1 if full or state[NEXT] == state[KNOWN] else Q.inbox_ps[state[NEXT]]
+            if state[HORIZON] != FOREVER:
+                stop_ps = state[HORIZON] if stop_ps < 0 else min(stop_ps, state[HORIZON])
             if _decode_run(R, Q, P, state, limits, coef, stop_ps):
                 continue
         _step(R, Q, P, state, limits, coef, limits[BUDGET], 0, 0, 0)
         if state[IDLE] > MAX_IDLE_STEPS:
             return STUCK
     return PAUSED
+
+
+@njit(nogil=True, cache=True)
+def withdraw(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: int) -> bool:
+    """Take a request out that waits, or is on its way, and has computed nothing; False where it has begun."""
+    for i in range(state[NEXT], state[KNOWN]):
+        if Q.inbox[i] == row:
+            for j in range(i + 1, state[KNOWN]):
+                Q.inbox[j - 1], Q.inbox_ps[j - 1] = Q.inbox[j], Q.inbox_ps[j]
+            state[KNOWN] -= 1
+            return True
+    if R.served[row] > 0:
+        return False
+    place = 0
+    while place < state[WAITING] and Q.waiting[place] != row:
+        place += 1
+    if place == state[WAITING]:
+        return False
+    if limits[STATIC]:
+        n, kept = state[WAITING], 0
+        for i in range(n):  # the heap built again, in place: an entry moves only to where one was read
+            other = Q.waiting[i]
+            if other != row:
+                _heap_push(Q.waiting, kept, R.key, other)
+                kept += 1
+    else:
+        for i in range(place + 1, state[WAITING]):
+            Q.waiting[i - 1] = Q.waiting[i]
+    state[WAITING] -= 1
+    return True
 
 
 @njit(nogil=True, cache=True)

@@ -138,8 +138,10 @@ def test_memory_comes_back(policy: str, random_case: RandomCase, model: StepTime
     """After a run all blocks are free, nobody holds one, and the free list has each block once."""
     for seed in range(12):
         work, limits = random_case(seed)
-        engine = engine_module._Engine(work, policy_by_name(policy), limits, model, False)
-        engine.run(False, None)
+        columns = engine_module.columns_of(work)
+        engine = engine_module.SimulatedEngine(work, columns, policy_by_name(policy), limits, model)
+        engine.deliver(np.arange(len(work)), columns.requests.arrival_ps)
+        engine.advance()
         assert engine.state[k.FREE] == limits.kv_blocks
         assert engine.state[k.FINISHED] == len(work)
         assert not engine.requests.blocks.any()
