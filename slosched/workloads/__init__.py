@@ -6,6 +6,7 @@ from slosched.workloads.arrivals import burst_arrivals as burst_arrivals
 from slosched.workloads.arrivals import gamma_arrivals as gamma_arrivals
 from slosched.workloads.arrivals import resample as resample
 from slosched.workloads.arrivals import rescale as rescale
+from slosched.workloads.arrivals import shaped_arrivals as shaped_arrivals
 from slosched.workloads.builtin import generate as generate
 from slosched.workloads.builtin import mixed as mixed
 from slosched.workloads.describe import describe as describe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,64 @@ def first_arrivals(n: int, rate_per_s: float, *, cv: float = 1.0, rng: np.random
         more = gamma_arrivals(rate_per_s, window, cv=cv, rng=rng)
         times = np.concatenate([times, (times[-1] if len(times) else 0.0) + more])
     return times[:n]
+
+
+def shaped_arrivals(
+    n: int,
+    duration_s: float,
+    *,
+    profile: Sequence[tuple[float, float]] = ((0.0, 1.0), (1.0, 1.0)),
+    cv: float = 1.0,
+    rng: np.random.Generator,
+) -> Floats:
+    """Exactly n arrivals whose rate follows a profile: ramps, spikes, or overload that lasts.
+
+    A stationary process with gamma gaps is drawn on a clock that runs with the rate; the gaps on the real
+    clock are short where the rate is high (time rescaling).
+
+    Parameters
+    ----------
+    n
+        Arrivals, at least 0.
+    duration_s
+        Length of the window in seconds, above 0.
+    profile
+        Points (share of the window, relative rate): shares ascending from 0 to 1, rates at least 0 and not
+        all 0, linear in between. Two points of equal share are a jump. Only ratios of rates matter.
+    cv
+        Burstiness of the gaps, above 0; 1 is Poisson.
+    rng
+        Random stream.
+
+    Returns
+    -------
+    ndarray
+        Ascending times in [0, duration_s), shape (n,).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> times = shaped_arrivals(1000, 10.0, profile=[(0, 1), (0.5, 1), (0.5, 3), (1, 3)], rng=rng)
+    >>> bool(700 < np.sum(times > 5) < 800)
+    True
+    """
+    require(n >= 0, "n", "an integer of at least 0", n)
+    require(0 < duration_s < math.inf, "duration_s", "a finite number of seconds above 0", duration_s)
+    share, rate = np.asarray(profile, dtype=np.float64).reshape(-1, 2).T
+    ok = len(share) >= 2 and share[0] == 0 and share[-1] == 1 and bool(np.all(np.diff(share) >= 0))
+    require(ok, "profile", "points of ascending share from 0 to 1", list(profile))
+    ok = bool(np.all(np.isfinite(rate) & (rate >= 0)))
+    area = np.concatenate([[0.0], np.cumsum(np.diff(share) * (rate[1:] + rate[:-1]) / 2)])
+    require(ok and area[-1] > 0, "profile", "finite rates of at least 0, not all 0", list(profile))
+    # One more than needed: the last gap reaches the end of the window, so that nobody sits on its edge.
+    even = first_arrivals(n + 1, 1.0, cv=cv, rng=rng)
+    at = even[:n] / even[n] * area[-1]
+    piece = np.clip(np.searchsorted(area, at, side="right") - 1, 0, len(share) - 2)
+    left, width, low = at - area[piece], np.diff(share)[piece], rate[piece]
+    slope = np.divide(rate[piece + 1] - low, width, out=np.zeros(n), where=width > 0)
+    # The time x into a piece with low·x + slope·x²/2 = left, in the form that is stable for small slopes.
+    into = 2 * left / np.maximum(low + np.sqrt(np.maximum(low * low + 2 * slope * left, 0.0)), 1e-300)
+    return np.asarray(np.minimum((share[piece] + into) * duration_s, np.nextafter(duration_s, 0.0)))
 
 
 def burst_arrivals(

@@ -20,8 +20,18 @@ LEVELS = (np.arange(FORECAST_ATOMS) + 0.5) / FORECAST_ATOMS
 DEFAULT_SIGMA = 0.5
 """Standard deviation of log length of ``lognormal`` without a number."""
 
-FORECASTS = ("oracle", "class-mean", "class-quantiles", "lognormal", "predictor-3", "predictor-5")
-"""Names of the forecast models; ``lognormal:0.8`` sets its sigma."""
+BIASED, HINTS = "biased", "hints"
+DEFAULT_BIAS = 0.5
+"""Factor of ``biased`` without a number."""
+DEFAULT_LIARS, LIE = 0.3, 0.1
+"""Share of clients whose hints lie in ``hints`` without a number, and what part of the truth they state."""
+HINT_SIGMA = 0.2
+"""Standard deviation of log length of an honest hint."""
+
+FORECASTS = (
+    "oracle", "class-mean", "class-quantiles", "lognormal", "predictor-3", "predictor-5", BIASED, HINTS,
+)  # fmt: skip
+"""Names of the forecast models; some take a number, as in ``lognormal:0.8``."""
 
 
 def with_forecast(
@@ -46,6 +56,9 @@ def with_forecast(
           length class from the measured confusion counts; atoms are the quantiles, among the lengths in
           `history`, of the true ranks seen under that prediction. Only ranks are used, so the errors carry
           over to traces on another scale of lengths; Kendall's tau is .57 (3 classes) and .64 (5).
+        - ``biased`` or ``biased:FACTOR``: as ``predictor-5``, each length times FACTOR (above 0).
+        - ``hints`` or ``hints:SHARE``: what clients say themselves, as points. A share of the requests, from
+          0 to 1, states a tenth of its true length; the others state it with a lognormal error of sigma .2.
     seed
         Seed of the errors.
     history
@@ -55,7 +68,7 @@ def with_forecast(
     Raises
     ------
     InputError
-        If there is no such model, sigma is negative, or the history is empty.
+        If there is no such model, its number is outside its domain, or the history is empty.
 
     Examples
     --------
@@ -73,9 +86,18 @@ def with_forecast(
         truth = workload.output_tokens.astype(np.float64)
         return replace(workload, atoms=np.repeat(truth[:, None], FORECAST_ATOMS, axis=1))
     if name == "lognormal":
-        sigma = _sigma(parameter)
+        sigma = _number(model, DEFAULT_SIGMA, "of at least 0", 0.0, math.inf)
         median = np.maximum(workload.output_tokens * np.exp(sigma * rng.standard_normal(len(workload))), 1.0)
         return replace(workload, atoms=lognormal_atoms(median, sigma))
+    if name == BIASED:
+        factor = _number(model, DEFAULT_BIAS, "above 0", 1e-9, math.inf)
+        plain = with_forecast(workload, "predictor-5", seed=seed, history=history)
+        return replace(plain, atoms=np.maximum(plain.atoms * factor, 1.0))
+    if name == HINTS:
+        liars = rng.random(len(workload)) < _number(model, DEFAULT_LIARS, "from 0 to 1", 0.0, 1.0)
+        said = workload.output_tokens * np.exp(HINT_SIGMA * rng.standard_normal(len(workload)))
+        point = np.maximum(np.where(liars, LIE * workload.output_tokens, said), 1.0)
+        return replace(workload, atoms=np.repeat(point[:, None], FORECAST_ATOMS, axis=1))
     by_class: dict[str, Callable[[Ints, Floats, np.random.Generator], Floats]] = {
         "class-mean": _class_mean,
         "class-quantiles": _class_quantiles,
@@ -92,15 +114,16 @@ def with_forecast(
     return replace(workload, atoms=np.maximum(atoms, 1.0))
 
 
-def _sigma(text: str) -> float:
+def _number(model: str, default: float, domain: str, least: float, most: float) -> float:
+    """The number behind the colon of a forecast model, or its default."""
+    name, _, text = model.partition(":")
     try:
-        sigma = float(text) if text else DEFAULT_SIGMA
+        value = float(text) if text else default
     except ValueError:
-        sigma = math.nan
-    require(
-        0 <= sigma < math.inf, "forecast", "lognormal:SIGMA with SIGMA of at least 0", f"lognormal:{text}"
-    )
-    return sigma
+        value = math.nan
+    ok = least <= value <= most and value < math.inf
+    require(ok, "forecast", f"{name}:NUMBER with a finite number {domain}", model)
+    return value
 
 
 def _lengths_of(past: Workload, label: str) -> Floats:
