@@ -98,7 +98,7 @@ def gap_cv(arrival_s: Floats) -> float:
 
 
 def agentic(path: Path) -> dict[str, object]:
-    """Sessions: first prompt, growth of the context and output by turn, gaps, turns."""
+    """Sessions: first prompt, growth of the context and output by turn, gaps, think times, turns."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     sessions: dict[tuple[str, str], list[dict[str, str]]] = {}
@@ -113,6 +113,7 @@ def agentic(path: Path) -> dict[str, object]:
         "new_tokens": quantiles(float(r["input_tokens"]) - float(r["reused_prefix_tokens"]) for r in later),
         "output_tokens": quantiles(max(1.0, float(row["output_tokens"])) for row in rows),
         "gap_s": quantiles(gaps, 1),
+        "think_s": quantiles((max(0.1, float(r["think_time_s"])) for r in later if r["think_time_s"]), 1),
         "turns": quantiles(len(session) for session in turns),
     }
 

@@ -79,6 +79,13 @@ def convert(
         typer.Option(help="Stretch the clock to this rate; draw arrivals where a file has none."),
     ] = None,
     seed: c.Seed = 0,
+    open_loop: Annotated[
+        bool,
+        typer.Option(
+            "--open-loop",
+            help="Send turns of sessions at their recorded times, not after the answer before.",
+        ),
+    ] = False,
     as_json: c.AsJson = False,
 ) -> None:
     """Rewrite a trace as our CSV or JSON lines.
@@ -89,7 +96,7 @@ def convert(
     from slosched.workloads.readers import read
     from slosched.workloads.writer import write
 
-    made = read(file, rate_per_s=rate, seed=seed)
+    made = read(file, rate_per_s=rate, seed=seed, open_loop=open_loop)
     if slo_class is not None:
         made = relabel(made, slo_class)
     write(made, out)

@@ -19,6 +19,10 @@ class Outcomes:
     ----------
     workload
         What was asked for.
+    arrival_s
+        Clock time at which it was sent, from which its limits count. For a turn in a closed loop that is
+        think time after the answer before; NaN if that answer never ended, so that it was never sent: such
+        a turn has missed its SLO.
     admitted_s
         Clock time of the step that first scheduled it; NaN if never.
     first_token_s
@@ -37,6 +41,7 @@ class Outcomes:
     """
 
     workload: Workload
+    arrival_s: Floats
     admitted_s: Floats
     first_token_s: Floats
     finish_s: Floats
@@ -53,7 +58,7 @@ class Outcomes:
     @property
     def ttft_s(self) -> Floats:
         """Time to first token; NaN where none came."""
-        return np.asarray(self.first_token_s - self.workload.arrival_s)
+        return np.asarray(self.first_token_s - self.arrival_s)
 
     @property
     def tpot_s(self) -> Floats:
@@ -65,7 +70,7 @@ class Outcomes:
     @property
     def e2e_s(self) -> Floats:
         """End-to-end latency; NaN where unfinished."""
-        return np.asarray(self.finish_s - self.workload.arrival_s)
+        return np.asarray(self.finish_s - self.arrival_s)
 
     @property
     def met(self) -> NDArray[np.bool_]:

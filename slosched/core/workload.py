@@ -13,7 +13,7 @@ from slosched.core.table import Floats, Ints
 
 COLUMNS = (
     "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "weight", "priority",
-    "class_index", "tenant_index", "atoms",
+    "class_index", "tenant_index", "atoms", "session", "think_s",
 )  # fmt: skip
 """Fields of a `Workload` with one row per request."""
 
@@ -55,6 +55,11 @@ class PrefixBlocks:
 class Workload:
     """Columns over n requests in ascending arrival order.
 
+    Requests are independent, or turns of sessions. In a closed loop a turn is sent `think_s` after the answer
+    before it has ended; its time of arrival is then an outcome (`Outcomes.arrival_s`), and `arrival_s` is
+    only the time at which it was recorded or planned. In an open loop each request is sent at `arrival_s`
+    whatever the engine does.
+
     Parameters
     ----------
     name
@@ -69,6 +74,12 @@ class Workload:
         As in `Request`; labels index `classes` and `tenants`.
     atoms
         Forecast of the output length, shape (n, FORECAST_ATOMS), what policies see.
+    session
+        Number of the session of a request, the same in all its turns, which come in the order of rows; -1 for
+        an independent request.
+    think_s
+        Seconds at least 0 from the end of the answer before to the sending of this turn, closed loop; -1
+        where the request is sent at `arrival_s`, open loop. The first turn of a session is always sent then.
     prefix
         Prompt contents for the prefix cache, or None when every prompt is unique.
     source
@@ -87,6 +98,8 @@ class Workload:
     class_index: Ints
     tenant_index: Ints
     atoms: Floats
+    session: Ints
+    think_s: Floats
     classes: tuple[str, ...] = ("default",)
     tenants: tuple[str, ...] = ("default",)
     prefix: PrefixBlocks | None = None
@@ -124,6 +137,9 @@ class Workload:
             values = getattr(self, name)
             ok = n == 0 or (values.min() >= 0 and values.max() < len(labels))
             require(ok, name, f"indices below {len(labels)}", int(values.max(initial=0)))
+        _at_least(self.session, "session", -1)
+        ok = bool(np.all(((self.think_s >= 0) | (self.think_s == -1)) & np.isfinite(self.think_s)))
+        require(ok, "think_s", "finite and at least 0, or -1", "another value")
         ok = self.prefix is None or len(self.prefix.offsets) == n + 1
         require(ok, "prefix", f"blocks of {n} requests", "another number")
         ok = not self.request_ids or len(self.request_ids) == n
@@ -131,6 +147,33 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def previous(self) -> Ints:
+        """Row of the turn whose answer must end before this one is sent; -1 where it waits for none."""
+        previous = np.full(len(self), -1, dtype=np.int64)
+        order = np.argsort(self.session, kind="stable")
+        follows = np.diff(self.session[order]) == 0
+        previous[order[1:][follows]] = order[:-1][follows]
+        previous[(self.session < 0) | (self.think_s < 0)] = -1
+        return previous
+
+    @property
+    def turn(self) -> Ints:
+        """Place of each request in its session, from 0; 0 for independent requests."""
+        order = np.argsort(self.session, kind="stable")
+        ordered = self.session[order]
+        place = np.arange(len(self)) - np.searchsorted(ordered, ordered, side="left")
+        turn = np.zeros(len(self), dtype=np.int64)
+        turn[order] = np.where(ordered >= 0, place, 0)
+        return turn
+
+    def open_loop(self) -> Workload:
+        """The same requests, each sent at `arrival_s` even if the answer before it is not there yet."""
+        if not np.any(self.previous >= 0):
+            return self
+        source = f"{self.source}, replayed open loop" if self.source else "replayed open loop"
+        return replace(self, think_s=np.full(len(self), -1.0), source=source)
 
     @classmethod
     def plain(
@@ -141,6 +184,8 @@ class Workload:
         *,
         name: str = "workload",
         slo_class: str = "default",
+        session: Ints | None = None,
+        think_s: Floats | None = None,
         prefix: PrefixBlocks | None = None,
         source: str = "",
     ) -> Workload:
@@ -161,13 +206,15 @@ class Workload:
             class_index=zeros,
             tenant_index=zeros,
             atoms=np.repeat(output.astype(np.float64)[:, None], FORECAST_ATOMS, axis=1),
+            session=zeros - 1 if session is None else np.asarray(session, dtype=np.int64),
+            think_s=np.full(n, -1.0) if think_s is None else np.asarray(think_s, dtype=np.float64),
             classes=(slo_class,),
             prefix=prefix,
             source=source,
         )
 
     def rows(self, keep: NDArray[np.bool_] | Ints, *, arrival_s: Floats | None = None) -> Workload:
-        """Some rows as a workload of their own.
+        """Some rows as a workload of their own; a turn then follows the one before it among those kept.
 
         Parameters
         ----------

@@ -352,6 +352,7 @@ class _Client:
         depths = np.array(self.depths, dtype=np.float64).reshape(-1, 3)
         outcomes = Outcomes(
             workload=replace(self.workload, arrival_s=self.arrival_s, output_tokens=self.output_tokens),
+            arrival_s=self.arrival_s,
             admitted_s=np.where(np.isnan(self.first_s), np.nan, self.first_s),
             first_token_s=self.first_s,
             finish_s=self.finish_s,

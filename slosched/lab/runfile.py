@@ -128,7 +128,7 @@ def read_run(path: Path) -> RunFile:
         raise DataError(path, None, "content", "a whole run", f"{type(error).__name__}: {error}") from None
 
 
-INTEGERS = ("prompt_tokens", "output_tokens", "priority", "class_index", "tenant_index")
+INTEGERS = ("prompt_tokens", "output_tokens", "priority", "class_index", "tenant_index", "session")
 
 
 def _plain(values: np.ndarray[Any, Any]) -> list[Any]:

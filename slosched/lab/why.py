@@ -146,7 +146,9 @@ def _again(run: RunFile, record: list[StepRecord]) -> Run:
 
 def _facts(run: RunFile, again: Run, record: StepRecord, row: int, names: tuple[str, ...]) -> list[str]:
     out, work = again.outcomes, run.workload
-    arrived = float(work.arrival_s[row])
+    arrived = float(out.arrival_s[row])
+    if not np.isfinite(arrived):
+        return [f"{names[row]} was never sent: the answer before it in its session never ended."]
     limits = _limit_words(out, row)
     facts = [
         f"{names[row]} ({work.classes[work.class_index[row]]}) arrived at {arrived:.2f} s with "
@@ -159,7 +161,7 @@ def _facts(run: RunFile, again: Run, record: StepRecord, row: int, names: tuple[
     if not np.isfinite(out.admitted_s[row]):
         return [*facts, "It was never admitted."]
     waited = float(out.admitted_s[row]) - arrived
-    ahead = np.flatnonzero((work.arrival_s > arrived) & (out.admitted_s < out.admitted_s[row]))
+    ahead = np.flatnonzero((out.arrival_s > arrived) & (out.admitted_s < out.admitted_s[row]))
     facts.append(
         f"It waited {waited:.2f} s"
         + (f", overtaken by {len(ahead)} later requests ({_some(ahead, names)})" if len(ahead) else "")

@@ -118,9 +118,10 @@ class Metrics:
     policy, engine, workload, seed
         What was run.
     requests, finished, rejected
-        Requests asked, those whose whole answer came, and those the policy refused.
+        Requests asked, those whose whole answer came, and those the policy refused. Turns of a session that
+        were never sent, since an answer before them did not come, count as asked and as missed.
     offered_rps
-        Requests over the span of arrivals.
+        Requests sent over the span of their arrivals.
     span_s
         From the first arrival to the last finish.
     attainment
@@ -214,7 +215,8 @@ class Metrics:
         work = out.workload
         met = out.met
         span_s = _span_s(out)
-        arrivals_s = float(work.arrival_s[-1] - work.arrival_s[0]) if len(work) else 0.0
+        sent_s = out.arrival_s[np.isfinite(out.arrival_s)]
+        arrivals_s = float(np.ptp(sent_s)) if len(sent_s) else 0.0
         plan_us = np.percentile(log.plan_s, (50, 99)) * 1e6 if len(log.plan_s) else (math.nan, math.nan)
         per_s = 1.0 / span_s if span_s > 0 else math.nan
         return cls(
@@ -225,7 +227,7 @@ class Metrics:
             requests=len(work),
             finished=int(out.finished.sum()),
             rejected=0 if out.rejected is None else int(out.rejected.sum()),
-            offered_rps=(len(work) - 1) / arrivals_s if arrivals_s > 0 else math.nan,
+            offered_rps=(len(sent_s) - 1) / arrivals_s if arrivals_s > 0 else math.nan,
             span_s=span_s,
             attainment=Share.of(int(met.sum()), len(work)),
             weighted=_weighted(out),
@@ -342,17 +344,19 @@ def _best_effort(work: Workload) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def _span_s(out: Outcomes) -> float:
     finish_s = out.finish_s[out.finished]
-    return float(finish_s.max() - out.workload.arrival_s[0]) if len(finish_s) else 0.0
+    return float(finish_s.max() - np.nanmin(out.arrival_s)) if len(finish_s) else 0.0
 
 
 def _max_wait_s(out: Outcomes, span_s: float) -> float:
     work = out.workload
     if not len(work):
         return math.nan
-    end_s = float(work.arrival_s[0]) + span_s
-    until_s = np.where(np.isfinite(out.admitted_s), out.admitted_s, np.maximum(end_s, work.arrival_s))
-    kept = np.ones(len(work), dtype=np.bool_) if out.rejected is None else ~out.rejected
-    return float((until_s - work.arrival_s)[kept].max(initial=0.0))
+    end_s = float(np.nanmin(out.arrival_s)) + span_s
+    until_s = np.where(np.isfinite(out.admitted_s), out.admitted_s, np.maximum(end_s, out.arrival_s))
+    kept = np.isfinite(out.arrival_s)
+    if out.rejected is not None:
+        kept &= ~out.rejected
+    return float((until_s - out.arrival_s)[kept].max(initial=0.0))
 
 
 def _weighted(out: Outcomes) -> Share:

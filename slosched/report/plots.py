@@ -309,7 +309,7 @@ def _crowded_start_s(run: Run) -> float:
 def _inside(run: Run, start_s: float) -> Any:
     out = run.outcomes
     left_s = np.where(out.finished, out.finish_s, np.inf)
-    return np.flatnonzero((out.workload.arrival_s < start_s + WINDOW_S) & (left_s > start_s))
+    return np.flatnonzero((out.arrival_s < start_s + WINDOW_S) & (left_s > start_s))
 
 
 def _gantt(ax: Axes, run: Run, start_s: float) -> None:
@@ -323,7 +323,7 @@ def _gantt(ax: Axes, run: Run, start_s: float) -> None:
     finish_s = np.where(out.finished[rows], out.finish_s[rows], end_s)
     admitted_s = np.where(np.isfinite(out.admitted_s[rows]), out.admitted_s[rows], finish_s)
     for low, high, colour in (
-        (work.arrival_s[rows], admitted_s, np.full(len(rows), WAIT)),
+        (out.arrival_s[rows], admitted_s, np.full(len(rows), WAIT)),
         (admitted_s, finish_s, np.where(out.met[rows], MET, MISSED)),
     ):
         low, high = np.clip(low, start_s, end_s), np.clip(high, start_s, end_s)

@@ -90,7 +90,7 @@ def _request(run: Run, row: int, slot: int) -> list[Event]:
     kind = work.classes[int(work.class_index[row])]
     name = work.request_ids[row] if work.request_ids else f"{kind} {row}"
     verdict = "met" if out.met[row] else "missed"
-    arrival_s, admitted_s = float(work.arrival_s[row]), float(out.admitted_s[row])
+    arrival_s, admitted_s = float(out.arrival_s[row]), float(out.admitted_s[row])
     events: list[Event] = []
     if admitted_s > arrival_s:
         wait = {"cat": "waiting", "id": row, "pid": WAITING, "tid": 0, "name": name}

@@ -50,9 +50,10 @@ def simulate(
 ) -> Run:
     """Replay `workload` under `policy` and return what happened to every request.
 
-    The engine is a vLLM V1 scheduler with the given limits whose steps last as `step_time` says. The policy
-    sees forecasts, never true output lengths. The result depends on the arguments only, not on the machine:
-    the clock is an integer and policies are given deterministic budgets.
+    The engine is a vLLM V1 scheduler with the given limits whose steps last as `step_time` says. A turn of a
+    session is sent when the answer before it has ended and its think time has passed; none follows a refused
+    one. The policy sees forecasts, never true output lengths. The result depends on the arguments only, not
+    on the machine: the clock is an integer and policies are given deterministic budgets.
 
     Parameters
     ----------
@@ -92,7 +93,8 @@ def simulate(
     begin = time.perf_counter()
     columns = columns_of(workload)
     engine = SimulatedEngine(workload, columns, chosen, limits, step_time, record=record is not None)
-    engine.deliver(np.arange(len(workload), dtype=np.int64), columns.requests.arrival_ps)
+    first = np.flatnonzero(~columns.is_turn)
+    engine.deliver(first, columns.requests.arrival_ps[first])
     engine.advance(measure=measure_plans, progress=progress)
     if record is not None:
         record.append(engine.steps_recorded())
@@ -139,6 +141,9 @@ class SimulatedEngine:
         The engine.
     record
         Whether to log every step's tokens; turns off the closed form for decode runs.
+    returns_turns
+        Whether `advance` returns when an answer has ended that another turn follows, with the turn in
+        `turns_sent`, for another engine perhaps. By default the turn comes to this engine.
     contents
         Prompt blocks for the prefix cache, if another engine of this block size has made them (`contents`).
     """
@@ -152,15 +157,19 @@ class SimulatedEngine:
         step_time: StepTimeModel,
         *,
         record: bool = False,
+        returns_turns: bool = False,
         contents: Contents | None = None,
     ) -> None:
         self.workload, self.policy, self.limits, self.step_time = workload, policy, limits, step_time
         n = len(workload)
+        self.returns_turns = returns_turns
+        self.turns_sent: list[int] = []
+        self.is_turn = columns.is_turn
         self.table = columns.table.shared()
         self.requests = columns.requests._replace(key=np.zeros(n))
         log = 1 << 16 if record else 0
         self.queues = k.Queues(
-            inbox=_ints(n), inbox_ps=_ints(n),
+            inbox=_ints(n), inbox_ps=_ints(n), turns=_ints(n),
             running=_ints(limits.max_num_seqs), waiting=_ints(n), line=_ints(n), mark=_ints(n),
             rows=_ints(limits.max_num_seqs), tokens=_ints(limits.max_num_seqs), sample_ps=_ints(_SAMPLES),
             sample_waiting=_ints(_SAMPLES), sample_running=_ints(_SAMPLES),
@@ -178,9 +187,7 @@ class SimulatedEngine:
         self.plans = 0
         self.plan_s: list[float] = []
         if policy.static:
-            assert isinstance(policy, KeyPolicy)
-            rows = np.arange(n, dtype=np.int64)
-            self.requests.key[:] = policy.key(self.snapshot(), rows)
+            self._key(np.arange(n, dtype=np.int64))
 
     @property
     def now_ps(self) -> int:
@@ -208,8 +215,13 @@ class SimulatedEngine:
             step=int(state[k.STEPS]),
         )
 
+    def _key(self, rows: Ints) -> None:
+        """Keys of some rows under a static policy."""
+        assert isinstance(self.policy, KeyPolicy)
+        self.requests.key[rows] = self.policy.key(self.snapshot(), rows)
+
     def deliver(self, rows: Ints, at_ps: Ints) -> None:
-        """Let requests arrive; times ascend from call to call, and none is in the past of the horizon."""
+        """Let requests arrive; times ascend within a call, and none is in the past of the horizon."""
         q, known = self.queues, int(self.state[k.KNOWN])
         if known + len(rows) > len(q.inbox):  # withdrawn and delivered again: what has joined is forgotten
             joined = int(self.state[k.NEXT])
@@ -217,9 +229,21 @@ class SimulatedEngine:
                 column[: known - joined] = column[joined:known].copy()
             known -= joined
             self.state[k.NEXT] = 0
-        q.inbox[known : known + len(rows)] = rows
-        q.inbox_ps[known : known + len(rows)] = at_ps
-        self.state[k.KNOWN] = known + len(rows)
+        begin = int(self.state[k.NEXT])
+        if len(rows) and begin < known and at_ps[0] < q.inbox_ps[known - 1]:  # a turn before those to come
+            for row, ps in zip(rows.tolist(), at_ps.tolist(), strict=True):
+                place = begin + int(np.searchsorted(q.inbox_ps[begin:known], ps, side="right"))
+                for column, value in ((q.inbox, row), (q.inbox_ps, ps)):
+                    column[place + 1 : known + 1] = column[place:known].copy()
+                    column[place] = value
+                known += 1
+        else:
+            q.inbox[known : known + len(rows)] = rows
+            q.inbox_ps[known : known + len(rows)] = at_ps
+            known += len(rows)
+        self.state[k.KNOWN] = known
+        if self.policy.static and len(late := rows[self.is_turn[rows]]):
+            self._key(late)
 
     def withdraw(self, row: int) -> bool:
         """Take back a request of which nothing has been computed; False where that is too late."""
@@ -267,6 +291,14 @@ class SimulatedEngine:
                 raise InputError(f"plan of policy {self.policy.name!r} must use rows of its snapshot.")
             if status == k.STUCK:
                 raise InputError(f"policy {self.policy.name!r} must not hold all requests for ever.")
+            if status == k.TURNS:
+                turns = self.queues.turns[: self.state[k.SENT]].copy()
+                self.state[k.SENT] = 0
+                if self.returns_turns:
+                    self.turns_sent += turns.tolist()
+                    return
+                turns = turns[np.lexsort((turns, self.requests.arrival_ps[turns]))]
+                self.deliver(turns, self.requests.arrival_ps[turns])
             if status in (k.DONE, k.REACHED):
                 return
 
@@ -305,6 +337,8 @@ class Columns(NamedTuple):
 
     table: RequestTable
     requests: k.Requests
+    is_turn: NDArray[np.bool_]
+    """Which rows are sent only after the answer before, at a time not known yet."""
 
 
 def columns_of(workload: Workload) -> Columns:
@@ -312,14 +346,18 @@ def columns_of(workload: Workload) -> Columns:
     n, table = len(workload), table_of(workload)
     # Rounding up to whole picoseconds: nobody is seen before having arrived.
     arrival_ps = np.ceil(workload.arrival_s / _PS).astype(np.int64)
+    is_turn = workload.previous >= 0
+    arrival_ps[is_turn] = -1
+    next_turn, think_ps = turns_of(workload)
     requests = k.Requests(
-        arrival_ps=arrival_ps, prompt=table.prompt_tokens, output=workload.output_tokens,
+        arrival_ps=arrival_ps, arrival_s=table.arrival_s, next_turn=next_turn, think_ps=think_ps,
+        prompt=table.prompt_tokens, output=workload.output_tokens,
         computed=table.computed_tokens, cached=table.cached_tokens, generated=table.generated_tokens,
         served=table.served_tokens, preemptions=table.preemptions, peak=_ints(n), recomputed=_ints(n),
         hit=_ints(n, -1), blocks=_ints(n), admitted_ps=_ints(n, -1), first_ps=_ints(n, -1),
         finish_ps=_ints(n, -1), first_token_s=table.first_token_s, key=np.zeros(n),
     )  # fmt: skip
-    return Columns(table=table, requests=requests)
+    return Columns(table=table, requests=requests, is_turn=is_turn)
 
 
 def outcomes_of(workload: Workload, requests: k.Requests) -> Outcomes:
@@ -330,6 +368,7 @@ def outcomes_of(workload: Workload, requests: k.Requests) -> Outcomes:
 
     return Outcomes(
         workload=workload,
+        arrival_s=np.where(requests.arrival_ps >= 0, requests.arrival_s, np.nan),
         admitted_s=seconds(requests.admitted_ps),
         first_token_s=seconds(requests.first_ps),
         finish_s=seconds(requests.finish_ps),
@@ -360,6 +399,16 @@ def _bounds(policy: Policy, limits: EngineLimits, record: bool) -> Ints:
     bounds[k.ASK_EACH] = policy.skips
     bounds[k.RECORD] = record
     return bounds
+
+
+def turns_of(workload: Workload) -> tuple[Ints, Ints]:
+    """Row that follows each row in its session, -1 for none, and each row's think time in picoseconds."""
+    previous = workload.previous
+    later = np.flatnonzero(previous >= 0)
+    next_turn, think_ps = _ints(len(workload), -1), _ints(len(workload))
+    next_turn[previous[later]] = later
+    think_ps[later] = np.ceil(workload.think_s[later] / _PS).astype(np.int64)
+    return next_turn, think_ps
 
 
 def table_of(workload: Workload) -> RequestTable:

@@ -40,8 +40,9 @@ Floats = NDArray[np.float64]
     STRIDE,
     TICK,
     IDLE,
-) = range(16)
-STATE_SIZE = 16
+    SENT,  # turns sent since the engine was last asked for them
+) = range(17)
+STATE_SIZE = 17
 
 FOREVER = np.iinfo(np.int64).max
 """Horizon of an engine all of whose arrivals are known."""
@@ -64,7 +65,7 @@ FOREVER = np.iinfo(np.int64).max
 LIMITS_SIZE = 12
 
 # Why `advance` returned.
-DONE, NEED_PLAN, PAUSED, STUCK, LOG_FULL, BAD_PLAN, REACHED = range(7)
+DONE, NEED_PLAN, PAUSED, STUCK, LOG_FULL, BAD_PLAN, REACHED, TURNS = range(8)
 
 MAX_IDLE_STEPS = 20_000
 """Steps in a row that schedule nothing while requests wait: beyond this the policy holds them for ever."""
@@ -77,9 +78,12 @@ REFRESHED = 8
 
 
 class Requests(NamedTuple):
-    """Columns by row; rows ascend with arrival."""
+    """Columns by row."""
 
-    arrival_ps: Ints
+    arrival_ps: Ints  # -1 for a turn that has not been sent
+    arrival_s: Floats
+    next_turn: Ints  # row sent after this one's answer, -1 for none
+    think_ps: Ints  # pause between the answer before and this turn
     prompt: Ints
     output: Ints
     computed: Ints
@@ -104,7 +108,8 @@ class Queues(NamedTuple):
     inbox: Ints  # rows in order of their arrival at this engine
     inbox_ps: Ints  # when each arrives, ascending
     running: Ints
-    waiting: Ints  # dynamic: rows ascending; static: a binary heap of rows by (key, row)
+    turns: Ints  # rows of the turns sent and not yet taken
+    waiting: Ints  # dynamic: rows by (arrival, row); static: a binary heap of rows by (key, arrival, row)
     line: Ints  # candidates of this step in order of admission
     mark: Ints  # row -> stamp of the step in which it stands in line
     rows: Ints  # scheduled in this step
@@ -138,16 +143,21 @@ class Pool(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def _less(key: Floats, a: int, b: int) -> bool:
-    return bool(key[a] < key[b] or (key[a] == key[b] and a < b))
+def _earlier(R: Requests, a: int, b: int) -> bool:
+    return bool(R.arrival_ps[a] < R.arrival_ps[b] or (R.arrival_ps[a] == R.arrival_ps[b] and a < b))
 
 
 @njit(nogil=True, cache=True)
-def _heap_push(heap: Ints, size: int, key: Floats, row: int) -> None:
+def _less(R: Requests, a: int, b: int) -> bool:
+    return bool(R.key[a] < R.key[b] or (R.key[a] == R.key[b] and _earlier(R, a, b)))
+
+
+@njit(nogil=True, cache=True)
+def _heap_push(R: Requests, heap: Ints, size: int, row: int) -> None:
     i = size
     while i > 0:
         parent = (i - 1) // 2
-        if not _less(key, row, heap[parent]):
+        if not _less(R, row, heap[parent]):
             break
         heap[i] = heap[parent]
         i = parent
@@ -155,7 +165,7 @@ def _heap_push(heap: Ints, size: int, key: Floats, row: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _heap_pop(heap: Ints, size: int, key: Floats) -> None:
+def _heap_pop(R: Requests, heap: Ints, size: int) -> None:
     """Remove the head of a heap of `size` rows."""
     row = heap[size - 1]
     size -= 1
@@ -164,9 +174,9 @@ def _heap_pop(heap: Ints, size: int, key: Floats) -> None:
         child = 2 * i + 1
         if child >= size:
             break
-        if child + 1 < size and _less(key, heap[child + 1], heap[child]):
+        if child + 1 < size and _less(R, heap[child + 1], heap[child]):
             child += 1
-        if not _less(key, heap[child], row):
+        if not _less(R, heap[child], row):
             break
         heap[i] = heap[child]
         i = child
@@ -178,10 +188,10 @@ def _enqueue(R: Requests, Q: Queues, state: Ints, limits: Ints, row: int) -> Non
     """Put a row into the waiting queue."""
     n = state[WAITING]
     if limits[STATIC]:
-        _heap_push(Q.waiting, n, R.key, row)
+        _heap_push(R, Q.waiting, n, row)
     else:
         i = n
-        while i > 0 and Q.waiting[i - 1] > row:
+        while i > 0 and _earlier(R, row, Q.waiting[i - 1]):
             Q.waiting[i] = Q.waiting[i - 1]
             i -= 1
         Q.waiting[i] = row
@@ -455,7 +465,7 @@ def _schedule_waiting(
         if limits[CACHE]:
             _take_hits(R, P, state, row, hit)
         if limits[STATIC]:
-            _heap_pop(Q.waiting, state[WAITING], R.key)
+            _heap_pop(R, Q.waiting, state[WAITING])
             state[WAITING] -= 1
         at += 1
         Q.running[state[RUNNING]] = row
@@ -506,6 +516,17 @@ def _duration_ps(R: Requests, Q: Queues, state: Ints, coef: Ints) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _answered(R: Requests, Q: Queues, state: Ints, row: int) -> None:
+    """The answer of a row ends now: its client thinks, then sends the next turn."""
+    turn = R.next_turn[row]
+    if turn >= 0:
+        R.arrival_ps[turn] = state[NOW] + R.think_ps[turn]
+        R.arrival_s[turn] = R.arrival_ps[turn] * 1e-12
+        Q.turns[state[SENT]] = turn
+        state[SENT] += 1
+
+
+@njit(nogil=True, cache=True)
 def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Give the scheduled requests their tokens at the time now reached; free those that are done."""
     now = state[NOW]
@@ -528,6 +549,7 @@ def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> 
             if R.generated[row] == R.output[row]:
                 R.finish_ps[row] = now
                 _free(R, P, state, limits, row)
+                _answered(R, Q, state, row)
                 state[FINISHED] += 1
                 done = True
     if done:
@@ -672,6 +694,7 @@ def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef
                 kept += 1
             else:
                 _free(R, P, state, limits, row)
+                _answered(R, Q, state, row)
                 state[FINISHED] += 1
         state[RUNNING] = kept
     return True
@@ -747,10 +770,14 @@ def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) ->
 def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, max_steps: int) -> int:
     """Run the engine until it is done, needs a plan, has reached its horizon, or has done `max_steps` steps.
 
+    It also stops when an answer has ended that another turn follows, with the turn in `Q.turns`.
+
     A run of steps in closed form counts as one. An engine with nothing left to do is done; it goes on when
     its inbox grows.
     """
     for _ in range(max_steps):
+        if state[SENT] > 0:
+            return TURNS
         if state[NOW] >= state[HORIZON]:
             return REACHED
         if limits[RECORD] and state[LOGGED] + limits[MAX_SEQS] > len(Q.log_row):
@@ -806,7 +833,7 @@ def withdraw(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: in
         for i in range(n):  # the heap built again, in place: an entry moves only to where one was read
             other = Q.waiting[i]
             if other != row:
-                _heap_push(Q.waiting, kept, R.key, other)
+                _heap_push(R, Q.waiting, kept, other)
                 kept += 1
     else:
         for i in range(place + 1, state[WAITING]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import deque
@@ -28,7 +29,7 @@ from slosched.integrations.vllm.state import Learned
 from slosched.lab.study import Bench
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import Policy
-from slosched.simulator.engine import StepRecord, refuse_oversize, table_of
+from slosched.simulator.engine import StepRecord, refuse_oversize, table_of, turns_of
 from slosched.testing.harness import STOP, make_request, make_scheduler, runner_output
 
 PS = 1e-12
@@ -159,11 +160,18 @@ class VirtualEngine:
         self.ids = list(workload.request_ids) or [str(i) for i in range(n)]
         self.row = {request_id: i for i, request_id in enumerate(self.ids)}
         self.arrival_ps = np.ceil(workload.arrival_s / PS).astype(np.int64).tolist()
+        self.arrival_s = workload.arrival_s.tolist()
+        later = workload.previous >= 0
+        self.next_turn, self.think_ps = (column.tolist() for column in turns_of(workload))
+        self.coming = [(self.arrival_ps[i], i) for i in np.flatnonzero(~later).tolist()]
+        """(arrival, row) of who is known to come: a heap, ascending at first."""
+        for i in np.flatnonzero(later).tolist():
+            self.arrival_ps[i], self.arrival_s[i] = -1, math.nan
         self.admitted_ps, self.first_ps, self.finish_ps = ([-1] * n for _ in range(3))
         self.generated, self.peak, self.recomputed, self.cached = ([0] * n for _ in range(4))
         self.preemptions = [0] * n
         self.steps, self.busy_ps, self.end_ps = 0, 0, 0
-        self.next = 0
+        self.sent = 0
         self.empty = 0
         self.flights: deque[_Flight] = deque()
         self.log: list[tuple[int, int, int]] = []
@@ -208,7 +216,7 @@ class VirtualEngine:
             prompt_tokens=int(w.prompt_tokens[i]),
             forecast=LengthForecast(tuple(w.atoms[i].tolist())),
             slo=Slo(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e),
-            arrival_s=float(w.arrival_s[i]),
+            arrival_s=self.arrival_s[i],
             weight=float(w.weight[i]),
             priority=int(w.priority[i]),
             slo_class=w.classes[w.class_index[i]],
@@ -222,7 +230,7 @@ class VirtualEngine:
         prompt = int(w.prompt_tokens[i])
         request = make_request(
             self.ids[i], self.prompt(i), max_tokens=self.limits.max_model_len - prompt,
-            arrival_s=float(w.arrival_s[i]), priority=int(w.priority[i]),
+            arrival_s=self.arrival_s[i], priority=int(w.priority[i]),
             block_tokens=self.limits.block_tokens, hashed=self.limits.prefix_cache,
         )  # fmt: skip
         self.live[self.ids[i]] = request
@@ -238,12 +246,17 @@ class VirtualEngine:
     # the loop ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run until every request has its whole answer."""
-        while self.next < len(self.ids) or self.live or self.flights:
+        """Run until every request that was sent has its whole answer, or was refused."""
+        while self.busy:
             self.advance()
         errors = getattr(getattr(self.scheduler, "slosched", None), "stats", None)
         if errors is not None and errors.errors:
             raise InputError(f"policy {self.name!r} must not fail, got {errors.errors}.")
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody is known to come, is in the engine, or is in a step on its way."""
+        return bool(self.coming or self.live or self.flights)
 
     def advance(self) -> None:
         """One turn: arrivals, a step if there is room in the pipeline, else the end of the oldest step."""
@@ -263,16 +276,16 @@ class VirtualEngine:
                         self.idle()
                     return
         elif not self.flights:
-            if self.next < len(self.ids):
-                self.move_to(max(self.now_ps, self.arrival_ps[self.next]))
+            if self.coming:
+                self.move_to(max(self.now_ps, self.coming[0][0]))
             return
         self.land()
 
     def arrivals(self) -> None:
         """Queue everybody who has arrived by now."""
-        while self.next < len(self.ids) and self.arrival_ps[self.next] <= self.now_ps:
-            self.submit(self.next)
-            self.next += 1
+        while self.coming and self.coming[0][0] <= self.now_ps:
+            self.submit(heapq.heappop(self.coming)[1])
+            self.sent += 1
 
     def move_to(self, ps: int) -> None:
         """Set the clock."""
@@ -379,7 +392,16 @@ class VirtualEngine:
                     f"request {request_id!r} must get {length} tokens, got {self.generated[row]}."
                 )
             self.finish_ps[row] = self.now_ps
+            self.answered(row)
             self.preemptions[row] = int(self.live.pop(request_id).num_preemptions)
+
+    def answered(self, row: int) -> None:
+        """The answer is complete: its client will think, then send the next turn."""
+        turn = self.next_turn[row]
+        if turn >= 0:
+            self.arrival_ps[turn] = self.now_ps + self.think_ps[turn]
+            self.arrival_s[turn] = self.arrival_ps[turn] * PS
+            heapq.heappush(self.coming, (self.arrival_ps[turn], turn))
 
     # results ----------------------------------------------------------------------------------------------
 
@@ -400,6 +422,7 @@ class VirtualEngine:
         depths = np.array(self.depths, dtype=np.int64).reshape(-1, 3)
         outcomes = Outcomes(
             workload=self.workload,
+            arrival_s=np.array(self.arrival_s, dtype=np.float64),
             admitted_s=seconds(self.admitted_ps),
             first_token_s=seconds(self.first_ps),
             finish_s=seconds(self.finish_ps),

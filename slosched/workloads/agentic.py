@@ -1,4 +1,9 @@
-"""Traces of coding agents (kv-cache-tester): sessions of turns that reuse the prefix of the turn before."""
+"""Traces of coding agents (kv-cache-tester): sessions of turns that reuse the prefix of the turn before.
+
+Replay is closed loop: an agent sends its next turn when the answer before has ended and it has thought for
+as long as recorded. Each agent of a session is a loop of its own; a sub-agent starts when it did in the
+record.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,12 @@ from slosched.core.errors import DataError
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.workloads.arrivals import first_arrivals
-from slosched.workloads.files import csv_rows, moment, tokens, whole
+from slosched.workloads.files import MOST_SECONDS, csv_rows, moment, number, tokens, whole
 from slosched.workloads.prefix import shared_prefix
 
 AGENTIC_COLUMNS = ("session", "agent", "t_s", "input_tokens", "output_tokens", "reused_prefix_tokens")
+LOOP_COLUMNS = ("api_time_s", "think_time_s")
+"""Recorded seconds of an answer, and from the answer before to this turn; without them an open loop."""
 READ_BLOCK_TOKENS = 512
 """Coarser than the 64 tokens the trace counts in, so that the whole file takes 100 MB; see `read_agentic`."""
 
@@ -32,6 +39,8 @@ class Turns:
         Seconds from the start of the session.
     prompt_tokens, output_tokens, reused_tokens
         Whole context, answer, and how much of the context the agent had sent before.
+    think_s
+        Seconds from the end of the same agent's answer before to this turn; -1 where not recorded.
     silent
         Turns without output.
     """
@@ -42,28 +51,36 @@ class Turns:
     prompt_tokens: Ints
     output_tokens: Ints
     reused_tokens: Ints
+    think_s: Floats
     silent: int
 
-    def replay(self, rows: Ints, clock_s: Floats, *, block_tokens: int, name: str) -> Workload:
-        """Some turns as a workload with shared prefixes, at the given times."""
+    def replay(
+        self, rows: Ints, clock_s: Floats, *, block_tokens: int, name: str, longest_think_s: float = np.inf
+    ) -> Workload:
+        """Some turns as a workload with shared prefixes, at the given times, longer pauses cut."""
         order = np.argsort(clock_s, kind="stable")
         rows, clock = rows[order], clock_s[order]
         prefix = shared_prefix(
             self.agent[rows], self.prompt_tokens[rows], self.reused_tokens[rows], block_tokens
         )
+        loop = "open loop" if (self.think_s < 0).all() else "closed loop"
         note = f" ({self.silent} rows without output left out)" if self.silent else ""
         return Workload.plain(
             clock,
             self.prompt_tokens[rows],
             self.output_tokens[rows],
             name=name,
+            session=self.agent[rows],
+            think_s=np.minimum(self.think_s[rows], longest_think_s),
             prefix=prefix,
-            source=f"kv-cache-tester agentic trace{note}, open loop",
+            source=f"kv-cache-tester agentic trace{note}, {loop}",
         )
 
 
 def read_turns(path: str | Path) -> Turns:
-    """Turns of a file with the columns `AGENTIC_COLUMNS`.
+    """Turns of a file with the columns `AGENTIC_COLUMNS` and, for a closed loop, `LOOP_COLUMNS`.
+
+    A pause that is blank in the file is what the clock says, less the answer before if its time is known.
 
     Raises
     ------
@@ -75,12 +92,17 @@ def read_turns(path: str | Path) -> Turns:
     sessions: dict[str, int] = {}
     agents: dict[tuple[str, str], int] = {}
     last: dict[tuple[str, str], float] = {}
-    session, agent, times = array("q"), array("q"), array("d")
+    answered: dict[tuple[str, str], float] = {}
+    session, agent, times, thinks = array("q"), array("q"), array("d"), array("d")
     prompts, outputs, reused = array("q"), array("q"), array("q")
     silent = 0
-    for row, fields in csv_rows(file, AGENTIC_COLUMNS):
+    for row, fields in csv_rows(file, AGENTIC_COLUMNS, LOOP_COLUMNS):
         key = (fields["session"], fields["agent"])
         seconds = last[key] = moment(file, row, "t_s", fields["t_s"], last.get(key, 0.0))
+        think, api = (_seconds(file, row, name, fields.get(name)) for name in LOOP_COLUMNS[::-1])
+        if np.isnan(think) and "think_time_s" in fields:
+            think = max(0.0, seconds - answered.get(key, seconds))
+        answered[key] = seconds + (0.0 if np.isnan(api) else api)
         prompt = tokens(file, row, "input_tokens", fields["input_tokens"])
         domain = f"an integer from 0 to {prompt}, the input tokens"
         again = whole(file, row, "reused_prefix_tokens", fields["reused_prefix_tokens"], 0, prompt, domain)
@@ -91,6 +113,7 @@ def read_turns(path: str | Path) -> Turns:
         session.append(sessions.setdefault(fields["session"], len(sessions)))
         agent.append(agents.setdefault(key, len(agents)))
         times.append(seconds)
+        thinks.append(-1.0 if np.isnan(think) else think)
         prompts.append(prompt)
         reused.append(again)
     if not times:
@@ -102,8 +125,16 @@ def read_turns(path: str | Path) -> Turns:
         prompt_tokens=np.asarray(prompts, dtype=np.int64),
         output_tokens=np.asarray(outputs, dtype=np.int64),
         reused_tokens=np.asarray(reused, dtype=np.int64),
+        think_s=np.asarray(thinks, dtype=np.float64),
         silent=silent,
     )
+
+
+def _seconds(file: Path, row: int, name: str, text: str | None) -> float:
+    """A recorded duration; NaN where blank or absent."""
+    if text is None or not text.strip():
+        return float("nan")
+    return number(file, row, name, text, 0.0, MOST_SECONDS, "a number of seconds of at least 0, or empty")
 
 
 def read_agentic(
@@ -113,7 +144,7 @@ def read_agentic(
     session_rate_per_s: float = 0.02,
     seed: int = 0,
 ) -> Workload:
-    """Whole agentic trace, open loop: a turn comes at its recorded time even if the one before is late.
+    """Whole agentic trace; `Workload.open_loop` of it sends every turn at its recorded time.
 
     Parameters
     ----------

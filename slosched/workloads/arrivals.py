@@ -184,8 +184,9 @@ def burst_arrivals(
 def rescale(workload: Workload, rate_per_s: float) -> Workload:
     """The workload with its clock stretched or squeezed to a mean rate; the pattern of arrivals stays.
 
-    The mean rate is the number of requests over the time of the last arrival. A workload whose requests all
-    arrive at once is returned as it is.
+    The mean rate is the number of requests over the time of the last arrival. Think times stay: a closed loop
+    starts its sessions faster or slower, and its rate of turns is up to the engine. A workload whose requests
+    all arrive at once is returned as it is.
     """
     require(0 < rate_per_s < math.inf, "rate_per_s", "a finite number above 0", rate_per_s)
     span = float(workload.arrival_s[-1]) if len(workload) else 0.0
@@ -213,7 +214,8 @@ def resample(workload: Workload, requests: int, *, block_s: float = 60.0, seed: 
     Returns
     -------
     Workload
-        Exactly `requests` requests; request ids are dropped since rows repeat.
+        Exactly `requests` requests; request ids are dropped since rows repeat. What falls into a block of a
+        session is a session of its own.
     """
     require(len(workload) > 0, "workload", "not empty", len(workload))
     require(requests >= 1, "requests", "an integer of at least 1", requests)
@@ -224,6 +226,7 @@ def resample(workload: Workload, requests: int, *, block_s: float = 60.0, seed: 
     # The trace ends one mean gap after its last arrival, so that wrapping does not glue two requests.
     span = max(float(times[-1]) * (1 + 1 / max(1, n - 1)), block_s)
     rows: list[Ints] = []
+    blocks: list[Ints] = []
     arrivals: list[Floats] = []
     have, clock = 0, 0.0
     around = np.concatenate([times, times + span])
@@ -232,12 +235,16 @@ def resample(workload: Workload, requests: int, *, block_s: float = 60.0, seed: 
         low, high = np.searchsorted(around, [start, start + min(block_s, span)])
         index = np.arange(low, high)
         rows.append(index % n)
+        blocks.append(2 * len(blocks) + index // n)
         arrivals.append(clock + around[index] - start)
         have += len(index)
         clock += min(block_s, span)
     picked = np.concatenate(rows)[:requests]
+    block = np.concatenate(blocks)[:requests]
     anonymous = replace(workload, request_ids=())
-    return anonymous.rows(picked, arrival_s=np.concatenate(arrivals)[:requests])
+    longer = anonymous.rows(picked, arrival_s=np.concatenate(arrivals)[:requests])
+    sessions = int(workload.session.max()) + 1
+    return replace(longer, session=np.where(longer.session >= 0, longer.session + sessions * block, -1))
 
 
 def _bursts(duration_s: float, on_s: float, off_s: float, rng: np.random.Generator) -> tuple[Floats, Floats]:

@@ -92,18 +92,18 @@ def agentic(rate_per_s: float, duration_s: float, rng: np.random.Generator) -> W
 
     First prompts, growth, answers, gaps and turns follow the kv-cache-tester traces, each drawn on its own.
     Sessions start at random times; pauses are cut at 60 s, and a session ends when its context passes
-    160,000 tokens. Replay is open loop: a turn comes at its time even if the one before is late.
+    160,000 tokens. Replay is closed loop: a turn comes its think time after the answer before.
     """
     law = fitted()["agentic"]
     wanted = int(rng.poisson(rate_per_s * duration_s))
-    turns: list[tuple[float, int, int, int]] = []
+    turns: list[tuple[float, int, int, int, float]] = []
     session = 0
     while len(turns) < wanted:
         turns.extend(_session(session, duration_s, law, rng))
         session += 1
     turns = sorted(turns[:wanted])
     time = np.array([turn[0] for turn in turns], dtype=np.float64)
-    rest = np.array([turn[1:] for turn in turns], dtype=np.int64).reshape(-1, 3)
+    rest = np.array([turn[1:4] for turn in turns], dtype=np.int64).reshape(-1, 3)
     session_of, prompt, reused = rest.T
     output = np.rint(from_quantiles(rng.random(len(time)), law["output_tokens"])).astype(np.int64)
     return Workload.plain(
@@ -112,8 +112,10 @@ def agentic(rate_per_s: float, duration_s: float, rng: np.random.Generator) -> W
         output,
         name="agentic",
         slo_class="agentic",
+        session=session_of,
+        think_s=np.array([turn[4] for turn in turns], dtype=np.float64),
         prefix=shared_prefix(session_of, prompt, reused, AGENT_BLOCK_TOKENS),
-        source=f"generated; {law['source']}",
+        source=f"generated, closed loop; {law['source']}",
     )
 
 
@@ -209,11 +211,14 @@ def _drawn(name: str, lengths: str, times: Floats, rng: np.random.Generator) -> 
 
 def _session(
     session: int, duration_s: float, law: dict[str, list[float]], rng: np.random.Generator
-) -> list[tuple[float, int, int, int]]:
-    """Turns of one agent within the window: (time, session, prompt tokens, reused tokens)."""
+) -> list[tuple[float, int, int, int, float]]:
+    """Turns of one agent within the window: (time, session, prompt tokens, reused tokens, think time)."""
     start = float(rng.random() * duration_s)
     count = round(float(from_quantiles(rng.random(), law["turns"])))
-    gaps = np.minimum(from_quantiles(rng.random(count - 1), law["gap_s"]), AGENT_LONGEST_GAP_S)
+    pause = rng.random(count - 1)
+    gaps = np.minimum(from_quantiles(pause, law["gap_s"]), AGENT_LONGEST_GAP_S)
+    # The same quantile: a long gap between turns is a long pause of the user.
+    think = np.minimum(from_quantiles(pause, law["think_s"]), gaps)
     grown = np.rint(from_quantiles(rng.random(count - 1), law["new_tokens"]))
     first = np.rint(from_quantiles(rng.random(), law["first_prompt_tokens"]))
     clock = start + np.concatenate([[0.0], np.cumsum(gaps)])
@@ -221,7 +226,10 @@ def _session(
     keep = int(np.sum((clock < duration_s) & (context <= AGENT_LONGEST_CONTEXT_TOKENS)))
     prompts = [int(c) for c in context[:keep]]
     reused = [0, *prompts][:keep]
-    return [(float(t), session, p, r) for t, p, r in zip(clock[:keep], prompts, reused, strict=True)]
+    thinks = [0.0, *think.tolist()][:keep]
+    return [
+        (float(t), session, p, r, s) for t, p, r, s in zip(clock[:keep], prompts, reused, thinks, strict=True)
+    ]
 
 
 def _check(rate_per_s: float, duration_s: float, seed: int) -> None:

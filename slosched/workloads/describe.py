@@ -20,11 +20,12 @@ def describe(workload: Workload) -> dict[str, object]:
     Returns
     -------
     dict
-        ``requests``, ``span_s`` (first to last arrival), ``rate_per_s``, ``gap_cv`` (coefficient of variation
-        of the gaps between arrivals; 1 for Poisson), ``dispersion_1s`` (variance over mean of the counts per
-        second; 1 for Poisson), ``prefix_share`` (share of prompt blocks that an endless prefix cache would
-        hold already), ``classes`` with lengths, limits and weights of each, ``forecast_error`` (median of
-        |log(mean forecast / true length)|), ``name`` and ``source``.
+        ``requests``, ``span_s`` (first to last arrival), ``rate_per_s``, ``gap_cv`` (coefficient of
+        variation of the gaps between arrivals; 1 for Poisson), ``dispersion_1s`` (variance over mean of the
+        counts per second; 1 for Poisson), ``sessions``, ``closed_loop_turns`` (requests that are sent only
+        after another's answer; the times above are then those planned), ``prefix_share`` (share of prompt
+        blocks that an endless prefix cache would hold already), ``classes`` with lengths, limits and weights
+        of each, ``forecast_error`` (median of |log(mean forecast / true length)|), ``name`` and ``source``.
 
     Examples
     --------
@@ -45,6 +46,8 @@ def describe(workload: Workload) -> dict[str, object]:
         "rate_per_s": (n - 1) / span if span > 0 else None,
         "gap_cv": float(gaps.std() / gaps.mean()) if span > 0 else None,
         "dispersion_1s": dispersion(workload.arrival_s, 1.0),
+        "sessions": int(np.unique(workload.session[workload.session >= 0]).size),
+        "closed_loop_turns": int(np.sum(workload.previous >= 0)),
         "prefix_share": prefix_share(workload),
         "forecast_error": float(np.median(error)) if n else None,
         "classes": {

@@ -4,8 +4,9 @@ Columns (CSV header or JSON keys): ``arrival_s`` [s, ascending], ``prompt_tokens
 ``output_tokens``. Optional: ``request_id``; ``ttft_s``, ``tpot_s``, ``e2e_s`` [s; empty or null: no limit];
 ``slo_class``; ``tenant``; ``weight`` (1); ``priority`` (0); ``predicted_output_tokens`` (one number, or
 ascending ones, as many as a forecast has atoms; the true length if absent); ``prefix_ids`` (ids of the
-prompt's blocks) with ``prefix_block_tokens`` (the same in all rows). Lists are JSON arrays, or numbers with
-spaces in CSV. Other columns are ignored.
+prompt's blocks) with ``prefix_block_tokens`` (the same in all rows); ``session`` (whose turn it is) with
+``think_s`` [s from the end of the session's answer before; empty: sent at arrival_s whatever happens]. Lists
+are JSON arrays, or numbers with spaces in CSV. Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ GENERIC_REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 LIMITS = ("ttft_s", "tpot_s", "e2e_s")
 OPTIONAL = (
     "request_id", *LIMITS, "slo_class", "tenant", "weight", "priority", "predicted_output_tokens",
-    "prefix_ids", "prefix_block_tokens",
+    "prefix_ids", "prefix_block_tokens", "session", "think_s",
 )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ class _Columns:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.real = {name: array("d") for name in ("arrival_s", *LIMITS, "weight", "atoms")}
+        self.real = {name: array("d") for name in ("arrival_s", *LIMITS, "weight", "atoms", "think_s")}
         self.integer = {
             name: array("q")
             for name in (
@@ -88,12 +89,14 @@ class _Columns:
                 "priority",
                 "class_index",
                 "tenant_index",
+                "session",
                 "ids",
                 "counts",
             )
         }
         self.classes: dict[str, int] = {}
         self.tenants: dict[str, int] = {}
+        self.sessions: dict[str, int] = {}
         self.request_ids: dict[str, int] = {}
         self.block_tokens = 0
         self.before = 0.0
@@ -123,6 +126,7 @@ class _Columns:
             self.integer[column].append(names.setdefault(text, len(names)))
         self._add_atoms(row, fields.get("predicted_output_tokens"))
         self._add_prefix(row, fields)
+        self._add_turn(row, fields.get("session"), fields.get("think_s"))
         if fields.get("request_id") is not None:
             name = self._text(row, "request_id", fields["request_id"])
             if name in self.request_ids:
@@ -158,6 +162,16 @@ class _Columns:
         if len(atoms) not in (1, FORECAST_ATOMS) or atoms != sorted(atoms):
             raise DataError(self.path, row, "predicted_output_tokens", domain, str(value)[:80])
         self.real["atoms"].extend(atoms * (FORECAST_ATOMS // len(atoms)))
+
+    def _add_turn(self, row: int, session: object, think: object) -> None:
+        name = None if session is None else self._text(row, "session", session)
+        self.integer["session"].append(
+            -1 if name is None else self.sessions.setdefault(name, len(self.sessions))
+        )
+        domain = "a number of seconds of at least 0, or empty"
+        self.real["think_s"].append(
+            -1.0 if think is None else number(self.path, row, "think_s", think, 0, MOST_SECONDS, domain)
+        )
 
     def _add_prefix(self, row: int, fields: dict[str, Any]) -> None:
         value, size = fields.get("prefix_ids"), fields.get("prefix_block_tokens")

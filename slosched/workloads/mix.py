@@ -44,6 +44,7 @@ def merge(workloads: Sequence[Workload], *, name: str = "mix") -> Workload:
     tenants = _union([w.tenants for w in workloads])
     columns["class_index"] = _relabel([(w.class_index, w.classes) for w in workloads], classes)
     columns["tenant_index"] = _relabel([(w.tenant_index, w.tenants) for w in workloads], tenants)
+    columns["session"] = _apart([w.session for w in workloads])
     order = np.argsort(columns["arrival_s"], kind="stable")
     ids: tuple[str, ...] = ()
     if all(w.request_ids for w in workloads):
@@ -98,6 +99,15 @@ def fit_to_engine(workload: Workload, limits: EngineLimits) -> tuple[Workload, i
     note = f"{dropped} of {len(workload)} requests over {longest} tokens left out"
     kept = workload.rows(keep)
     return replace(kept, source=f"{kept.source} ({note})" if kept.source else note), dropped
+
+
+def _apart(sessions: Sequence[Ints]) -> Ints:
+    """Session numbers of several workloads such that none is used by two."""
+    shift, parts = 0, []
+    for own in sessions:
+        parts.append(np.where(own >= 0, own + shift, -1))
+        shift += int(own.max(initial=-1)) + 1
+    return np.concatenate(parts)
 
 
 def _union(labels: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

@@ -207,7 +207,8 @@ def _agentic(part: Part) -> Workload:
         longest_tokens=part.longest_tokens,
         seed=int(part.rng.integers(2**31)),
     )
-    plain = turns.replay(sample.rows, sample.clock_s, block_tokens=AGENT_BLOCK_TOKENS, name="agentic")
+    plain = turns.replay(sample.rows, sample.clock_s, block_tokens=AGENT_BLOCK_TOKENS, name="agentic",
+        longest_think_s=AGENT_LONGEST_GAP_S)  # fmt: skip
     note = f" ({sample.dropped} turns over {part.longest_tokens} tokens left out)" if sample.dropped else ""
     return replace(relabel(plain, "agentic"), source=plain.source + note)
 
@@ -248,7 +249,7 @@ MIXES: dict[str, tuple[Callable[[Part], Workload], dict[str, ClassSpec], str]] =
         {"chat": DOCUMENT_SLO, "batch": BATCH_SLO},
         "Mooncake conversation with prefix blocks: 80 % chat over documents, 20 % batch",
     ),
-    "agentic": (_agentic, {"agentic": AGENT_SLO}, "coding agents that reuse their prefix, open loop"),
+    "agentic": (_agentic, {"agentic": AGENT_SLO}, "coding agents that reuse their prefix, closed loop"),
     "bursty": (
         _bursty,
         {"code": CODE_SLO, "chat": CHAT_SLO, "batch": BEST_EFFORT},

@@ -44,6 +44,7 @@ def read(
     rate_per_s: float | None = None,
     cv: float = 1.0,
     seed: int = 0,
+    open_loop: bool = False,
 ) -> Workload:
     """A workload from a file, plain or gzip.
 
@@ -62,6 +63,9 @@ def read(
         Burstiness of arrivals drawn for a file that has none.
     seed
         Seed of drawn arrivals and of the jitter of quantised time stamps.
+    open_loop
+        Send every request at its recorded time even where the file says which answer it waited for
+        (``agentic``, and ``csv`` and ``jsonl`` with sessions). Other formats are open loop always.
 
     Returns
     -------
@@ -93,6 +97,8 @@ def read(
     if kind not in readers:
         raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}.")
     workload = readers[kind](file)
+    if open_loop:
+        workload = workload.open_loop()
     return workload if rate_per_s is None else rescale(workload, rate_per_s)
 
 

@@ -20,7 +20,7 @@ from slosched.workloads.generic import LIMITS
 def write(workload: Workload, path: str | Path) -> Path:
     """Write a workload as CSV or JSON lines, whole or not at all; `read` gives every number back exactly.
 
-    Name, source and the numbering of labels are not kept.
+    Name, source and the numbering of labels and sessions are not kept.
 
     Parameters
     ----------
@@ -69,6 +69,7 @@ def _cell(value: object) -> str:
 
 def _records(w: Workload) -> Iterator[dict[str, Any]]:
     """Rows as plain values; None for no limit; optional columns only where the workload uses them."""
+    turns = bool(np.any((w.session >= 0) | (w.think_s >= 0)))
     point = bool(np.all(w.atoms == w.atoms[:, :1]))
     for i in range(len(w)):
         record: dict[str, Any] = {
@@ -89,6 +90,9 @@ def _records(w: Workload) -> Iterator[dict[str, Any]]:
             ids = w.prefix.ids[w.prefix.offsets[i] : w.prefix.offsets[i + 1]]
             record["prefix_ids"] = ids.tolist()
             record["prefix_block_tokens"] = w.prefix.block_tokens
+        if turns:
+            record["session"] = int(w.session[i]) if w.session[i] >= 0 else None
+            record["think_s"] = float(w.think_s[i]) if w.think_s[i] >= 0 else None
         if w.request_ids:
             record["request_id"] = w.request_ids[i]
         yield record

@@ -21,8 +21,8 @@ def outcomes(first_s: list[float], finish_s: list[float], **limits: list[float])
     work = replace(work, **columns)  # type: ignore[arg-type]
     none = np.zeros(n, dtype=np.int64)
     return Outcomes(
-        workload=work, admitted_s=np.ones(n), first_token_s=np.array(first_s), finish_s=np.array(finish_s),
-        preemptions=none, recomputed_tokens=none, cached_tokens=none,
+        workload=work, arrival_s=work.arrival_s, admitted_s=np.ones(n), first_token_s=np.array(first_s),
+        finish_s=np.array(finish_s), preemptions=none, recomputed_tokens=none, cached_tokens=none,
     )  # fmt: skip
 
 

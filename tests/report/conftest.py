@@ -34,6 +34,7 @@ def golden_run(policy: str = "fcfs", seed: int = 0) -> Run:
     nan = np.nan
     outcomes = Outcomes(
         workload=golden_workload(),
+        arrival_s=golden_workload().arrival_s,
         admitted_s=np.array([0.0, 1.5, 2.0, 6.0, 4.0, nan]),
         first_token_s=np.array([0.5, 2.0, 2.5, 7.0, 5.0, nan]),
         finish_s=np.array([1.0, 6.0, 4.5, 7.0, 10.0, nan]),
@@ -97,6 +98,7 @@ def slot_run(policy: str, rate_rps: float, seed: int, count: int = 120, slots: i
         depth.append((now, len(waiting)))
     outcomes = Outcomes(
         workload=work,
+        arrival_s=work.arrival_s,
         admitted_s=admitted,
         first_token_s=admitted + 0.1,
         finish_s=admitted + 0.1 + service,

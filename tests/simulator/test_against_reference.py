@@ -85,6 +85,8 @@ class Job:
     output: int
     priority: int
     contents: list[Content]
+    think_ps: int = 0
+    then: Job | None = None
     computed: int = 0
     generated: int = 0
     blocks: list[Block] = field(default_factory=list)
@@ -135,6 +137,16 @@ class Reference:
             )
             for i in range(len(workload))
         ]
+        self.coming = list(self.jobs)
+        last: dict[int, Job] = {}
+        for job in self.jobs:
+            session, think_s = int(workload.session[job.row]), float(workload.think_s[job.row])
+            before = last.get(session)
+            if before is not None and think_s >= 0:
+                before.then, job.think_ps, job.arrival_ps = job, int(np.ceil(think_s / 1e-12)), -1
+                self.coming.remove(job)
+            if session >= 0:
+                last[session] = job
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.now, self.step = 0, 0
@@ -143,12 +155,12 @@ class Reference:
 
     def run(self) -> Reference:
         """Run until everybody has finished."""
-        coming = deque(self.jobs)
-        while coming or self.waiting or self.running:
-            while coming and coming[0].arrival_ps <= self.now:
-                self.enqueue(coming.popleft(), front=False)
+        while self.coming or self.waiting or self.running:
+            self.coming.sort(key=lambda j: (j.arrival_ps, j.row))
+            while self.coming and self.coming[0].arrival_ps <= self.now:
+                self.enqueue(self.coming.pop(0), front=False)
             if not self.waiting and not self.running:
-                self.now = coming[0].arrival_ps
+                self.now = self.coming[0].arrival_ps
                 continue
             self.one_step()
         return self
@@ -160,7 +172,7 @@ class Reference:
         else:
             self.waiting.append(job)
             by_priority = self.policy == "priority"
-            self.waiting.sort(key=lambda j: (j.priority if by_priority else 0, j.row))
+            self.waiting.sort(key=lambda j: (j.priority if by_priority else 0, j.arrival_ps, j.row))
 
     def preempt(self, job: Job) -> None:
         """Drop a request's memory and queue it again."""
@@ -320,6 +332,9 @@ class Reference:
                     self.running.remove(job)
                     self.pool.release(job.blocks)
                     job.blocks = []
+                    if job.then is not None:
+                        job.then.arrival_ps = self.now + job.then.think_ps
+                        self.coming.append(job.then)
 
 
 def contents_of(workload: Workload, row: int, size: int) -> list[Content]:
@@ -387,7 +402,10 @@ MODEL = StepTimeModel(
 
 @st.composite
 def workloads(draw: st.DrawFn, most_tokens: int, shared: bool) -> Workload:
-    """Up to 14 requests of up to `most_tokens` tokens, some at the same instant, some after a pause."""
+    """Up to 14 requests of up to `most_tokens` tokens, some at the same instant, some after a pause.
+
+    In every other workload some are turns of sessions.
+    """
     n = draw(st.integers(1, 14))
     gaps = draw(st.lists(st.sampled_from([0.0, 0.0, 0.003, 0.0123, 0.05, 0.4]), min_size=n, max_size=n))
     prompt = draw(st.lists(st.integers(1, most_tokens * 2 // 3), min_size=n, max_size=n))
@@ -403,9 +421,15 @@ def workloads(draw: st.DrawFn, most_tokens: int, shared: bool) -> Workload:
             ids=np.array([i for some in ids for i in some], dtype=np.int64),
             block_tokens=draw(st.sampled_from([4, 8])),
         )
+    session, think = [-1] * n, [-1.0] * n
+    if draw(st.booleans()):
+        session = draw(st.lists(st.integers(-1, 2), min_size=n, max_size=n))
+        pause = st.sampled_from([0.0, 0.0, 1e-4, 0.0123, 0.4, -1.0])
+        think = draw(st.lists(pause, min_size=n, max_size=n))
     plain = Workload.plain(
-        np.cumsum(gaps), np.array(prompt, dtype=np.int64), np.array(output, dtype=np.int64), prefix=prefix
-    )
+        np.cumsum(gaps), np.array(prompt, dtype=np.int64), np.array(output, dtype=np.int64), prefix=prefix,
+        session=np.array(session, dtype=np.int64), think_s=np.array(think, dtype=np.float64),
+    )  # fmt: skip
     return replace(plain, priority=np.array(priority, dtype=np.int64))
 
 
@@ -437,11 +461,12 @@ def compare(case: tuple[Workload, EngineLimits], name: str, policy: str | Policy
     log = list(zip(logs[0].step.tolist(), logs[0].row.tolist(), logs[0].tokens.tolist(), strict=True))
     assert log == reference.log
     o, jobs = run.outcomes, reference.jobs
+    assert picoseconds(o.arrival_s) == [j.arrival_ps for j in jobs]
     assert picoseconds(o.admitted_s) == [j.admitted_ps for j in jobs]
     assert picoseconds(o.first_token_s) == [j.first_ps for j in jobs]
     assert picoseconds(o.finish_s) == [j.finish_ps for j in jobs]
     assert o.rejected is not None
-    assert o.rejected.tolist() == [j.finish_ps < 0 for j in jobs]
+    assert o.rejected.tolist() == [j.finish_ps < 0 <= j.arrival_ps for j in jobs]
     assert name == "wide script" or not o.rejected.any()
     assert o.preemptions.tolist() == [j.preemptions for j in jobs]
     assert o.recomputed_tokens.tolist() == [j.recomputed for j in jobs]

@@ -103,6 +103,24 @@ def test_the_simulator_schedules_as_vllm_does(seed: int, policy: str) -> None:
         assert np.array_equal(getattr(real.outcomes, name), getattr(model.outcomes, name)), name
 
 
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "sjf", "edf", "srpt"])
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_turns_of_sessions_are_sent_after_answers(policy: str, prefix_cache: bool) -> None:
+    """In a closed loop both engines send every turn at the same picosecond, and go on alike."""
+    work = _work(7, prefix=prefix_cache)
+    rng = np.random.default_rng(7)
+    think = rng.choice([0.0, 0.05, 0.5], len(work))
+    work = replace(work, session=rng.integers(-1, 6, len(work)), think_s=think)
+    limits = replace(LIMITS, prefix_cache=prefix_cache)
+    real, _ = _virtual(work, policy=policy, limits=limits)
+    model = simulate(work, policy, limits=limits, step_time=STEPS)
+    turns = work.previous >= 0
+    assert turns.sum() > len(work) // 2
+    assert np.array_equal(real.outcomes.arrival_s, model.outcomes.arrival_s)
+    assert not np.array_equal(real.outcomes.arrival_s[turns], work.arrival_s[turns])
+    assert np.array_equal(real.outcomes.finish_s, model.outcomes.finish_s)
+
+
 def test_a_policy_that_preempts_agrees_with_the_simulator() -> None:
     """Plans made at each step lead to the same outcome in both engines."""
     work = _work(5)
@@ -153,7 +171,7 @@ def test_a_broken_policy_leaves_the_engine_first_come_first_served(do: Callable[
     work = _work(1)
     engine = VirtualEngine(work, LIMITS, STEPS)
     engine.use_policy(Broken(do))
-    while engine.next < len(work) or engine.live or engine.flights:
+    while engine.busy:
         engine.advance()
     _, wanted = _virtual(work, stock="fcfs")
     assert _steps(engine.steps_recorded()) == _steps(wanted)

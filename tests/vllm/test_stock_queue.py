@@ -45,9 +45,9 @@ def test_requests_move_with_the_first_slo(name: str, first_slo: int, asynchronou
     controller, stock = engine.scheduler.slosched, engine.scheduler.waiting
     assert stock is not controller.queue
     moved_at = N
-    while engine.next < N or engine.live or engine.flights:
+    while engine.busy:
         if engine.scheduler.waiting is controller.queue:
-            moved_at = min(moved_at, engine.next - 1)
+            moved_at = min(moved_at, engine.sent - 1)
         engine.advance()
     assert moved_at >= first_slo
     assert (engine.scheduler.waiting is controller.queue) == (first_slo < N)

@@ -51,6 +51,8 @@ def workloads(draw: st.DrawFn) -> Workload:
         priority=integers(-(2**31), 2**31),
         class_index=integers(0, len(labels) - 1),
         tenant_index=integers(0, len(labels) - 1),
+        session=integers(-1, 3),
+        think_s=np.array(draw(st.lists(st.one_of(st.just(-1.0), st.floats(0, 1e6)), min_size=n, max_size=n))),
         atoms=np.sort(floats(1, 1e6)[:, None] * np.linspace(1, draw(st.floats(1, 3)), FORECAST_ATOMS)),
         classes=labels,
         tenants=labels,
@@ -65,12 +67,14 @@ def test_round_trip(tmp_path: Path, workload: Workload, ending: str) -> None:
     """Every number, label and id comes back exactly, in each form."""
     again = read(write(workload, tmp_path / f"w.{ending}"))
     for name in COLUMNS:
-        if name not in ("class_index", "tenant_index"):
+        if name not in ("class_index", "tenant_index", "session"):
             assert np.array_equal(getattr(again, name), getattr(workload, name)), name
     for index, labels in (("class_index", "classes"), ("tenant_index", "tenants")):
         ours = [getattr(workload, labels)[i] for i in getattr(workload, index).tolist()]
         assert [getattr(again, labels)[i] for i in getattr(again, index).tolist()] == ours
     assert again.request_ids == workload.request_ids
+    assert np.array_equal(again.previous, workload.previous)
+    assert np.array_equal(again.turn, workload.turn)
     assert workload.prefix is not None
     if len(workload.prefix.ids):
         assert again.prefix is not None
