@@ -79,12 +79,12 @@ class TransformerRanker:
         most = min(MOST_TOKENS, int(getattr(self.body.config, "max_position_embeddings", MOST_TOKENS)))
         batch = self.tokenizer(
             list(known), return_tensors="pt", padding=True, truncation=True, max_length=most
-        )
+        ).to(self.head.weight.device)
         mask = batch["attention_mask"]
         states = self.body(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        places = torch.arange(mask.shape[1])
+        places = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * places).argmax(dim=1)  # padded at either side
-        return self.head(states[torch.arange(len(texts)), last])
+        return self.head(states[torch.arange(len(texts), device=mask.device), last])
 
     def score(self, texts: Sequence[str]) -> Floats:
         """Score of each text, higher means longer, shape (n,)."""
@@ -102,9 +102,9 @@ class TransformerRanker:
                     value = out[:, 0]
                 else:
                     width = int(self.objective.split("-")[1])
-                    middle = (torch.arange(out.shape[1]) + 0.5) * width
+                    middle = (torch.arange(out.shape[1], device=out.device) + 0.5) * width
                     value = torch.log(torch.softmax(out, dim=1) @ middle)
-                found[part] = value.double().numpy()
+                found[part] = value.double().cpu().numpy()
         if not np.isfinite(found).all():
             raise InputError("scores must be finite, got others: the model's weights are broken.")
         return found
