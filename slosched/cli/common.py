@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,9 +37,9 @@ Traces = Annotated[
     list[str] | None,
     typer.Option(
         "--trace",
-        metavar="FILE[=CLASS]",
+        metavar="FILE[=CLASS][@UNIT]",
         help="Replay a trace file instead; several are mixed. The classes chat, code, batch, agentic and "
-        "reasoning have limits of their own.",
+        "reasoning have limits of their own. UNIT: s, ms, us or ns, where the times do not say it.",
     ),
 ]
 Slos = Annotated[
@@ -122,7 +121,7 @@ def source_of(
     """Where requests come from, as the options say."""
     from slosched.core.errors import require
     from slosched.workloads.builtin import DEFAULT_FORECAST
-    from slosched.workloads.sources import Generated, data_folder, parse_slo, trace_source
+    from slosched.workloads.sources import Generated, TraceFile, data_folder, parse_slo, trace_source
 
     guess = forecast or DEFAULT_FORECAST
     if not traces:
@@ -135,23 +134,34 @@ def source_of(
             step_time=preset.step_time,
             data=data_folder(),
         )
-    files = []
-    for text in traces:
-        path, _, name = text.partition("=")
-        files.append((Path(path), name or None))
     limits = {}
     for text in slos or ():
-        name, colon, words = text.partition(":")
+        name, colon, given = text.partition(":")
         require(bool(colon), "slo", "CLASS:LIMITS", text)
-        limits[name] = parse_slo(words)
-    return trace_source(
-        files,
+        limits[name] = parse_slo(given)
+    words: list[str] = []
+    source = trace_source(
+        [TraceFile.of(text) for text in traces],
+        said=words.append,
         slos=limits,
         requests=requests,
-        forecast=guess,
+        forecast=forecast,
         limits=preset.limits,
         step_time=preset.step_time,
     )
+    # Only now: bad input is one line on standard error.
+    for sentence in words:
+        say(sentence)
+    return source
+
+
+def rate_of(rate: float | None, traces: Sequence[str] | None, default_rps: float) -> float | None:
+    """The rate asked for; without one a trace is replayed as it is, and the rest has a default."""
+    from slosched.core.errors import require
+
+    ok = rate is None or 0 < rate < float("inf")
+    require(ok, "rate", "a finite number of requests per second above 0", rate)
+    return default_rps if rate is None and not traces else rate
 
 
 def bench_of(

@@ -11,22 +11,30 @@ from slosched.cli import common as c
 
 app = typer.Typer(help="Describe, generate, convert or download workloads.", no_args_is_help=True)
 
-Output = Annotated[Path, typer.Option("--out", help="File to write: .csv or .jsonl, with .gz if wanted.")]
+TimeUnit = Annotated[
+    str | None, typer.Option(help="s, ms, us or ns, for times whose column does not say it.")
+]
+Output = Annotated[
+    Path, typer.Option("--out", help="File to write: .csv or .jsonl, with .gz or .zst if wanted.")
+]
 
 
 @app.command()
 def describe(
     file: Annotated[Path, typer.Argument(help="Trace, in any format that can be read.")],
+    time_unit: TimeUnit = None,
     as_json: c.AsJson = False,
 ) -> None:
     """Print rates, lengths, burstiness and limits of a trace.
+
+    On standard error it says what was recognised: format, unit of the times, columns read and not read.
 
     Example: slosched workload describe trace.csv.gz
     """
     from slosched.workloads.describe import describe as facts
     from slosched.workloads.readers import read
 
-    found = facts(read(file))
+    found = facts(read(file, time_unit=time_unit, said=c.say))
     if as_json:
         c.print_json(found)
         return
@@ -78,6 +86,7 @@ def convert(
         float | None,
         typer.Option(help="Stretch the clock to this rate; draw arrivals where a file has none."),
     ] = None,
+    time_unit: TimeUnit = None,
     seed: c.Seed = 0,
     open_loop: Annotated[
         bool,
@@ -96,7 +105,9 @@ def convert(
     from slosched.workloads.readers import read
     from slosched.workloads.writer import write
 
-    made = read(file, rate_per_s=rate, seed=seed, open_loop=open_loop)
+    made = read(
+        file, rate_per_s=rate, seed=seed, open_loop=open_loop, time_unit=time_unit, said=c.say
+    )  # fmt: skip
     if slo_class is not None:
         made = relabel(made, slo_class)
     write(made, out)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slosched.core.errors import DataError, InputError
+from slosched.core.files import open_text, read_text
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -84,7 +85,7 @@ def read_queue(path: Path, *, limits: EngineLimits, step_time: StepTimeModel) ->
 
 def _json(path: Path) -> tuple[Sequence[Any], float | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(path, None, "content", "JSON", f"{error.msg} at line {error.lineno}") from None
     if isinstance(content, list):
@@ -103,7 +104,7 @@ def _json(path: Path) -> tuple[Sequence[Any], float | None]:
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         rows = []
         for number, row in enumerate(csv.DictReader(file), start=1):
             if None in row or None in row.values():

@@ -139,7 +139,10 @@ def compare(
 
 def simulate(
     policy: Annotated[str, typer.Option(help="Policy.")] = "slosched",
-    rate: Annotated[float, typer.Option(help="Requests per second.")] = 5.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second; 5 by default, or a trace's own times.", show_default=False),
+    ] = None,
     workload: c.WorkloadName = "mixed",
     trace: c.Traces = None,
     slo: c.Slos = None,
@@ -163,7 +166,6 @@ def simulate(
 
     Example: slosched simulate --policy edf --rate 8 --timeline edf.json.gz
     """
-    from slosched.core.errors import require
     from slosched.core.files import write_file
     from slosched.lab.runfile import write_run
     from slosched.report.metrics import Metrics
@@ -175,9 +177,9 @@ def simulate(
         preset=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
-    require(0 < rate < float("inf"), "rate", "a finite number of requests per second above 0", rate)
+    rate_rps = c.rate_of(rate, trace, 5.0)
     bench = c.bench_of(machine, source, engine=engine, depth=depth, asynchronous=asynchronous)
-    run = bench.run(policy, rate, seed)
+    run = bench.run(policy, rate_rps, seed)
     metrics = Metrics.of(run)
     if timeline is not None:
         write_file(timeline, trace_bytes(run, compress=timeline.suffix == ".gz"))

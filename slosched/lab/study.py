@@ -58,7 +58,7 @@ class Bench:
     limits: EngineLimits | None = None
     step_time: StepTimeModel | None = None
 
-    def run(self, policy: str, rate_rps: float, seed: int) -> Run:
+    def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
         """Simulate one policy at one rate."""
         from slosched.simulator import simulate
 

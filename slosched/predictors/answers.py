@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.errors import DataError, InputError, require
+from slosched.core.files import json_object, open_text, text_lines
 from slosched.core.table import Ints
 from slosched.predictors.base import Prompt
 
@@ -155,26 +153,12 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} must be UTF-8, got byte {error.start}: {error.reason}.") from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise InputError(f"{path} must be gzip, as its name says: {error}.") from None
-    if path.name.removesuffix(".gz").endswith(".csv"):
-        yield from csv.DictReader(io.StringIO(text, newline=""))
+    if path.name.removesuffix(".gz").removesuffix(".zst").endswith(".csv"):
+        with open_text(path) as file:
+            yield from csv.DictReader(file)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number} must be JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise DataError(path, number, "line", "a JSON object", row)
-        yield row
+    for number, line in text_lines(path):
+        yield json_object(path, number, line)
 
 
 def _get(row: dict[str, Any], column: str) -> Any:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched.core.errors import DataError, InputError, MissingExtraError, require
+from slosched.core.files import json_object, text_lines
 from slosched.predictors.states import load_states
 
 Record = dict[str, Any]
@@ -94,13 +95,13 @@ def read_prompts(path: str | Path) -> list[str]:
         If there is none, or a line is not what it should be.
     """
     path = Path(path)
-    lines = _lines(path)
+    lines = text_lines(path)
     if path.suffix != ".jsonl":
         prompts = [line for _, line in lines]
     else:
         prompts = []
         for row, line in lines:
-            prompt = _object(path, row, line).get("prompt")
+            prompt = json_object(path, row, line).get("prompt")
             if not isinstance(prompt, str) or not prompt:
                 raise DataError(path, row, "prompt", "a text", prompt)
             prompts.append(prompt)
@@ -114,26 +115,6 @@ def write_records(records: Sequence[Record], path: str | Path) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
     partial.replace(path)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} must be UTF-8 text: {error}") from error
-    for row, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield row, line
-
-
-def _object(path: Path, row: int, line: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise DataError(path, row, "line", "a JSON object", line[:60])
-    return content
 
 
 # a running server -------------------------------------------------------------------------------------------
@@ -282,13 +263,13 @@ def collect_log(path: str | Path) -> Collected:
         If the file is not UTF-8, or there is no answer in it.
     """
     path = Path(path)
-    lines = list(_lines(path))
+    lines = list(text_lines(path))
     found = _of_vllm(line for _, line in lines) if not any(s.lstrip()[:1] == "{" for _, s in lines) else None
     if found is None:
         found = Collected()
         for row, line in lines:
             try:
-                found.records.append(_of_line(_object(path, row, line)))
+                found.records.append(_of_line(json_object(path, row, line)))
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 found.failed[f"{type(error).__name__}: {error}"[:80]] += 1
     if not found.records:

@@ -26,6 +26,8 @@ from slosched.simulator import kernel as k
 _PS = 1e-12
 _NOBODY = np.empty(0, dtype=np.int64)
 _SAMPLES = 65_536
+LATEST_ARRIVAL_S = 8e6
+"""Clocks count picoseconds in 64 bits, which hold 106 days: arrivals end two weeks before that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,12 @@ def simulate(
 
 
 def refuse_oversize(workload: Workload, limits: EngineLimits) -> None:
-    """Raise `InputError` naming the first request that exceeds the context or the KV cache."""
+    """Raise `InputError` naming the first request that exceeds the context, the KV cache or the clock."""
+    if len(workload) and workload.arrival_s[-1] > LATEST_ARRIVAL_S:
+        raise InputError(
+            f"arrival_s must be at most {LATEST_ARRIVAL_S:g} s ({LATEST_ARRIVAL_S / 86_400:.0f} days), got "
+            f"{workload.arrival_s[-1]:g} in {workload.name!r}: cut the workload, or give a rate."
+        )
     total = workload.prompt_tokens + workload.output_tokens
     for bound, field in (
         (limits.max_model_len, "max_model_len"),

@@ -121,7 +121,7 @@ class VllmBench(Bench):
     depth: int = 1
     asynchronous: bool = False
 
-    def run(self, policy: str, rate_rps: float, seed: int) -> Run:
+    def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
         """Replay the workload of one rate and seed under one policy."""
         return simulate_vllm(
             self.source(rate_rps, seed), policy, limits=self.limits, step_time=self.step_time,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 import numpy as np
 
 from slosched.core.errors import DataError
+from slosched.core.files import json_object, open_text
 from slosched.core.steptime import Floats
 
 COLUMNS = ("prefill_tokens", "attention_work", "sequences", "kv_tokens", "seconds")
@@ -44,7 +42,7 @@ class StepLog:
 
 
 def read_step_log(path: str | Path) -> StepLog:
-    """Read a step-time log in CSV (with a header) or JSONL, plain or gzipped, both told by content.
+    """Read a step-time log in CSV (with a header) or JSONL, plain or packed, both told by content.
 
     Parameters
     ----------
@@ -58,34 +56,15 @@ def read_step_log(path: str | Path) -> StepLog:
         If the file cannot be read or is empty or cut off, lacks a column, or has a value that is not a finite
         number of at least 0 (seconds: above 0).
     """
-    rows: list[list[float]] = []
-    try:
-        with _open_text(path) as stream:
-            rows.extend(_checked(path, index, row) for index, row in enumerate(_records(path, stream), 1))
-    except FileNotFoundError:
-        raise DataError(path, None, "file", "a file that exists", str(path)) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(path, len(rows) + 1, "file", "complete gzip data", str(error)) from None
-    except UnicodeDecodeError as error:
-        raise DataError(path, len(rows) + 1, "file", "UTF-8 text", error.reason) from None
-    except OSError as error:
-        raise DataError(path, None, "file", "readable", error.strerror) from None
+    with open_text(path) as stream:
+        rows = [_checked(path, index, row) for index, row in enumerate(_records(path, stream), 1)]
     if not rows:
         raise DataError(path, None, "rows", "at least 1", 0)
     table = np.array(rows, dtype=np.float64)
     return StepLog(**{name: table[:, column].copy() for column, name in enumerate(COLUMNS)})
 
 
-def _open_text(path: str | Path) -> IO[str]:
-    """Open as text, through gzip if the file starts with its magic number."""
-    with open(path, "rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-    if zipped:
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
-
-
-def _records(path: str | Path, stream: IO[str]) -> Iterator[Mapping[str, object]]:
+def _records(path: str | Path, stream: TextIO) -> Iterator[Mapping[str, object]]:
     """Rows as mappings; the first character that is not blank tells JSONL from CSV."""
     first = next((line for line in stream if line.strip()), None)
     if first is None:
@@ -99,25 +78,23 @@ def _records(path: str | Path, stream: IO[str]) -> Iterator[Mapping[str, object]
 
 def _json_records(path: str | Path, lines: Iterator[str]) -> Iterator[Mapping[str, object]]:
     for index, line in enumerate((line for line in lines if line.strip()), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(path, index, "line", "a JSON object", line.strip()[:80])
-        yield row
+        yield json_object(path, index, line)
 
 
 def _csv_records(path: str | Path, lines: Iterator[str]) -> Iterator[Mapping[str, object]]:
     reader = csv.reader(lines)
-    header = [name.strip() for name in next(reader)]
-    for name in COLUMNS:
-        if header.count(name) != 1:
-            raise DataError(path, None, "columns", f"a header with {name} once", ",".join(header))
-    for index, cells in enumerate((cells for cells in reader if cells), 1):
-        if len(cells) != len(header):
-            raise DataError(path, index, "row", f"{len(header)} cells", ",".join(cells)[:80])
-        yield dict(zip(header, cells, strict=True))
+    index = 0
+    try:
+        header = [name.strip() for name in next(reader)]
+        for name in COLUMNS:
+            if header.count(name) != 1:
+                raise DataError(path, None, "columns", f"a header with {name} once", ",".join(header))
+        for index, cells in enumerate((cells for cells in reader if cells), 1):
+            if len(cells) != len(header):
+                raise DataError(path, index, "row", f"{len(header)} cells", ",".join(cells)[:80])
+            yield dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(path, index + 1, "row", "CSV", str(error)) from error
 
 
 def _checked(path: str | Path, index: int, row: Mapping[str, object]) -> list[float]:

@@ -17,8 +17,10 @@ from slosched.core.errors import DataError
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.workloads.arrivals import first_arrivals
-from slosched.workloads.files import MOST_SECONDS, csv_rows, moment, number, tokens, whole
+from slosched.workloads.files import MOST_SECONDS, moment, number, tokens, whole
+from slosched.workloads.generic import plain_stem
 from slosched.workloads.prefix import shared_prefix
+from slosched.workloads.tables import Table, open_table
 
 AGENTIC_COLUMNS = ("session", "agent", "t_s", "input_tokens", "output_tokens", "reused_prefix_tokens")
 LOOP_COLUMNS = ("api_time_s", "think_time_s")
@@ -77,8 +79,8 @@ class Turns:
         )
 
 
-def read_turns(path: str | Path) -> Turns:
-    """Turns of a file with the columns `AGENTIC_COLUMNS` and, for a closed loop, `LOOP_COLUMNS`.
+def read_turns(source: str | Path | Table) -> Turns:
+    """Turns of a file, or a table that is open: `AGENTIC_COLUMNS` and, for a closed loop, `LOOP_COLUMNS`.
 
     A pause that is blank in the file is what the clock says, less the answer before if its time is known.
 
@@ -88,7 +90,8 @@ def read_turns(path: str | Path) -> Turns:
         If a column is missing, a value is outside its domain, time falls within an agent, or no turn has
         output.
     """
-    file = Path(path)
+    table = source if isinstance(source, Table) else open_table(source)
+    file = table.path
     sessions: dict[str, int] = {}
     agents: dict[tuple[str, str], int] = {}
     last: dict[tuple[str, str], float] = {}
@@ -96,8 +99,8 @@ def read_turns(path: str | Path) -> Turns:
     session, agent, times, thinks = array("q"), array("q"), array("d"), array("d")
     prompts, outputs, reused = array("q"), array("q"), array("q")
     silent = 0
-    for row, fields in csv_rows(file, AGENTIC_COLUMNS, LOOP_COLUMNS):
-        key = (fields["session"], fields["agent"])
+    for row, fields in table.rows(AGENTIC_COLUMNS, LOOP_COLUMNS):
+        key = (str(fields["session"]), str(fields["agent"]))
         seconds = last[key] = moment(file, row, "t_s", fields["t_s"], last.get(key, 0.0))
         think, api = (_seconds(file, row, name, fields.get(name)) for name in LOOP_COLUMNS[::-1])
         if np.isnan(think) and "think_time_s" in fields:
@@ -106,11 +109,11 @@ def read_turns(path: str | Path) -> Turns:
         prompt = tokens(file, row, "input_tokens", fields["input_tokens"])
         domain = f"an integer from 0 to {prompt}, the input tokens"
         again = whole(file, row, "reused_prefix_tokens", fields["reused_prefix_tokens"], 0, prompt, domain)
-        if fields["output_tokens"].strip() == "0":
+        if str(fields["output_tokens"]).strip() == "0":
             silent += 1
             continue
         outputs.append(tokens(file, row, "output_tokens", fields["output_tokens"]))
-        session.append(sessions.setdefault(fields["session"], len(sessions)))
+        session.append(sessions.setdefault(key[0], len(sessions)))
         agent.append(agents.setdefault(key, len(agents)))
         times.append(seconds)
         thinks.append(-1.0 if np.isnan(think) else think)
@@ -130,15 +133,15 @@ def read_turns(path: str | Path) -> Turns:
     )
 
 
-def _seconds(file: Path, row: int, name: str, text: str | None) -> float:
+def _seconds(file: Path, row: int, name: str, value: object) -> float:
     """A recorded duration; NaN where blank or absent."""
-    if text is None or not text.strip():
+    if value is None or value == "":
         return float("nan")
-    return number(file, row, name, text, 0.0, MOST_SECONDS, "a number of seconds of at least 0, or empty")
+    return number(file, row, name, value, 0.0, MOST_SECONDS, "a number of seconds of at least 0, or empty")
 
 
 def read_agentic(
-    path: str | Path,
+    source: str | Path | Table,
     *,
     block_tokens: int = READ_BLOCK_TOKENS,
     session_rate_per_s: float = 0.02,
@@ -148,8 +151,8 @@ def read_agentic(
 
     Parameters
     ----------
-    path
-        File as for `read_turns`.
+    source
+        As for `read_turns`.
     block_tokens
         Grain of prefix sharing, at least 1: the reused prefix of a turn, rounded down to whole blocks, has
         the block ids of the turn before of the same agent.
@@ -158,12 +161,12 @@ def read_agentic(
     seed
         Seed of the session starts.
     """
-    file = Path(path)
-    turns = read_turns(file)
+    table = source if isinstance(source, Table) else open_table(source)
+    turns = read_turns(table)
     starts = first_arrivals(int(turns.session.max()) + 1, session_rate_per_s, rng=np.random.default_rng(seed))
     times = turns.t_s + starts[turns.session]
-    name = file.name.removesuffix(".gz").rsplit(".", 1)[0]
-    return turns.replay(np.arange(len(times)), times - times.min(), block_tokens=block_tokens, name=name)
+    clock_s, name = times - times.min(), plain_stem(table.path)
+    return turns.replay(np.arange(len(times)), clock_s, block_tokens=block_tokens, name=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,15 +184,21 @@ def burst_arrivals(
 def rescale(workload: Workload, rate_per_s: float) -> Workload:
     """The workload with its clock stretched or squeezed to a mean rate; the pattern of arrivals stays.
 
-    The mean rate is the number of requests over the time of the last arrival. Think times stay: a closed loop
-    starts its sessions faster or slower, and its rate of turns is up to the engine. A workload whose requests
-    all arrive at once is returned as it is.
+    The mean rate is the number of gaps between arrivals over the time from the first to the last. A workload
+    whose requests all arrive at once is returned as it is. Think times stay: a closed loop starts its
+    sessions faster or slower, and its rate of turns is up to the engine.
+
+    Examples
+    --------
+    >>> ones = np.ones(3, dtype=np.int64)
+    >>> rescale(Workload.plain(np.array([0.0, 1.0, 4.0]), ones, ones), 2.0).arrival_s.tolist()
+    [0.0, 0.25, 1.0]
     """
     require(0 < rate_per_s < math.inf, "rate_per_s", "a finite number above 0", rate_per_s)
-    span = float(workload.arrival_s[-1]) if len(workload) else 0.0
+    span = float(workload.arrival_s[-1] - workload.arrival_s[0]) if len(workload) else 0.0
     if span == 0.0:
         return workload
-    factor = len(workload) / rate_per_s / span
+    factor = (len(workload) - 1) / rate_per_s / span
     return replace(workload, arrival_s=workload.arrival_s * factor)
 
 
@@ -207,7 +213,7 @@ def resample(workload: Workload, requests: int, *, block_s: float = 60.0, seed: 
         Requests wanted, at least 1.
     block_s
         Length of a block in seconds, above 0: burstiness up to this scale is kept (moving-block bootstrap,
-        Künsch 1989). Blocks start anywhere and wrap round the end.
+        Künsch 1989). Blocks start anywhere and wrap round the end; none is longer than the workload.
     seed
         Seed of the choice of blocks.
 
@@ -224,7 +230,8 @@ def resample(workload: Workload, requests: int, *, block_s: float = 60.0, seed: 
     times = workload.arrival_s - workload.arrival_s[0]
     n = len(times)
     # The trace ends one mean gap after its last arrival, so that wrapping does not glue two requests.
-    span = max(float(times[-1]) * (1 + 1 / max(1, n - 1)), block_s)
+    span = float(times[-1]) * (1 + 1 / max(1, n - 1)) or block_s
+    length_s = min(block_s, span)
     rows: list[Ints] = []
     blocks: list[Ints] = []
     arrivals: list[Floats] = []
@@ -232,13 +239,13 @@ def resample(workload: Workload, requests: int, *, block_s: float = 60.0, seed: 
     around = np.concatenate([times, times + span])
     while have < requests:
         start = rng.random() * span
-        low, high = np.searchsorted(around, [start, start + min(block_s, span)])
+        low, high = np.searchsorted(around, [start, start + length_s])
         index = np.arange(low, high)
         rows.append(index % n)
         blocks.append(2 * len(blocks) + index // n)
         arrivals.append(clock + around[index] - start)
         have += len(index)
-        clock += min(block_s, span)
+        clock += length_s
     picked = np.concatenate(rows)[:requests]
     block = np.concatenate(blocks)[:requests]
     anonymous = replace(workload, request_ids=())

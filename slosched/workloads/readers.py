@@ -1,10 +1,9 @@
-"""Readers of request traces: every public format becomes a `Workload`."""
+"""Readers of request traces: every public format becomes a `Workload`, and nothing is guessed in silence."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +11,38 @@ import numpy as np
 from slosched.core.errors import DataError, InputError
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import PrefixBlocks, Workload
-from slosched.workloads.agentic import AGENTIC_COLUMNS, read_agentic
+from slosched.workloads.agentic import AGENTIC_COLUMNS, LOOP_COLUMNS, read_agentic
 from slosched.workloads.arrivals import first_arrivals, rescale
-from slosched.workloads.files import (
-    MOST_TOKENS,
-    TOKEN_DOMAIN,
-    csv_header,
-    csv_rows,
-    first_line,
-    json_rows,
-    moment,
-    tokens,
-    whole,
+from slosched.workloads.clock import Clock
+from slosched.workloads.columns import recognise
+from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, whole
+from slosched.workloads.generic import GENERIC_REQUIRED, NO_TOKENS, plain_stem, read_generic, unused
+from slosched.workloads.notes import Notes, left_out_words
+from slosched.workloads.tables import Table, open_table
+from slosched.workloads.toollogs import (
+    AIPERF_KEYS,
+    VLLM_LISTS,
+    openai_answer,
+    read_aiperf,
+    read_openai,
+    read_vllm,
 )
-from slosched.workloads.generic import GENERIC_REQUIRED, read_generic
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
-LENGTH_COLUMNS = ("input_tokens", "output_tokens")
 MOONCAKE_KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
 MOONCAKE_BLOCK_TOKENS = 512
+BAILIAN_KEYS = ("chat_id", "parent_chat_id")
+"""Keys that only Alibaba's Bailian traces have beside Mooncake's; their clock counts seconds."""
+BAILIAN_BLOCK_TOKENS = 16
 
-FORMATS = ("azure", "mooncake", "burstgpt", "agentic", "lengths", "csv", "jsonl")
+FORMATS = (
+    "azure", "mooncake", "bailian", "burstgpt", "agentic", "vllm", "aiperf", "openai", "lengths", "csv",
+    "jsonl",
+)  # fmt: skip
 """Names of the formats `read` knows."""
+
+Said = Callable[[str], None]
 
 
 def read(
@@ -45,18 +53,21 @@ def read(
     cv: float = 1.0,
     seed: int = 0,
     open_loop: bool = False,
+    time_unit: str | None = None,
+    said: Said | None = None,
 ) -> Workload:
-    """A workload from a file, plain or gzip.
+    """A workload from a file: CSV, JSON lines, JSON or Parquet, plain, gzip or Zstandard.
 
     Parameters
     ----------
     path
         File.
     format
-        ``azure`` (TIMESTAMP, ContextTokens, GeneratedTokens), ``mooncake`` (JSON lines with hash_ids),
-        ``burstgpt``, ``agentic`` (kv-cache-tester, one row per request), ``lengths`` (input_tokens,
-        output_tokens without arrivals), ``csv`` or ``jsonl`` (our own, see `read_generic`), or ``auto`` to
-        tell it from the first line.
+        ``azure`` (TIMESTAMP, ContextTokens, GeneratedTokens), ``mooncake`` and ``bailian`` (records with
+        hash_ids), ``burstgpt``, ``agentic`` (kv-cache-tester, one row per request), ``vllm`` (``vllm bench
+        serve --save-detailed``), ``aiperf`` (profile_export.jsonl), ``openai`` (answers with their usage),
+        ``lengths`` (input and output tokens without arrivals), ``csv`` or ``jsonl`` (any other table, see
+        `read_generic`), or ``auto`` to tell it from the columns.
     rate_per_s
         Mean arrival rate: the trace's clock is stretched to it. Needed where a file has no arrivals.
     cv
@@ -66,11 +77,16 @@ def read(
     open_loop
         Send every request at its recorded time even where the file says which answer it waited for
         (``agentic``, and ``csv`` and ``jsonl`` with sessions). Other formats are open loop always.
+    time_unit
+        ``s``, ``ms``, ``us`` or ``ns`` for times whose column does not say it; by default told by evidence.
+    said
+        Called with one sentence on what was recognised, what was left out and which columns are not used.
 
     Returns
     -------
     Workload
-        Best effort and with true lengths as forecasts, except where the file says otherwise.
+        Best effort and with true lengths as forecasts, except where the file says otherwise. Times count from
+        the first request, except in our own format, where a start after 0 is kept.
 
     Raises
     ------
@@ -78,152 +94,208 @@ def read(
         If the file is empty, damaged, not UTF-8, or has a missing column or a value outside its domain; the
         message names file, row, field, domain and value.
     InputError
-        If the format is unknown or a file without arrivals is read without a rate.
+        If the format is unknown, the unit of times cannot be told, or a file without arrivals is read without
+        a rate.
     """
-    file = Path(path)
-    kind = sniff(file) if format == "auto" else format
+    if format not in ("auto", *FORMATS):
+        raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}.")
+    table = open_table(path)
+    kind = format_of(table) if format == "auto" else format
     if kind == "lengths":
         if rate_per_s is None:
-            raise InputError(f"rate_per_s must be given since {file} has no arrival times, got None.")
-        return read_lengths(file, rate_per_s=rate_per_s, cv=cv, seed=seed)
-    readers: dict[str, Callable[[Path], Workload]] = {
-        "azure": read_azure,
-        "mooncake": lambda p: read_mooncake(p, seed=seed),
-        "burstgpt": read_burstgpt,
-        "agentic": lambda p: read_agentic(p, seed=seed),
-        "csv": read_generic,
-        "jsonl": read_generic,
-    }
-    if kind not in readers:
-        raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}.")
-    workload = readers[kind](file)
-    if open_loop:
-        workload = workload.open_loop()
-    return workload if rate_per_s is None else rescale(workload, rate_per_s)
+            raise InputError(f"rate_per_s must be given since {path} has no arrival times, got None.")
+        workload, notes = _lengths(table, rate_per_s, cv, seed)
+    else:
+        workload, notes = _read(table, kind, seed, time_unit)
+        if open_loop:
+            workload = workload.open_loop()
+        if rate_per_s is not None:
+            workload = rescale(workload, rate_per_s)
+    if said is not None:
+        said(notes.sentence(workload, str(path)))
+    return workload
 
 
 def sniff(path: str | Path) -> str:
-    """Format of a file by its first line, one of `FORMATS`."""
-    file = Path(path)
-    line = first_line(file)
-    if line.startswith("{"):
-        _, row = next(json_rows(file))
-        return "mooncake" if "input_length" in row else "jsonl"
-    header = csv_header(line)
-    for name, columns in (
-        ("azure", AZURE_COLUMNS),
-        ("burstgpt", BURSTGPT_COLUMNS),
-        ("agentic", AGENTIC_COLUMNS),
-    ):
-        if all(column in header for column in columns):
-            return name
-    if "arrival_s" in header:
-        return "csv"
-    if all(column in header for column in LENGTH_COLUMNS):
+    """Format of a file by its columns, one of `FORMATS`."""
+    return format_of(open_table(path))
+
+
+def format_of(table: Table) -> str:
+    """Format of a table by its columns, one of `FORMATS`."""
+    names = table.names
+    for kind, columns in (
+        ("azure", AZURE_COLUMNS), ("burstgpt", BURSTGPT_COLUMNS), ("agentic", AGENTIC_COLUMNS),
+        ("bailian", (*MOONCAKE_KEYS, *BAILIAN_KEYS)), ("vllm", VLLM_LISTS), ("aiperf", AIPERF_KEYS),
+    ):  # fmt: skip
+        if all(column in names for column in columns):
+            return kind
+    found = recognise(names)
+    if table.kind != "CSV" and "arrival" in found and ("hash_ids" in names or "input_length" in names):
+        return "mooncake" if "arrival_s" not in names else "jsonl"
+    logs = table.kind != "CSV" and ("usage" in names or "response" in names) and "prompt_tokens" not in found
+    if logs and any(openai_answer(record) for _, record in table.records()):
+        return "openai"
+    if "arrival" in found and ("prompt_tokens" in found or "arrival_s" in names):
+        return "csv" if table.kind == "CSV" else "jsonl"
+    if "prompt_tokens" in found and "output_tokens" in found:
         return "lengths"
-    known = "; ".join(
-        ", ".join(c)
-        for c in (GENERIC_REQUIRED, AZURE_COLUMNS, BURSTGPT_COLUMNS, AGENTIC_COLUMNS, LENGTH_COLUMNS)
-    )
-    raise DataError(file, None, "header", f"the columns of a known format ({known})", line[:80])
+    kinds = (GENERIC_REQUIRED, AZURE_COLUMNS, BURSTGPT_COLUMNS, AGENTIC_COLUMNS, MOONCAKE_KEYS)
+    known = "; ".join(", ".join(columns) for columns in kinds)
+    got = ", ".join(names)[:200]
+    raise DataError(table.path, None, "header", f"the columns of a known format ({known})", got)
 
 
-def read_azure(path: str | Path) -> Workload:
+def _read(table: Table, kind: str, seed: int, time_unit: str | None) -> tuple[Workload, Notes]:
+    if kind in ("mooncake", "bailian"):
+        return _mooncake(table, seed=seed, time_unit=time_unit)
+    if kind == "agentic":
+        workload = read_agentic(table, seed=seed)
+        names = [*AGENTIC_COLUMNS, *(name for name in LOOP_COLUMNS if name in table.names)]
+        clock = "t_s: seconds (by its name), session starts drawn"
+        notes = Notes(
+            format=kind, holder=table.kind, clock=clock, used=tuple(names), unused=unused(table, names)
+        )
+        return workload, notes
+    if kind == "aiperf":
+        return read_aiperf(table)
+    readers = {
+        "azure": read_azure, "burstgpt": read_burstgpt, "vllm": read_vllm, "openai": read_openai,
+        "csv": read_generic, "jsonl": read_generic,
+    }  # fmt: skip
+    return readers[kind](table, time_unit=time_unit)
+
+
+def read_azure(table: Table, *, time_unit: str | None = None) -> tuple[Workload, Notes]:
     """Azure LLM inference trace as published: TIMESTAMP, ContextTokens, GeneratedTokens."""
-    file = Path(path)
-    times, prompts, outputs = array("d"), array("q"), array("q")
-    start, before = None, 0.0
-    for row, fields in csv_rows(file, AZURE_COLUMNS):
-        stamp = _stamp(file, row, fields["TIMESTAMP"])
-        start = stamp if start is None else start
-        seconds = (stamp - start).total_seconds()
-        if seconds < before:
-            raise DataError(file, row, "TIMESTAMP", "not before the row above", fields["TIMESTAMP"])
-        before = seconds
-        times.append(seconds)
-        prompts.append(tokens(file, row, "ContextTokens", fields["ContextTokens"]))
-        outputs.append(tokens(file, row, "GeneratedTokens", fields["GeneratedTokens"]))
-    return _plain(file, times, prompts, outputs, "Azure LLM inference trace")
+    return _published(table, AZURE_COLUMNS, "Azure LLM inference trace", "azure", None, time_unit)
 
 
-def read_burstgpt(path: str | Path) -> Workload:
+def read_burstgpt(table: Table, *, time_unit: str | None = None) -> tuple[Workload, Notes]:
     """BurstGPT trace (arXiv 2401.17644); failed requests, which have 0 tokens, are left out and counted."""
-    file = Path(path)
-    times, prompts, outputs = array("d"), array("q"), array("q")
-    before, failed = 0.0, 0
-    for row, fields in csv_rows(file, BURSTGPT_COLUMNS):
-        before = moment(file, row, "Timestamp", fields["Timestamp"], before)
-        prompt = whole(file, row, "Request tokens", fields["Request tokens"], 0, MOST_TOKENS, TOKEN_DOMAIN)
-        output = whole(file, row, "Response tokens", fields["Response tokens"], 0, MOST_TOKENS, TOKEN_DOMAIN)
+    return _published(table, BURSTGPT_COLUMNS, "BurstGPT trace", "burstgpt", "s", time_unit)
+
+
+def _published(
+    table: Table, columns: Sequence[str], source: str, kind: str, documented: str | None, asked: str | None
+) -> tuple[Workload, Notes]:
+    """A trace of times and two lengths, in order of time; rows without tokens are left out and counted."""
+    clock = Clock(table.path, columns[0], ascending=True)
+    prompts, outputs = array("q"), array("q")
+    left_out = 0
+    for row, fields in table.rows(columns):
+        prompt, output = (
+            whole(table.path, row, name, fields[name], 0, MOST_TOKENS, TOKEN_DOMAIN) for name in columns[1:]
+        )
         if prompt == 0 or output == 0:
-            failed += 1
+            left_out += 1
             continue
-        times.append(before)
+        clock.add(row, fields[columns[0]])
         prompts.append(prompt)
         outputs.append(output)
-    if not times:
-        raise DataError(file, None, "Response tokens", "above 0 in some row", 0)
-    note = f" ({failed} failed requests left out)" if failed else ""
-    first = times[0]
-    return _plain(file, np.asarray(times) - first, prompts, outputs, f"BurstGPT trace{note}")
+    if not prompts:
+        raise DataError(table.path, None, columns[2], "above 0 in some row", 0)
+    times, words = clock.seconds(documented=documented, asked=asked)
+    reasons = {NO_TOKENS: left_out} if left_out else {}
+    workload = _plain(table, times - times[0], prompts, outputs, source + left_out_words(reasons))
+    return workload, Notes(
+        format=kind, holder=table.kind, clock=words, used=tuple(columns[1:]), unused=unused(table, columns),
+        left_out=reasons,
+    )  # fmt: skip
 
 
 def read_lengths(path: str | Path, *, rate_per_s: float, cv: float = 1.0, seed: int = 0) -> Workload:
     """Lengths without arrivals (input_tokens, output_tokens), in the file's order at gamma arrivals."""
-    file = Path(path)
+    return _lengths(open_table(path), rate_per_s, cv, seed)[0]
+
+
+def _lengths(table: Table, rate_per_s: float, cv: float, seed: int) -> tuple[Workload, Notes]:
+    found = recognise(table.names)
+    columns = [found.first("prompt_tokens", "input_tokens"), found.first("output_tokens", "output_tokens")]
     prompts, outputs = array("q"), array("q")
-    for row, fields in csv_rows(file, LENGTH_COLUMNS):
-        prompts.append(tokens(file, row, "input_tokens", fields["input_tokens"]))
-        outputs.append(tokens(file, row, "output_tokens", fields["output_tokens"]))
+    for row, fields in table.rows(columns):
+        for name, values in zip(columns, (prompts, outputs), strict=True):
+            values.append(whole(table.path, row, name, fields.get(name), 1, MOST_TOKENS, TOKEN_DOMAIN))
     times = first_arrivals(len(prompts), rate_per_s, cv=cv, rng=np.random.default_rng(seed))
-    return _plain(file, times, prompts, outputs, f"lengths of {file.name}, gamma arrivals of CV {cv:g}")
+    source = f"lengths of {table.path.name}, gamma arrivals of CV {cv:g}"
+    notes = Notes(
+        format="lengths", holder=table.kind, clock=f"no column: drawn at {rate_per_s:g}/s, CV {cv:g}",
+        used=tuple(columns), unused=unused(table, columns),
+    )  # fmt: skip
+    return _plain(table, times, prompts, outputs, source), notes
 
 
-def read_mooncake(path: str | Path, *, jitter_s: float | None = None, seed: int = 0) -> Workload:
-    """Mooncake trace (Qin et al., FAST 2025): JSON lines with the hash ids of 512-token blocks.
+def read_mooncake(
+    path: str | Path, *, jitter_s: float | None = None, seed: int = 0, time_unit: str | None = None
+) -> Workload:
+    """Mooncake trace (Qin et al., FAST 2025): records with the hash ids of blocks of the prompt.
 
     Parameters
     ----------
     path
-        File.
+        File. Keys beside Mooncake's tell Alibaba's Bailian traces, with blocks of 16 tokens in place of 512.
     jitter_s
         Seconds over which the requests of one time stamp are spread at random; None finds the step of the
         file's clock (3 s in two of the published traces, whose raw bursts are an artefact of it).
     seed
         Seed of the jitter.
+    time_unit
+        Unit of the time stamps; by default told by evidence, milliseconds as published where that is open.
     """
-    file = Path(path)
-    times, prompts, outputs = array("d"), array("q"), array("q")
+    return _mooncake(open_table(path), jitter_s=jitter_s, seed=seed, time_unit=time_unit)[0]
+
+
+def _mooncake(
+    table: Table, *, jitter_s: float | None = None, seed: int = 0, time_unit: str | None = None
+) -> tuple[Workload, Notes]:
+    file, bailian = table.path, all(name in table.names for name in BAILIAN_KEYS)
+    block = BAILIAN_BLOCK_TOKENS if bailian else MOONCAKE_BLOCK_TOKENS
+    clock = Clock(file, "timestamp")
+    prompts, outputs = array("q"), array("q")
     counts, ids = array("q", [0]), array("q")
-    before = 0.0
-    for row, fields in json_rows(file):
+    left_out = 0
+    for row, fields in table.rows():
         for key in MOONCAKE_KEYS:
             if key not in fields:
                 raise DataError(file, row, "keys", f"{', '.join(MOONCAKE_KEYS)}", ", ".join(fields)[:80])
-        before = moment(file, row, "timestamp", fields["timestamp"], before, "milliseconds")
-        times.append(before / 1000)
-        prompts.append(tokens(file, row, "input_length", fields["input_length"]))
-        outputs.append(tokens(file, row, "output_length", fields["output_length"]))
+        prompt, output = (
+            whole(file, row, name, fields[name], 0, MOST_TOKENS, TOKEN_DOMAIN) for name in MOONCAKE_KEYS[1:3]
+        )
+        if prompt == 0 or output == 0:
+            left_out += 1
+            continue
+        clock.add(row, fields["timestamp"])
+        prompts.append(prompt)
+        outputs.append(output)
         blocks = fields["hash_ids"]
-        if not isinstance(blocks, list) or len(blocks) > -(-prompts[-1] // MOONCAKE_BLOCK_TOKENS):
-            raise DataError(
-                file, row, "hash_ids", "a list of at most one id per 512 tokens", str(blocks)[:80]
-            )
+        if not isinstance(blocks, list) or len(blocks) > -(-prompt // block):
+            domain = f"a list of at most one id per {block} tokens"
+            raise DataError(file, row, "hash_ids", domain, str(blocks)[:80])
         ids.extend(whole(file, row, "hash_ids", b, 0, 2**53, "integers from 0 to 2**53") for b in blocks)
         counts.append(len(blocks))
+    if not prompts:
+        raise DataError(file, None, "output_length", "above 0 in some row", 0)
     prefix = PrefixBlocks(
         offsets=np.cumsum(np.asarray(counts, dtype=np.int64)),
         ids=np.asarray(ids, dtype=np.int64),
-        block_tokens=MOONCAKE_BLOCK_TOKENS,
+        block_tokens=block,
     )
-    raw = np.asarray(times) - times[0]
-    spread = clock_step(raw) if jitter_s is None else jitter_s
-    workload = _plain(file, raw, prompts, outputs, "Mooncake trace", prefix)
-    if not spread:
-        return workload
-    moved = raw + np.random.default_rng(seed).random(len(raw)) * spread
-    order = np.argsort(moved, kind="stable")
-    return workload.rows(order, arrival_s=moved[order])
+    times, words = clock.seconds(documented="s" if bailian else "ms", asked=time_unit)
+    raw = times - times.min()
+    spread = clock_step(np.sort(raw)) if jitter_s is None else jitter_s
+    remarks = () if clock.sorted else ("sorted by time",)
+    if spread:
+        raw = raw + np.random.default_rng(seed).random(len(raw)) * spread
+        remarks = (*remarks, f"requests of one time stamp spread over {spread:g} s")
+    reasons = {NO_TOKENS: left_out} if left_out else {}
+    source = ("Bailian trace" if bailian else "Mooncake trace") + left_out_words(reasons)
+    order = np.argsort(raw, kind="stable")
+    workload = _plain(table, np.zeros(len(raw)), prompts, outputs, source, prefix)
+    notes = Notes(
+        format="bailian" if bailian else "mooncake", holder=table.kind, clock=words, used=MOONCAKE_KEYS[1:],
+        unused=unused(table, MOONCAKE_KEYS), left_out=reasons, remarks=remarks,
+    )  # fmt: skip
+    return workload.rows(order, arrival_s=raw[order]), notes
 
 
 def clock_step(arrival_s: Floats) -> float:
@@ -234,26 +306,18 @@ def clock_step(arrival_s: Floats) -> float:
     return float(np.median(np.diff(distinct)))
 
 
-def _stamp(path: Path, row: int, text: str) -> datetime:
-    try:
-        stamp = datetime.fromisoformat(text.strip())
-    except ValueError as error:
-        raise DataError(path, row, "TIMESTAMP", "a time such as 2023-11-16 18:17:03.97", text) from error
-    return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
-
-
-def _ints(values: Sequence[int] | Ints) -> Ints:
-    return np.asarray(values, dtype=np.int64)
-
-
 def _plain(
-    path: Path,
-    times: Sequence[float] | Floats,
+    table: Table,
+    times: Iterable[float] | Floats,
     prompts: Sequence[int] | Ints,
     outputs: Sequence[int] | Ints,
     source: str,
     prefix: PrefixBlocks | None = None,
 ) -> Workload:
-    name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    def ints(values: Sequence[int] | Ints) -> Ints:
+        return np.asarray(values, dtype=np.int64)
+
     arrivals = np.asarray(times, dtype=np.float64)
-    return Workload.plain(arrivals, _ints(prompts), _ints(outputs), name=name, prefix=prefix, source=source)
+    return Workload.plain(
+        arrivals, ints(prompts), ints(outputs), name=plain_stem(table.path), prefix=prefix, source=source
+    )

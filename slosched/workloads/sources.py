@@ -25,8 +25,9 @@ from slosched.workloads import (
     with_slos,
 )
 from slosched.workloads.builtin import DEFAULT_FORECAST, DEFAULT_SLOS, KINDS
+from slosched.workloads.clock import UNITS
 from slosched.workloads.mixes import MIXES, mix
-from slosched.workloads.readers import read
+from slosched.workloads.readers import Said, read
 
 DATA_VARIABLE = "SLOSCHED_DATA"
 """Environment variable that names a folder of public traces."""
@@ -76,8 +77,10 @@ class Generated:
         require(self.kind in known, "workload", f"one of {', '.join(known)}", self.kind)
         require(0 < self.duration_s < np.inf, "duration_s", "a finite number above 0", self.duration_s)
 
-    def __call__(self, rate_rps: float, seed: int) -> Workload:
+    def __call__(self, rate_rps: float | None, seed: int) -> Workload:
         """Traffic of this rate."""
+        require(rate_rps is not None, "rate", "given, since the workload is generated", rate_rps)
+        assert rate_rps is not None
         if self.kind in MIXES:
             duration_s = max(self.duration_s, FEWEST / rate_rps)
             return _not_empty(
@@ -105,10 +108,10 @@ class Generated:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Replayed:
-    """A trace, with its clock stretched to the rate asked for.
+    """A trace, as it is or with its clock stretched to a rate.
 
-    Each seed replays other minutes of it (a moving-block bootstrap), so that intervals over seeds speak
-    about the traffic and not about this one hour.
+    At a rate each seed replays other minutes of it (a moving-block bootstrap), so that intervals over seeds
+    speak about the traffic and not about this one hour. As it is, every seed is the same.
 
     Parameters
     ----------
@@ -128,46 +131,102 @@ class Replayed:
         require(self.requests >= 1, "requests", "an integer of at least 1", self.requests)
         _not_empty(self.trace)
 
-    def __call__(self, rate_rps: float, seed: int) -> Workload:
-        """A replay at this rate."""
+    def __call__(self, rate_rps: float | None, seed: int) -> Workload:
+        """A replay at this rate; None replays the first requests at the times in the trace."""
         count = min(self.requests, len(self.trace))
-        part = rescale(resample(self.trace, count, seed=seed), rate_rps)
+        if rate_rps is None:
+            first_s = float(self.trace.arrival_s[0])
+            part = self.trace.rows(np.arange(count), arrival_s=self.trace.arrival_s[:count] - first_s)
+            if count < len(self.trace):
+                part = replace(part, source=f"{part.source} (first {count} of {len(self.trace)} requests)")
+        else:
+            part = rescale(resample(self.trace, count, seed=seed), rate_rps)
         return part if self.forecast is None else with_forecast(part, self.forecast, seed=seed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceFile:
+    """A trace to read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    slo_class
+        Class that its requests form; None keeps the file's classes.
+    time_unit
+        Unit of times whose column does not say it, as for `slosched.workloads.read`.
+    """
+
+    path: Path
+    slo_class: str | None = None
+    time_unit: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> TraceFile:
+        """The file that a text such as ``FILE``, ``FILE=CLASS`` or ``FILE=CLASS@ms`` means.
+
+        Examples
+        --------
+        >>> trace = TraceFile.of("logs/today.jsonl=chat@ms")
+        >>> str(trace.path), trace.slo_class, trace.time_unit
+        ('logs/today.jsonl', 'chat', 'ms')
+        """
+        if Path(text).exists():
+            return cls(path=Path(text))
+        words, at, unit = text.rpartition("@")
+        if not at or unit not in UNITS:
+            words, unit = text, ""
+        if Path(words).exists():
+            return cls(path=Path(words), time_unit=unit or None)
+        path, _, name = words.rpartition("=") if "=" in words else (words, "", "")
+        return cls(path=Path(path), slo_class=name or None, time_unit=unit or None)
+
+
 def trace_source(
-    files: Sequence[tuple[Path, str | None]],
+    files: Sequence[TraceFile],
     *,
     limits: EngineLimits,
     step_time: StepTimeModel,
     slos: Mapping[str, ClassSpec] | None = None,
     requests: int = 2000,
-    forecast: str = DEFAULT_FORECAST,
+    forecast: str | None = None,
+    said: Said | None = None,
 ) -> Replayed:
     """Replay one or several trace files, mixed by their own clocks.
 
     Parameters
     ----------
     files
-        Paths, each with the name of the class its requests form, or None to keep the file's classes.
+        What to read.
     limits, step_time
         The engine; requests that cannot fit it are left out, and counted in the workload's `source`.
     slos
         Limits by class, over those built in for chat, code, batch, agentic and reasoning. A class without
         either keeps the limits in its file.
-    requests, forecast
+    requests
         As in `Replayed`.
+    forecast
+        Forecast model, see `slosched.workloads.with_forecast`; by default the predictions in the files, and
+        the usual model where they have none.
+    said
+        Called with a sentence on what was recognised in each file.
 
     Raises
     ------
     InputError
         If a file is malformed, or no request of the result has a limit.
     """
-    parts = [(read(path), name) for path, name in files]
-    named = [part if name is None else relabel(part, name) for part, name in parts]
+    parts = [read(file.path, time_unit=file.time_unit, said=said) for file in files]
+    named = [
+        part if file.slo_class is None else relabel(part, file.slo_class)
+        for part, file in zip(parts, files, strict=True)
+    ]
     trace = named[0] if len(named) == 1 else merge(named, name=" + ".join(w.name for w in named))
     trace, _ = fit_to_engine(trace, limits)
-    return Replayed(trace=_promised(trace, step_time, slos or {}), requests=requests, forecast=forecast)
+    predicted = bool(np.any(trace.atoms != trace.output_tokens[:, None]))
+    model = forecast or (None if predicted else DEFAULT_FORECAST)
+    return Replayed(trace=_promised(trace, step_time, slos or {}), requests=requests, forecast=model)
 
 
 def data_folder() -> str | None:

@@ -27,8 +27,8 @@ def write(workload: Workload, path: str | Path) -> Path:
     workload
         What to write.
     path
-        Target; its name ends in ``.csv``, ``.jsonl``, ``.csv.gz`` or ``.jsonl.gz``. An existing file is
-        replaced only once the new one is complete.
+        Target; its name ends in ``.csv`` or ``.jsonl``, and ``.gz`` or ``.zst`` after that to pack it. An
+        existing file is replaced only once the new one is complete.
 
     Returns
     -------
@@ -41,11 +41,10 @@ def write(workload: Workload, path: str | Path) -> Path:
         If the name ends otherwise, the folder is absent or not writable, or the workload is empty.
     """
     target = Path(path)
-    kind = target.name.removesuffix(".gz").rsplit(".", 1)[-1]
+    kind = target.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1]
     if kind not in ("csv", "jsonl"):
-        raise DataError(
-            target, None, "file name", "one that ends in .csv, .jsonl, .csv.gz or .jsonl.gz", target.name
-        )
+        domain = "one that ends in .csv or .jsonl, with .gz or .zst if packed"
+        raise DataError(target, None, "file name", domain, target.name)
     if len(workload) == 0:
         raise DataError(target, None, "workload", "not empty", 0)
     with atomic_text(target) as file:

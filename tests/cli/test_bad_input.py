@@ -33,9 +33,9 @@ def refused(ended: Any, *words: str) -> None:
         (HEADER + "0,10,5\nnan,10,5\n", ("t.csv", "row 2", "arrival_s", "nan")),
         (HEADER + "-1,10,5\n", ("t.csv", "row 1", "arrival_s", "-1")),
         (HEADER + "5,10,5\n4,10,5\n", ("t.csv", "row 2", "arrival_s", "4")),
-        (HEADER + "0,0,5\n", ("t.csv", "row 1", "prompt_tokens", "0")),
+        (HEADER + "0,0,5\n", ("t.csv", "row 1", "input_tokens", "0")),
         (HEADER + "0,10,0\n", ("t.csv", "row 1", "output_tokens", "0")),
-        (HEADER + "0,99999999999999,5\n", ("t.csv", "row 1", "prompt_tokens")),
+        (HEADER + "0,99999999999999,5\n", ("t.csv", "row 1", "input_tokens")),
     ],
 )
 def test_bad_traces(slosched: Any, tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

@@ -182,7 +182,7 @@ def test_bad_prompts_are_refused(tmp_path: Path) -> None:
     for name, content, words in (
         ("a.txt", "\n \n", "prompts must be at least one"),
         ("a.jsonl", '{"prompt": 3}\n', "row 1: prompt must be a text, got 3"),
-        ("b.jsonl", "x\n", "row 1: line must be a JSON object"),
+        ("b.jsonl", "x\n", "row 1: line must be one JSON object"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=words):

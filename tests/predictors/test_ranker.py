@@ -218,8 +218,8 @@ def rows(n: int) -> list[dict[str, object]]:
         ('{"prompt": "a", "output_tokens": 2.5}\n', "row 1: output_tokens must be"),
         ('{"prompt": "a", "output_tokens": NaN}\n', "row 1: output_tokens must be"),
         ('{"prompt": "a", "output_tokens": [1, 2], "cut": [true]}\n', "row 1: cut must be"),
-        ('{"prompt": "a", "output_tokens": 5}\n{"prom', "line 2 must be JSON"),
-        ("[1]\n", "row 1: line must be a JSON object"),
+        ('{"prompt": "a", "output_tokens": 5}\n{"prom', "row 2: line must be one JSON object"),
+        ("[1]\n", "row 1: line must be one JSON object"),
     ],
 )
 def test_bad_training_files_are_refused_by_name(tmp_path: Path, content: str, words: str) -> None:
@@ -235,8 +235,8 @@ def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="UTF-8"):
         read_answers(path)
     packed = tmp_path / "answers.jsonl.gz"
-    packed.write_bytes(b"not gzip")
-    with pytest.raises(InputError, match="gzip"):
+    packed.write_bytes(b"\x1f\x8bnot gzip")
+    with pytest.raises(InputError, match="a whole gzip file"):
         read_answers(packed)
 
 

@@ -16,7 +16,15 @@ from slosched.lab.parallel import Workers
 from slosched.lab.study import TOLERANCE, Bench, Study, capacity
 from slosched.timing.presets import preset
 from slosched.workloads import Workload
-from slosched.workloads.sources import Generated, Replayed, data_folder, demo_source, parse_slo, trace_source
+from slosched.workloads.sources import (
+    Generated,
+    Replayed,
+    TraceFile,
+    data_folder,
+    demo_source,
+    parse_slo,
+    trace_source,
+)
 
 ENGINE = preset("h100-llama-3.1-8b")
 DATA = Path(os.environ.get("SLOSCHED_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
@@ -133,10 +141,11 @@ def test_replay_takes_other_minutes_for_each_seed(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     rows = "".join(f"{2 * i},{100 + i},20\n" for i in range(600))
     path.write_text("arrival_s,input_tokens,output_tokens\n" + rows)
-    source = trace_source([(path, "chat")], requests=100, limits=ENGINE.limits, step_time=ENGINE.step_time)
+    file = TraceFile(path=path, slo_class="chat")
+    source = trace_source([file], requests=100, limits=ENGINE.limits, step_time=ENGINE.step_time)
     first, other = source(5.0, 0), source(5.0, 1)
     assert len(first) == 100
-    assert len(first) / first.arrival_s[-1] == pytest.approx(5.0)
+    assert 99 / (first.arrival_s[-1] - first.arrival_s[0]) == pytest.approx(5.0)
     assert not np.array_equal(first.prompt_tokens, other.prompt_tokens)
     assert np.isfinite(first.ttft_s).all()
     with pytest.raises(InputError, match="requests must be"):

@@ -46,7 +46,7 @@ def test_csv_jsonl_and_gzip_read_alike(tmp_path: Path) -> None:
         (f"{HEADER}\n1,1,1,1,fast\n", r"row 1: seconds must be .*, got 'fast'"),
         (f"{HEADER}\n1,1,1,1\n", r"row 1: row must be 5 cells"),
         ('{"prefill_tokens": 1}\n', r"row 1: keys must be an object with the key attention_work"),
-        ('{"prefill_tokens": \n', r"row 1: line must be a JSON object"),
+        ('{"prefill_tokens": \n', r"row 1: line must be one JSON object"),
         (json.dumps(dict.fromkeys(COLUMNS, True)), r"row 1: prefill_tokens must be .*, got True"),
         (json.dumps(dict.fromkeys(COLUMNS, None)), r"row 1: prefill_tokens must be .*, got None"),
     ],
@@ -61,20 +61,27 @@ def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    """Spreadsheets write one; the trace readers took it and this one did not."""
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert read_step_log(path).seconds.tolist() == [0.01, 0.031]
+
+
 def test_truncated_gzip_is_named(tmp_path: Path) -> None:
     """A gzip file cut off in the middle is refused, not read in part."""
     path = tmp_path / "log.csv.gz"
     packed = gzip.compress((GOOD + "0,0,7,9000,0.012\n" * 5000).encode())
     path.write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(DataError, match="file must be complete gzip data"):
+    with pytest.raises(DataError, match="file must be a whole gzip file"):
         read_step_log(path)
 
 
 def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
     """A path that leads nowhere, a folder and bytes that are no text are refused."""
-    with pytest.raises(DataError, match="a file that exists"):
+    with pytest.raises(DataError, match="No such file"):
         read_step_log(tmp_path / "none.csv")
-    with pytest.raises(DataError, match="file must be readable"):
+    with pytest.raises(DataError, match="a readable file"):
         read_step_log(tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00\x01" * 10)
     with pytest.raises(DataError, match="UTF-8"):

@@ -77,7 +77,7 @@ def test_burstgpt_failures_counted(tmp_path: Path) -> None:
     )
     workload = read(path)
     assert workload.arrival_s.tolist() == [0.0, 113.0]
-    assert "2 failed" in workload.source
+    assert "2 rows left out" in workload.source
 
 
 def test_lengths_need_a_rate(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_lengths_need_a_rate(tmp_path: Path) -> None:
 def test_rate_stretches_a_trace(tmp_path: Path) -> None:
     """A rate stretches the clock of a trace and keeps its pattern."""
     path = write_text(tmp_path, "arrival_s,prompt_tokens,output_tokens\n0,1,1\n1,1,1\n4,1,1\n")
-    workload = read(path, rate_per_s=1.5)
+    workload = read(path, rate_per_s=1.0)
     assert workload.arrival_s.tolist() == [0.0, 0.5, 2.0]
 
 

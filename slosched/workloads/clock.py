@@ -1,0 +1,156 @@
+"""Times of a trace: which unit they have, by evidence, and seconds from them."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from slosched.core.errors import DataError, InputError, require
+from slosched.core.table import Floats
+from slosched.workloads.files import MOST_SECONDS, is_number, real_number, shown
+
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+"""Seconds in each unit of time that can be named."""
+
+UNIT_WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+
+EPOCH_S = (946_684_800.0, 4_102_444_800.0)
+"""Seconds since 1970 of the years 2000 and 2100: a first time in between is a date, in whatever unit."""
+
+FAST_PER_S = 500.0
+"""Mean rates from here on are not believed of one trace: then a larger unit is meant. Azure's has 73/s."""
+
+SLOW_PER_S = 0.02
+"""Mean rates below this, one request in 50 s, are not believed: then the smaller unit is meant."""
+
+
+class Clock:
+    """Collects the raw times of a file, row by row, and tells their unit at the end.
+
+    Parameters
+    ----------
+    path, field
+        For error messages.
+    ascending
+        Whether a time before the one above is an error; else rows are sorted, and that is said.
+    """
+
+    def __init__(self, path: Path, field: str, *, ascending: bool = False) -> None:
+        self.path, self.field, self.ascending = path, field, ascending
+        self.raw = array("d")
+        self.zero: datetime | None = None
+        self.before = -math.inf
+        self.sorted = True
+
+    def add(self, row: int, value: object) -> None:
+        """Append the time of one row: a number, or a date as ISO 8601 has it."""
+        number = real_number(value)
+        if isinstance(value, datetime) or (isinstance(value, str) and not is_number(value)):
+            number = self._date(row, value)
+        elif self.zero is not None:
+            raise DataError(self.path, row, self.field, "a date as above", shown(value))
+        if not (math.isfinite(number) and (number >= 0 or self.zero is not None)):
+            raise DataError(self.path, row, self.field, self._domain(), shown(value))
+        if number < self.before:
+            if self.ascending:
+                domain = f"{self._domain()[:-1]}{self.before:g}, the one before"
+                domain = domain if self.zero is None else "not before the row above"
+                raise DataError(self.path, row, self.field, domain, shown(value))
+            self.sorted = False
+        self.before = number
+        self.raw.append(number)
+
+    def seconds(
+        self, *, asked: str | None = None, named: str | None = None, documented: str | None = None
+    ) -> tuple[Floats, str]:
+        """Times in seconds, not yet sorted, and the sentence that says how they were read.
+
+        Parameters
+        ----------
+        asked
+            Unit that the user named, one of `UNITS`; beats everything.
+        named
+            Unit in the column's name.
+        documented
+            Unit that the format's publisher states; counts where the times do not speak against it.
+
+        Raises
+        ------
+        InputError
+            If the unit cannot be told.
+        """
+        raw = np.asarray(self.raw, dtype=np.float64)
+        if self.zero is not None:
+            return raw - raw.min(), f"{self.field}: dates"
+        unit, why = self._unit(raw, asked, named, documented)
+        times = raw * UNITS[unit]
+        epoch = len(times) > 0 and EPOCH_S[0] <= times.min() < EPOCH_S[1]
+        if len(times) and times.max() > MOST_SECONDS:
+            domain = f"at most {MOST_SECONDS:g} seconds"
+            raise DataError(self.path, None, self.field, domain, float(times.max()))
+        if epoch:
+            times = (raw - raw.min()) * UNITS[unit]
+            why += "; since 1970, counted from the first"
+        return times, f"{self.field}: {UNIT_WORDS[unit]} ({why})"
+
+    def _unit(
+        self, raw: Floats, asked: str | None, named: str | None, documented: str | None
+    ) -> tuple[str, str]:
+        if asked is not None:
+            require(asked in UNITS, "time_unit", f"one of {', '.join(UNITS)}", asked)
+            return asked, "as asked"
+        if named is not None:
+            return named, "by its name"
+        if not len(raw):
+            return documented or "s", "no times"
+        for unit, size in UNITS.items():
+            if EPOCH_S[0] <= raw.min() * size < EPOCH_S[1]:
+                return unit, "a date"
+        span = float(raw.max() - raw.min())
+        if span == 0:
+            return documented or "s", "all at once"
+        per_s = (len(raw) - 1) / span
+        whole = bool(np.all(raw == np.floor(raw)))
+        if per_s * 1000 >= FAST_PER_S:
+            return "s", f"{per_s:.3g}/s; as milliseconds {per_s * 1000:.3g}/s"
+        if not whole and per_s >= SLOW_PER_S and documented != "ms":
+            return "s", f"fractions, {per_s:.3g}/s"
+        if whole and per_s < SLOW_PER_S:
+            return self._short(per_s, documented)
+        if documented is not None:
+            return documented, "as published"
+        raise InputError(
+            f"{self.path}: the unit of {self.field} must be named, since both could be meant: "
+            f"{per_s:.3g} requests/s in seconds, {per_s * 1000:.3g}/s in milliseconds. "
+            "Name it: FILE@s or FILE@ms on the command line, time_unit in Python."
+        )
+
+    def _short(self, per_s: float, documented: str | None) -> tuple[str, str]:
+        """The unit of whole numbers that would be too slow a trace in seconds."""
+        if documented is not None:
+            return documented, "as published"
+        for unit in ("ms", "us", "ns"):
+            rate = per_s / UNITS[unit]
+            if SLOW_PER_S <= rate < FAST_PER_S:
+                return unit, f"whole numbers, {rate:.3g}/s; as seconds {per_s:.3g}/s"
+        return "ms", f"whole numbers, {per_s * 1000:.3g}/s"
+
+    def _date(self, row: int, given: str | datetime) -> float:
+        if self.raw and self.zero is None:
+            raise DataError(self.path, row, self.field, "a number as above", shown(given))
+        try:
+            stamp = given if isinstance(given, datetime) else datetime.fromisoformat(given.strip())
+        except ValueError:
+            domain = "a time such as 2023-11-16 18:17:03.97, or a number"
+            raise DataError(self.path, row, self.field, domain, shown(given)) from None
+        stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
+        if self.zero is None:
+            self.zero = stamp
+        return (stamp - self.zero).total_seconds()
+
+    def _domain(self) -> str:
+        return "seconds of at least 0" if self.field.endswith("_s") else "a time of at least 0"

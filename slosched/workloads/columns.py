@@ -1,0 +1,140 @@
+"""Which column of a file means what: names that public traces and tools use, with their units."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from slosched.workloads.clock import UNIT_WORDS, UNITS
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "arrival": (
+        "arrival", "arrival_time", "arrived_at", "arrival_timestamp", "timestamp", "time_stamp", "time", "ts",
+        "request_time", "request_timestamp", "request_start", "request_start_time", "start_time", "start",
+        "sent_at", "send_time", "submit_time", "submitted_at", "created_at", "created", "datetime", "date",
+    ),
+    "prompt_tokens": (
+        "prompt_tokens", "input_tokens", "context_tokens", "request_tokens", "prompt_length", "input_length",
+        "prompt_len", "input_len", "num_prompt_tokens", "num_input_tokens", "num_prefill_tokens",
+        "prompt_token_count", "input_token_count", "input_sequence_length", "isl",
+    ),
+    "output_tokens": (
+        "output_tokens", "completion_tokens", "generated_tokens", "response_tokens", "output_length",
+        "output_len", "response_length", "num_output_tokens", "num_completion_tokens",
+        "num_generated_tokens", "num_decode_tokens", "output_token_count", "completion_token_count",
+        "output_sequence_length", "osl",
+    ),
+    "ttft": ("ttft", "ttft_slo", "slo_ttft", "ttft_limit"),
+    "tpot": ("tpot", "tpot_slo", "slo_tpot", "tpot_limit"),
+    "e2e": ("e2e", "e2e_slo", "slo_e2e", "e2e_limit"),
+    "slo_class": ("slo_class", "class"),
+    "tenant": ("tenant", "tenant_id", "user", "user_id"),
+    "weight": ("weight", "slo_weight"),
+    "priority": ("priority",),
+    "request_id": ("request_id",),
+    "session": ("session",),
+    "think": ("think",),
+    "predicted_output_tokens": ("predicted_output_tokens",),
+    "prefix_ids": ("prefix_ids",),
+    "prefix_block_tokens": ("prefix_block_tokens",),
+}  # fmt: skip
+"""Names of each field without their unit, the surest first."""
+
+TIMES = ("arrival", "ttft", "tpot", "e2e", "think")
+"""Fields in seconds, whose names may end in a unit."""
+
+UNIT_ENDINGS = {
+    "s": "s", "sec": "s", "secs": "s", "seconds": "s", "ms": "ms", "msec": "ms", "millis": "ms",
+    "milliseconds": "ms", "us": "us", "microseconds": "us", "ns": "ns", "nanos": "ns", "nanoseconds": "ns",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of the file: its name there, and the unit that the name says, if it does."""
+
+    name: str
+    unit: str | None = None
+
+    @property
+    def scale(self) -> float:
+        """Seconds in the unit; 1 where none is said."""
+        return UNITS[self.unit] if self.unit else 1.0
+
+    @property
+    def words(self) -> str:
+        """Name and unit for a message."""
+        return f"{self.name} ({UNIT_WORDS[self.unit]})" if self.unit else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What the columns of a file mean.
+
+    Parameters
+    ----------
+    known
+        Columns of each field that was found, the surest first: in each row the first that has a value counts.
+    doubtful
+        Why a column that looks like a field is not read, by its name.
+    """
+
+    known: dict[str, tuple[Column, ...]]
+    doubtful: dict[str, str] = field(default_factory=dict)
+
+    def __contains__(self, meaning: str) -> bool:
+        return meaning in self.known
+
+    def first(self, meaning: str, default: str) -> str:
+        """Name of the surest column of a field; `default` if there is none."""
+        return self.known[meaning][0].name if meaning in self.known else default
+
+    @property
+    def columns(self) -> list[Column]:
+        """Every column that is read."""
+        return [column for found in self.known.values() for column in found]
+
+
+def plain_name(name: str) -> tuple[str, str | None]:
+    """A column's name in lower case with underscores, without its unit, and the unit.
+
+    Examples
+    --------
+    >>> plain_name("ContextTokens"), plain_name("Request Latency (ms)"), plain_name("arrival_s")
+    (('context_tokens', None), ('request_latency', 'ms'), ('arrival', 's'))
+    """
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    words = [word for word in re.split(r"[^a-z0-9]+", split.lower()) if word]
+    if len(words) > 1 and words[-1] in UNIT_ENDINGS:
+        return "_".join(words[:-1]), UNIT_ENDINGS[words[-1]]
+    return "_".join(words), None
+
+
+def recognise(names: Sequence[str]) -> Columns:
+    """What each column means; the time of arrival comes from one column only, the one named most clearly.
+
+    Examples
+    --------
+    >>> found = recognise(["request_id", "timestamp", "input_tokens", "output_tokens", "ttft_ms", "note"])
+    >>> found.first("ttft", ""), sorted(found.known)
+    ('ttft_ms', ['arrival', 'output_tokens', 'prompt_tokens', 'request_id', 'ttft'])
+    """
+    plain: dict[str, list[Column]] = {}
+    for name in names:
+        base, unit = plain_name(name)
+        plain.setdefault(base, []).append(Column(name=name, unit=unit))
+    known: dict[str, tuple[Column, ...]] = {}
+    doubtful: dict[str, str] = {}
+    for meaning, aliases in ALIASES.items():
+        found: list[Column] = []
+        for column in (column for alias in aliases for column in plain.get(alias, ())):
+            if column.unit is not None and meaning not in TIMES:
+                continue
+            if meaning in TIMES[1:] and column.unit is None:
+                doubtful[column.name] = f"its name must end in a unit, {column.name}_s or {column.name}_ms"
+                continue
+            found.append(column)
+        if found:
+            known[meaning] = tuple(found[:1] if meaning == "arrival" else found)
+    return Columns(known=known, doubtful=doubtful)

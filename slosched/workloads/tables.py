@@ -1,0 +1,188 @@
+"""Rows of a file as {column: value}, whatever holds them: CSV, JSON lines, one JSON document, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from slosched.core.errors import DataError, MissingExtraError
+from slosched.core.files import json_object, open_text, read_text, text_lines
+
+PARQUET_MAGIC = b"PAR1"
+SEPARATORS = ",;\t"
+DOCUMENT_LISTS = ("requests", "data", "records")
+"""Names under which a JSON document may hold its list of records."""
+SCANNED = 1000
+"""Records of JSON lines in which columns are looked for: an optional key may be absent from the first."""
+
+Row = tuple[int, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A file of rows.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        ``CSV``, ``JSON lines``, ``JSON`` or ``Parquet``.
+    names
+        Columns, as the header or the first records have them.
+    records
+        Reads the file anew and yields (row number from 1, {column: value}).
+    seen
+        Filled while rows are read: every column that occurred, in order.
+    """
+
+    path: Path
+    kind: str
+    names: tuple[str, ...]
+    records: Callable[[], Iterator[Row]]
+    seen: dict[str, None] = field(default_factory=dict)
+
+    def rows(self, required: Sequence[str] = (), known: Sequence[str] = ()) -> Iterator[Row]:
+        """All rows in the file's order; `required` and `known` columns must not stand there twice.
+
+        Raises
+        ------
+        DataError
+            If a required column is missing, a column that is read appears twice, a row has another number of
+            fields than the header, or there is no row at all.
+        """
+        for name in (*required, *known):
+            if self.names.count(name) > 1:
+                raise DataError(self.path, None, "header", "distinct columns", f"{name} twice")
+        for name in required:
+            if name not in self.names:
+                columns, found = f"columns {', '.join(required)}", ", ".join(self.names)[:200]
+                raise DataError(self.path, None, "header", columns, found)
+        self.seen.update(dict.fromkeys(self.names))
+        count = 0
+        for number, row in self.records():
+            count += 1
+            if len(row) > len(self.seen) or not row.keys() <= self.seen.keys():
+                self.seen.update(dict.fromkeys(row))
+            yield number, row
+        if count == 0:
+            raise DataError(self.path, None, "file", "not empty", "no rows")
+
+
+def open_table(path: str | Path) -> Table:
+    """The table in a file, plain or packed, told by its content.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, is empty, or holds no rows.
+    """
+    path = Path(path)
+    if _magic(path) == PARQUET_MAGIC:
+        return _parquet(path)
+    line = next((line.strip() for _, line in text_lines(path)), None)
+    if line is None:
+        raise DataError(path, None, "file", "not empty", "no rows")
+    if line[0] not in "{[":
+        return _csv(path)
+    if line[0] == "{" and line[-1] == "}":
+        first = json_object(path, 1, line)
+        if not any(isinstance(first.get(name), list) for name in DOCUMENT_LISTS):
+            names = dict.fromkeys(name for _, row in islice(_lines(path), SCANNED) for name in row)
+            return Table(path=path, kind="JSON lines", names=tuple(names), records=lambda: _lines(path))
+    elif line[0] == "{" and len(line) > 1 and _second_line_is_record(path):
+        json_object(path, 1, line)  # JSON lines of which the first is cut: its own error
+    return _document(path)
+
+
+def _magic(path: Path) -> bytes:
+    try:
+        with path.open("rb") as raw:
+            return raw.read(len(PARQUET_MAGIC))
+    except OSError as error:
+        raise DataError(path, None, "file", "a readable file", error.strerror or str(error)) from error
+
+
+def _second_line_is_record(path: Path) -> bool:
+    lines = (line for _, line in text_lines(path))
+    next(lines)
+    return next(lines, "").startswith("{")
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    for number, line in text_lines(path):
+        yield number, json_object(path, number, line)
+
+
+def _csv(path: Path) -> Table:
+    with open_text(path) as file:
+        first = next((line for line in file if line.strip()), "")
+    separator = max(SEPARATORS, key=first.count)
+    try:
+        names = tuple(name.strip() for name in next(csv.reader([first], delimiter=separator), []))
+    except csv.Error as error:
+        raise DataError(path, None, "header", "CSV", str(error)) from error
+    return Table(path=path, kind="CSV", names=names, records=lambda: _csv_rows(path, separator, names))
+
+
+def _csv_rows(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[Row]:
+    with open_text(path) as file:
+        header = next((line for line in file if line.strip()), "")
+        reader = csv.reader(chain([header], file), delimiter=separator)
+        number = 0
+        try:
+            next(reader, None)
+            for fields in reader:
+                if not fields:
+                    continue
+                number += 1
+                if len(fields) != len(names):
+                    raise DataError(path, number, "row", f"{len(names)} fields", f"{len(fields)} fields")
+                yield number, dict(zip(names, fields, strict=True))
+        except csv.Error as error:
+            raise DataError(path, number + 1, "row", "CSV", str(error)) from error
+
+
+def _document(path: Path) -> Table:
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(path, None, "file", "JSON", str(error)[:200]) from error
+    if isinstance(content, dict):
+        lists = [content[name] for name in DOCUMENT_LISTS if isinstance(content.get(name), list)]
+        content = lists[0] if lists else [content]
+    for number, record in enumerate(content, start=1):
+        if not isinstance(record, dict):
+            raise DataError(path, number, "record", "a JSON object", str(record)[:80])
+    names = tuple(dict.fromkeys(name for record in content for name in record))
+    return Table(path=path, kind="JSON", names=names, records=lambda: iter(list(enumerate(content, start=1))))
+
+
+def _parquet(path: Path) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "files") from None
+    try:
+        names = tuple(parquet.read_schema(path).names)
+    except pyarrow.ArrowException as error:
+        raise DataError(path, None, "file", "a whole Parquet file", str(error)[:200]) from error
+
+    def rows() -> Iterator[Row]:
+        number = 0
+        try:
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches():
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(path, number + 1, "row", "Parquet", str(error)[:200]) from error
+
+    return Table(path=path, kind="Parquet", names=names, records=rows)

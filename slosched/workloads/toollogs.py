@@ -1,0 +1,168 @@
+"""What other tools and servers write about their requests: vLLM's benchmark, aiperf, OpenAI-style logs."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from slosched.core.errors import DataError
+from slosched.core.workload import Workload
+from slosched.workloads.clock import Clock
+from slosched.workloads.columns import ALIASES, plain_name
+from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, whole
+from slosched.workloads.generic import NO_TOKENS, plain_stem, unused
+from slosched.workloads.notes import Notes, left_out_words
+from slosched.workloads.tables import Table
+
+FAILED = "failed requests"
+WARM_UP = "not of the profiling phase"
+VLLM_LISTS = ("input_lens", "output_lens")
+VLLM_READ = (*VLLM_LISTS, "start_times", "errors")
+AIPERF_KEYS = ("metadata", "metrics")
+MEASURED = dict.fromkeys(("ttfts", "itls", "mean_ttft_ms", "mean_tpot_ms"), "measured, not a limit")
+
+
+def read_vllm(table: Table, *, time_unit: str | None = None) -> tuple[Workload, Notes]:
+    """Result of ``vllm bench serve --save-result --save-detailed``: requests as they were sent.
+
+    Raises
+    ------
+    DataError
+        If the lists differ in length, hold no times (old releases wrote none), or every request failed.
+    """
+    collected = _Requests(table, "start_times")
+    for number, result in table.rows(VLLM_LISTS, VLLM_READ):
+        lists = {name: result.get(name) for name in VLLM_READ}
+        count = len(result["input_lens"]) if isinstance(result["input_lens"], list) else -1
+        if lists["start_times"] is None:
+            domain = "given, as new releases of vLLM write them"
+            raise DataError(table.path, number, "start_times", domain, "no times")
+        for name, values in lists.items():
+            if values is not None and not (isinstance(values, list) and len(values) == count):
+                raise DataError(table.path, number, name, f"a list of {count}", str(values)[:80])
+        errors = lists["errors"] or [""] * count
+        for i in range(count):
+            collected.add(
+                i + 1, lists["start_times"][i], result["input_lens"][i], result["output_lens"][i],
+                FAILED if errors[i] else None,
+            )  # fmt: skip
+    left = unused(table, VLLM_READ, MEASURED)
+    return collected.workload(
+        "vllm", "vllm bench serve", documented="s", asked=time_unit, read=VLLM_READ, left=left
+    )
+
+
+def read_aiperf(table: Table) -> tuple[Workload, Notes]:
+    """``profile_export.jsonl`` of aiperf: requests as they were sent."""
+    collected = _Requests(table, "request_start_ns")
+    names = (*AIPERF_KEYS, "error")
+    for row, record in table.rows(AIPERF_KEYS, names):
+        metadata, metrics = _object(record.get("metadata")), _object(record.get("metrics"))
+        lengths = [
+            _object(metrics.get(name)).get("value")
+            for name in ("input_sequence_length", "output_sequence_length")
+        ]
+        reason = FAILED if record.get("error") or metadata.get("was_cancelled") else None
+        if metadata.get("benchmark_phase", "profiling") != "profiling":
+            reason = WARM_UP
+        collected.add(row, metadata.get("request_start_ns"), lengths[0], lengths[1], reason)
+    read = ("request_start_ns", "input_sequence_length", "output_sequence_length", "error")
+    left = unused(table, names)
+    return collected.workload("aiperf", "aiperf export", named="ns", read=read, left=left)
+
+
+def read_openai(table: Table, *, time_unit: str | None = None) -> tuple[Workload, Notes]:
+    """Answers of an OpenAI-compatible server with their ``usage``, or records that hold such answers.
+
+    A record is the answer itself; or has it under ``response``, as proxies log it; or under
+    ``response.body``, as OpenAI's batch files have it. The time is that of the record, if it has one, else
+    the answer's ``created``.
+    """
+    places = [_openai_times(record) for _, record in table.records()]
+    times = next((name for name in ALIASES["arrival"] if any(name in place for place in places)), "created")
+    collected = _Requests(table, times)
+    used = dict.fromkeys(("usage", "response", times))
+    for row, record in table.rows():
+        answer = openai_answer(record)
+        usage = _object(answer.get("usage"))
+        failed = record.get("error") or _object(record.get("response")).get("status_code", 200) != 200
+        moment = _openai_times(record).get(times)
+        prompt, output = (
+            next((usage[name] for name in names if usage.get(name) is not None), None)
+            for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+        )
+        collected.add(row, moment, prompt, output, FAILED if failed or moment is None else None)
+    left = unused(table, used)
+    read = (times, "usage")
+    return collected.workload("openai", "OpenAI-style log", asked=time_unit, read=read, left=left)
+
+
+def openai_answer(record: dict[str, Any]) -> dict[str, Any]:
+    """The answer within a record of an OpenAI-style log; {} if there is none."""
+    response = _object(record.get("response"))
+    for answer in (record, response, _object(response.get("body"))):
+        if isinstance(answer.get("usage"), dict):
+            return answer
+    return {}
+
+
+def _openai_times(record: dict[str, Any]) -> dict[str, Any]:
+    """Every time of a record or its answer, by its plain name; those of the record go first."""
+    found: dict[str, Any] = {}
+    for part in (record, _object(record.get("request")), openai_answer(record)):
+        for name, value in part.items():
+            plain = plain_name(name)[0]
+            if plain in ALIASES["arrival"] and value is not None:
+                found.setdefault(plain, value)
+    return found
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+class _Requests:
+    """Times and lengths of requests, those that failed counted apart."""
+
+    def __init__(self, table: Table, clock: str) -> None:
+        self.table = table
+        self.clock = Clock(table.path, clock)
+        self.prompts, self.outputs = array("q"), array("q")
+        self.left_out: dict[str, int] = {}
+
+    def add(self, row: int, moment: object, prompt: object, output: object, reason: str | None) -> None:
+        """Take one request, or count why it is left out."""
+        if reason is None and any(length in (None, 0) for length in (prompt, output)):
+            reason = NO_TOKENS
+        if reason is not None:
+            self.left_out[reason] = self.left_out.get(reason, 0) + 1
+            return
+        path = self.table.path
+        self.clock.add(row, moment)
+        self.prompts.append(whole(path, row, "prompt tokens", prompt, 1, MOST_TOKENS, TOKEN_DOMAIN))
+        self.outputs.append(whole(path, row, "output tokens", output, 1, MOST_TOKENS, TOKEN_DOMAIN))
+
+    def workload(
+        self, format: str, source: str, *, read: Iterator[str] | tuple[str, ...], left: tuple[str, ...],
+        named: str | None = None, documented: str | None = None, asked: str | None = None,
+    ) -> tuple[Workload, Notes]:  # fmt: skip
+        """Everything taken, in order of time from the first request on."""
+        if not self.clock.raw:
+            raise DataError(self.table.path, None, "requests", "some that did not fail", self.left_out)
+        times, clock = self.clock.seconds(named=named, documented=documented, asked=asked)
+        order = np.argsort(times, kind="stable")
+        workload = Workload.plain(
+            (times - times.min())[order],
+            np.asarray(self.prompts, dtype=np.int64)[order],
+            np.asarray(self.outputs, dtype=np.int64)[order],
+            name=plain_stem(self.table.path),
+            source=source + left_out_words(self.left_out),
+        )
+        remarks = () if self.clock.sorted else ("sorted by time",)
+        return workload, Notes(
+            format=format, holder=self.table.kind, clock=clock, used=tuple(read), unused=left,
+            left_out=self.left_out, remarks=remarks,
+        )  # fmt: skip
