@@ -25,6 +25,7 @@ from common import RESULTS, data_folder, environment, write_json
 from quality import ENGINE, FORECAST, Cell, limits_of, workload_of
 from rich.progress import Progress
 
+from slosched.core.engine import Engine
 from slosched.core.table import Floats, Ints
 from slosched.lab.parallel import Workers, cores
 from slosched.planner import planner as planning
@@ -92,7 +93,9 @@ def measure(_: None, cell: Cell) -> float:
     with ExitStack() as changed:
         for name, value in variant.replaced:
             changed.enter_context(patch.object(planning, name, value))
-        run = simulate(workload_of(cell), policy, limits=limits_of(cell), step_time=ENGINE.step_time)
+        run = simulate(
+            workload_of(cell), policy, engine=Engine(limits=limits_of(cell), step_time=ENGINE.step_time)
+        )
     return 1.0 - Metrics.of(run).weighted.value
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, environment, write_json
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
@@ -96,8 +97,7 @@ def crowded(n: int, slots: int) -> Snapshot:
     engine = preset(PRESET)
     return Snapshot(
         now_s=float(work.arrival_s[-1]), table=table, waiting=np.arange(slots, n + slots),
-        running=np.arange(slots - 1), limits=replace(engine.limits, max_num_seqs=slots),
-        step_time=engine.step_time, free_blocks=20_000,
+        running=np.arange(slots - 1), engine=engine.with_limits(max_num_seqs=slots), free_blocks=20_000,
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def against_simulator(quick: bool) -> list[dict[str, Any]]:
             keep = work.prompt_tokens + work.output_tokens <= limits.kv_tokens
             work = with_forecast(work.rows(keep), "oracle")
             capture = Capture(float(work.arrival_s[-1]), cap)
-            out = simulate(work, capture, limits=limits, step_time=engine.step_time).outcomes
+            out = simulate(work, capture, engine=Engine(limits=limits, step_time=engine.step_time)).outcomes
             found = capture.found
             assert found is not None
             waits = np.arange(len(found.rows)) >= capture.running
@@ -408,7 +408,9 @@ def rolling(quick: bool) -> list[dict[str, Any]]:
                 work, limits = setup.workload(load, seed, weighted)
                 for name in (*SIMPLE, *OURS):
                     policy = OURS[name]() if name in OURS else name
-                    out = simulate(work, policy, limits=limits, step_time=setup.step_time).outcomes
+                    out = simulate(
+                        work, policy, engine=Engine(limits=limits, step_time=setup.step_time)
+                    ).outcomes
                     share = float(work.weight[~out.met].sum() / work.weight.sum())
                     violated.setdefault(name, []).append(share)
             mean = {name: float(np.mean(values)) for name, values in violated.items()}

@@ -18,6 +18,7 @@ from common import RESULTS, data_folder, environment, write_json
 from kernel_tables import KernelTables, read
 from scipy.optimize import minimize
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import Floats, StepTimeModel
 from slosched.core.workload import Workload
@@ -125,7 +126,9 @@ def replay(case: Case, work: Workload, model: StepTimeModel) -> tuple[Latencies,
     preemptions = 0
     for engine in range(case.engines):
         rows = np.arange(engine, len(work), case.engines)
-        outcomes = simulate(work.rows(rows), "fcfs", limits=case.limits, step_time=model).outcomes
+        outcomes = simulate(
+            work.rows(rows), "fcfs", engine=Engine(limits=case.limits, step_time=model)
+        ).outcomes
         result[:, rows] = outcomes.ttft_s, outcomes.tpot_s, outcomes.e2e_s
         preemptions += int(outcomes.preemptions.sum())
     return Latencies(ttft=result[0], tpot=result[1], e2e=result[2]), preemptions

@@ -23,6 +23,7 @@ import quality
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import Progress
 
+from slosched.core.engine import Engine
 from slosched.lab.bound import attainment_bound
 from slosched.lab.evidence_config import engine_limits
 from slosched.lab.parallel import Workers, cores
@@ -70,7 +71,11 @@ class Trial:
         """Share of the weight that keeps its limits."""
         rows = np.flatnonzero(self.keep)
         limits = replace(engine_limits(PRESET, MIX), max_num_batched_tokens=self.budget)
-        run = simulate(work.rows(self.keep), Due(self.due_s[rows]), limits=limits, step_time=ENGINE.step_time)
+        run = simulate(
+            work.rows(self.keep),
+            Due(self.due_s[rows]),
+            engine=Engine(limits=limits, step_time=ENGINE.step_time),
+        )
         return float(work.weight[rows][run.outcomes.met].sum() / work.weight.sum())
 
     def changed(self, work: Workload, rng: np.random.Generator) -> Trial:
@@ -103,7 +108,7 @@ def measure(trials: int, cell: tuple[float, int, float]) -> dict[str, Any]:
     ]  # fmt: skip
     ours = []
     for work in works:
-        out = simulate(work, "slosched", limits=limits, step_time=ENGINE.step_time).outcomes
+        out = simulate(work, "slosched", engine=Engine(limits=limits, step_time=ENGINE.step_time)).outcomes
         ours.append(float(work.weight[out.met].sum() / work.weight.sum()))
     met = out.met
     whole_s = work.arrival_s + work.e2e_s - (work.output_tokens - 1) * DECODE_S
@@ -117,7 +122,7 @@ def measure(trials: int, cell: tuple[float, int, float]) -> dict[str, Any]:
         found = other.value(work)
         if found >= value:
             best, value = other, found
-    bound = attainment_bound(work, limits, ENGINE.step_time)
+    bound = attainment_bound(work, Engine(limits=limits, step_time=ENGINE.step_time))
     reached = max(value, *ours)
     return {
         "load": load, "ours": round(ours[0], 4), "ours_oracle": round(ours[1], 4),

@@ -34,11 +34,11 @@ def main() -> None:
     trace = read(folder / "traces" / "azure2023_conv.csv.gz")
     engine = preset(PRESET)
     warm = trace.rows(np.arange(100))
-    simulate(warm, "fcfs", limits=engine.limits, step_time=engine.step_time)  # compile
+    simulate(warm, "fcfs", engine=engine)  # compile
     before_gb = peak_gb()
     work = resample(trace, REQUESTS, seed=1)
     built_s = time.perf_counter() - began
-    run = simulate(work, "fcfs", limits=engine.limits, step_time=engine.step_time)
+    run = simulate(work, "fcfs", engine=engine)
     outcomes = run.outcomes
     span_s = float(outcomes.finish_s.max())
     tokens = int(work.output_tokens.sum())

@@ -26,6 +26,7 @@ import quality
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import Progress
 
+from slosched.core.engine import Engine
 from slosched.core.outcome import Outcomes, Run
 from slosched.core.snapshot import Snapshot
 from slosched.lab.evidence_config import Contender, engine_limits
@@ -90,8 +91,7 @@ def run(cell: Cell, work: Workload) -> Run:
     return simulate(
         work,
         Contender.parse(cell.policy).make(cell.seed),
-        limits=engine_limits(PRESET, cell.mix),
-        step_time=ENGINE.step_time,
+        engine=Engine(limits=engine_limits(PRESET, cell.mix), step_time=ENGINE.step_time),
         seed=cell.seed,
     )
 
@@ -121,7 +121,9 @@ def preemption(cell: Cell) -> dict[str, float]:
     work = base(cell)
     limits = engine_limits(PRESET, cell.mix)
     policy = GivesWay(seed=cell.seed) if cell.policy == TRIAL else Slosched(seed=cell.seed)
-    m = Metrics.of(simulate(work, policy, limits=limits, step_time=ENGINE.step_time, seed=cell.seed))
+    m = Metrics.of(
+        simulate(work, policy, engine=Engine(limits=limits, step_time=ENGINE.step_time), seed=cell.seed)
+    )
     return {
         "attainment": m.weighted.value,
         "preemptions": float(m.preemptions),

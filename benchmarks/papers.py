@@ -25,6 +25,7 @@ import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 from predictors import probed
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.outcome import Outcomes
 from slosched.core.snapshot import Snapshot
@@ -166,8 +167,7 @@ def compare(cells: Cells, place: str, work: Workload, policies: Policies, limits
         run = simulate(
             oracle(work) if name.endswith("(oracle)") else work,
             chosen,
-            limits=limits,
-            step_time=ENGINE.step_time,
+            engine=Engine(limits=limits, step_time=ENGINE.step_time),
         )
         found = felt(run.outcomes)
         if isinstance(chosen, Watched):
@@ -211,7 +211,7 @@ def ltr(cells: Cells, seed: int) -> None:
             given = oracle(work) if label.endswith("(oracle)") else work
             stopped = until(policies[label](), GENERATED_OUT_OF - GENERATED)
             try:
-                simulate(given, stopped, limits=LTR_LIMITS, step_time=ENGINE.step_time)
+                simulate(given, stopped, engine=Engine(limits=LTR_LIMITS, step_time=ENGINE.step_time))
             except Enough as enough:
                 needed = float(enough.args[0])
             first = first or needed

@@ -27,6 +27,7 @@ import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Run
 from slosched.lab.parallel import Workers, cores
@@ -104,8 +105,7 @@ def run(cell: Cell) -> Run:
     return simulate(
         workload_of(cell),
         policy_of(cell),
-        limits=limits_of(cell),
-        step_time=ENGINE.step_time,
+        engine=Engine(limits=limits_of(cell), step_time=ENGINE.step_time),
         measure_plans=True,
     )
 

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slosched.core.engine import DEFAULT_ENGINE, Engine
+
 if TYPE_CHECKING:
     from slosched.core.outcome import Run
     from slosched.core.steptime import StepTimeModel
@@ -216,6 +218,7 @@ def measure(case: Case, rival: DynoSim, step_time: StepTimeModel | None) -> dict
 
     work = generate("chat", rate_per_s=case.rate_per_s, duration_s=case.duration_s, seed=1)
     limits = EngineLimits(max_num_seqs=case.max_num_seqs, kv_blocks=case.kv_blocks)
+    engine = Engine(limits=limits, step_time=step_time or DEFAULT_ENGINE.step_time)
     requests = list(
         zip(work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
     )
@@ -227,13 +230,13 @@ def measure(case: Case, rival: DynoSim, step_time: StepTimeModel | None) -> dict
     part = work.rows(np.arange(len(work) // 10))
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
-    simulate(part, "fcfs", limits=limits, step_time=step_time)  # compile
+    simulate(part, "fcfs", engine=engine)  # compile
     for _ in range(REPEATS):
         if not rival.reason:
             theirs += rival.run([(requests, options, 1)])[0]
-        ours.append(replayed(simulate(work, "fcfs", limits=limits, step_time=step_time)))
-    simulate(part.rows(np.arange(50)), "slosched", limits=limits, step_time=step_time)  # compile
-    searched = replayed(simulate(part, "slosched", limits=limits, step_time=step_time))
+        ours.append(replayed(simulate(work, "fcfs", engine=engine)))
+    simulate(part.rows(np.arange(50)), "slosched", engine=engine)  # compile
+    searched = replayed(simulate(part, "slosched", engine=engine))
     result: dict[str, object] = {
         "requests": len(work),
         "output_tokens": tokens,

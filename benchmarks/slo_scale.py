@@ -39,9 +39,7 @@ def measure(_: None, cell: Cell) -> float:
     scaled = replace(
         work, ttft_s=work.ttft_s * factor, tpot_s=work.tpot_s * factor, e2e_s=work.e2e_s * factor
     )
-    run = simulate(
-        scaled, policy(chosen, seed=seed), limits=ENGINE.limits, step_time=ENGINE.step_time, seed=seed
-    )
+    run = simulate(scaled, policy(chosen, seed=seed), engine=ENGINE, seed=seed)
     return Metrics.of(run).weighted.value
 
 

@@ -29,6 +29,7 @@ from common import RESULTS, data_folder, environment, write_json
 from numba import njit
 from rich.progress import Progress
 
+from slosched.core.engine import Engine
 from slosched.lab.evidence_config import engine_limits
 from slosched.lab.parallel import Workers, cores
 from slosched.planner import model as c
@@ -166,7 +167,7 @@ def measure(_: None, cell: Cell) -> list[dict[str, Any]]:
         data_dir=data_folder(), model=ENGINE.step_time, limits=limits, forecast=FORECAST,
     )  # fmt: skip
     policy = Sampled(cell.seed)
-    simulate(work, policy, limits=limits, step_time=ENGINE.step_time)
+    simulate(work, policy, engine=Engine(limits=limits, step_time=ENGINE.step_time))
     found = []
     for number, problem in enumerate(policy.kept):
         rng = np.random.default_rng((cell.seed, number))

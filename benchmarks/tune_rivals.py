@@ -27,6 +27,7 @@ from quality import ENGINE, FORECAST, advance, limits_of, workload_of
 from quality import Cell as Traffic
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from slosched.core.engine import Engine
 from slosched.lab.parallel import Workers, cores
 from slosched.planner.planner import PlannerParams
 from slosched.policies import policy
@@ -182,7 +183,9 @@ def measure(_: None, trial: Trial) -> float:
     """Weighted attainment of a run."""
     traffic = trial.traffic
     run = simulate(
-        workload_of(traffic), policy_of(trial), limits=limits_of(traffic), step_time=ENGINE.step_time
+        workload_of(traffic),
+        policy_of(trial),
+        engine=Engine(limits=limits_of(traffic), step_time=ENGINE.step_time),
     )
     return Metrics.of(run).weighted.value
 

@@ -52,9 +52,7 @@ class Churn:
 
         def factory(vllm_config: Any, **keywords: Any) -> Any:
             scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
-            controller = attach(
-                scheduler, vllm_config, config, WallClock(), policy, Learned(config.step_time_preset)
-            )
+            controller = attach(scheduler, vllm_config, config, WallClock(), policy, Learned(config.engine))
             controller.planner.rehearse(rehearsal(controller.limits))
             return scheduler
 

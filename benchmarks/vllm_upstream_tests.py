@@ -77,7 +77,7 @@ if mode:
                 # The outcome must not hang on how fast this machine plans.
                 guards = GuardsConfig(time_box_us=1e6, max_wait_s=86_400)
                 config = Config(policy=name, observe_only=mode == "observe", guards=guards)
-                learned = Learned(config.step_time_preset)
+                learned = Learned(config.engine)
                 found = attach(self, self.vllm_config, config, Stamps(), policy(name), learned)
                 found.planner.rehearse(rehearsal(found.limits))
 

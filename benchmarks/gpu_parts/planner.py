@@ -11,6 +11,7 @@ from gpu_parts.decoder import Work, captured
 from gpu_parts.settings import Settings, say
 
 from slosched import EngineLimits, LengthForecast, Request, Slo, Snapshot
+from slosched.core.engine import Engine
 from slosched.core.steptime import StepTimeModel
 from slosched.timing.presets import preset
 
@@ -25,7 +26,7 @@ class Churn:
         self.rng, self.now_s, self.step = np.random.default_rng(0), 100.0, 0
         limits = EngineLimits(max_num_seqs=running, max_num_batched_tokens=8192, kv_blocks=64 * running + 64)
         requests = [self.request(f"r{i}") for i in range(running + waiting)]
-        first = Snapshot.of(requests, limits=limits, step_time=step_time, now_s=self.now_s)
+        first = Snapshot.of(requests, engine=Engine(limits=limits, step_time=step_time), now_s=self.now_s)
         self.table, self.limits, self.step_time = first.table, limits, step_time
         self.running, self.waiting = first.waiting[:0], first.waiting
         self.count = len(requests)
@@ -66,7 +67,7 @@ class Churn:
         """What a policy sees."""
         return Snapshot(
             now_s=self.now_s, table=self.table, waiting=self.waiting, running=self.running,
-            limits=self.limits, step_time=self.step_time, free_blocks=64, step=self.step,
+            engine=self, free_blocks=64, step=self.step,
         )  # fmt: skip
 
 

@@ -15,17 +15,42 @@ if TYPE_CHECKING:
     from slosched.lab.study import Bench
     from slosched.workloads.sources import Generated, Replayed
 
-ENGINES = {
+PLACES = {
     "simulator": "simulator of vLLM's V1 scheduler",
     "vllm": "the installed vLLM's own scheduler under a virtual clock",
 }
-DEFAULT_PRESET = "h100-llama-3.1-8b"
+DEFAULT_ENGINE = "h100-llama-3.1-8b"
 
 Seed = Annotated[int, typer.Option(min=0, help="First seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-PresetName = Annotated[
-    str, typer.Option("--preset", help="Engine: step time and limits measured on real GPUs.")
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME|FILE",
+        help="Engine: limits and step times measured on real GPUs by name, or a JSON file of `slosched fit`.",
+    ),
 ]
+EngineNames = Annotated[
+    list[str] | None, typer.Option("--engine", metavar="NAME|FILE", help="Engine, by name or file; several.")
+]
+MaxSeqs = Annotated[
+    int | None, typer.Option("--max-num-seqs", min=1, help="Requests that run at once, over the engine's.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-num-batched-tokens", min=1, help="Tokens of a step, over the engine's.")
+]
+KvTokens = Annotated[
+    int | None, typer.Option("--kv-tokens", min=1, help="Tokens of KV cache, over the engine's.")
+]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on", help="simulator, or vllm: the installed vLLM's own scheduler under a virtual clock."
+    ),
+]
+Depth = Annotated[int, typer.Option("--depth", min=1, help="Steps in flight at once, with --on vllm.")]
+Asynchronous = Annotated[bool, typer.Option("--async", help="Asynchronous scheduling, with --on vllm.")]
 WorkloadName = Annotated[
     str,
     typer.Option(
@@ -101,16 +126,23 @@ def say(words: str) -> None:
     print(words, file=sys.stderr)
 
 
-def engine_preset(name: str) -> Engine:
-    """The engine of this name."""
-    from slosched.timing.presets import preset
+def engine_of(
+    name: str,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    kv_tokens: int | None = None,
+) -> Engine:
+    """The engine of a name or file, with the limits that were given over its own."""
+    from slosched.timing.presets import find_engine
 
-    return preset(name)
+    return find_engine(name).with_limits(
+        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, kv_tokens=kv_tokens
+    )
 
 
 def source_of(
     *,
-    preset: Engine,
+    engine: Engine,
     workload: str,
     traces: Sequence[str] | None,
     slos: Sequence[str] | None,
@@ -130,8 +162,7 @@ def source_of(
             kind=workload,
             duration_s=duration_s,
             forecast=guess,
-            limits=preset.limits,
-            step_time=preset.step_time,
+            engine=engine,
             data=data_folder(),
         )
     limits = {}
@@ -146,8 +177,7 @@ def source_of(
         slos=limits,
         requests=requests,
         forecast=forecast,
-        limits=preset.limits,
-        step_time=preset.step_time,
+        engine=engine,
     )
     # Only now: bad input is one line on standard error.
     for sentence in words:
@@ -165,35 +195,35 @@ def rate_of(rate: float | None, traces: Sequence[str] | None, default_rps: float
 
 
 def bench_of(
-    preset: Engine,
+    engine: Engine,
     source: Generated | Replayed,
     *,
-    engine: str = "simulator",
+    on: str = "simulator",
     depth: int = 1,
     asynchronous: bool = False,
 ) -> Bench:
-    """The engine of a preset with its requests: the simulator, or vLLM's scheduler under a virtual clock."""
+    """An engine with its requests: the simulator, or vLLM's scheduler under a virtual clock."""
     from slosched.core.errors import require
     from slosched.lab.study import Bench
 
-    require(engine in ENGINES, "engine", f"one of {', '.join(ENGINES)}", engine)
-    if engine == "vllm":
+    require(on in PLACES, "on", f"one of {', '.join(PLACES)}", on)
+    if on == "vllm":
         from slosched.testing.virtual_clock import VllmBench
 
         return VllmBench(
-            source=source, limits=preset.limits, step_time=preset.step_time, depth=depth,
+            source=source, engine=engine, depth=depth,
             asynchronous=asynchronous,
         )  # fmt: skip
-    require(depth == 1, "depth", "given with --engine vllm", depth)
-    require(not asynchronous, "async", "given with --engine vllm", asynchronous)
-    return Bench(source=source, limits=preset.limits, step_time=preset.step_time)
+    require(depth == 1, "depth", "given with --on vllm", depth)
+    require(not asynchronous, "async", "given with --on vllm", asynchronous)
+    return Bench(source=source, engine=engine)
 
 
-def about_engine(preset: Engine, engine: str = "simulator") -> str:
+def about_engine(engine: Engine, on: str = "simulator") -> str:
     """One sentence on the engine for a report."""
-    limits = preset.limits
+    limits = engine.limits
     return (
-        f"Engine: {ENGINES[engine]}, preset {preset.name} ({preset.source}); at most "
+        f"Engine: {PLACES[on]}, {engine.name}{f' ({engine.source})' if engine.source else ''}; at most "
         f"{limits.max_num_seqs} sequences, {limits.max_num_batched_tokens} tokens a step, "
         f"{limits.kv_tokens} tokens of KV cache."
     )

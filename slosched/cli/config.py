@@ -22,7 +22,10 @@ class CompareConfig(BaseModel):
     forecast: str | None = None
     duration_s: float = Field(default=300.0, gt=0)
     requests: int = Field(default=2000, ge=1)
-    preset: str = "h100-llama-3.1-8b"
+    engine: str = "h100-llama-3.1-8b"
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    kv_tokens: int | None = Field(default=None, ge=1)
     policies: list[str] = Field(default_factory=list)
     loads: list[float] = Field(default_factory=list)
     rates_rps: list[float] = Field(default_factory=list)

@@ -57,7 +57,7 @@ def generate(
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 5.0,
     duration: c.Duration = 300.0,
     forecast: c.Forecast = None,
-    preset: c.PresetName = c.DEFAULT_PRESET,
+    engine: c.EngineName = c.DEFAULT_ENGINE,
     seed: c.Seed = 0,
     as_json: c.AsJson = False,
 ) -> None:
@@ -70,7 +70,7 @@ def generate(
     from slosched.workloads.writer import write
 
     made = make(
-        workload, rate_per_s=rate, duration_s=duration, seed=seed, model=c.engine_preset(preset).step_time,
+        workload, rate_per_s=rate, duration_s=duration, seed=seed, model=c.engine_of(engine).step_time,
         forecast=forecast or DEFAULT_FORECAST,
     )  # fmt: skip
     write(made, out)

@@ -24,7 +24,7 @@ def evidence(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.")] = None,
     requests: Annotated[int | None, typer.Option(min=10, help="Requests of a run.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Engine.")] = None,
+    engine: Annotated[str | None, typer.Option(metavar="NAME", help="Engine, by name.")] = None,
     jobs: c.Jobs = None,
     ray: Annotated[bool, typer.Option("--ray", help="Spread the runs over a Ray cluster.")] = False,
     as_json: c.AsJson = False,
@@ -46,7 +46,7 @@ def evidence(
 
     study = load_evidence(
         config, FULL if full else SMALL, mixes=mix, loads=load, forecasts=forecast, policies=policy,
-        seeds=seeds, requests=requests, preset=preset,
+        seeds=seeds, requests=requests, preset=engine,
     )  # fmt: skip
     check_folder(out)
     store = Store(out / "runs.jsonl")
@@ -73,7 +73,10 @@ def evidence(
 
 def whatif(
     rate: Annotated[float, typer.Option(help="Requests per second of the whole traffic.")],
-    preset: Annotated[list[str] | None, typer.Option(help="Kind of engine; several.")] = None,
+    engine: c.EngineNames = None,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
     policy: Annotated[list[str] | None, typer.Option(help="Policy; several.")] = None,
     target: Annotated[float, typer.Option(help="Share of requests, by weight, to keep.")] = 0.95,
     most: Annotated[int, typer.Option(min=1, help="Most engines to try.")] = 64,
@@ -92,7 +95,7 @@ def whatif(
 
     Requests go to the engines in turn; each engine runs the policy on its own queue.
 
-    Example: slosched whatif --rate 40 --preset h100-llama-3.1-8b --preset a100-llama-3.1-8b
+    Example: slosched whatif --rate 40 --engine h100-llama-3.1-8b --engine a100-llama-3.1-8b
     """
     import dataclasses
 
@@ -106,16 +109,21 @@ def whatif(
     policies = policy or ["fcfs", "priority", "edf+d", "slosched"]
     for name in policies:
         require(name in POLICIES, "policy", "one of " + ", ".join(POLICIES), name)
-    sources = {
-        name: c.source_of(
-            preset=c.engine_preset(name), workload=workload, traces=trace, slos=slo, forecast=forecast,
+    machines = [
+        c.engine_of(name, max_num_seqs, max_num_batched_tokens, kv_tokens)
+        for name in engine or [c.DEFAULT_ENGINE]
+    ]
+    benches = {
+        machine.name: c.bench_of(machine, c.source_of(
+            engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast,
             duration_s=duration, requests=requests,
-        )
-        for name in preset or [c.DEFAULT_PRESET]
+        ))
+        for machine in machines
     }  # fmt: skip
+    require(len(benches) == len(machines), "engine", "of distinct names", [m.name for m in machines])
     with c.progress_bar("planning") as bar:
         needs = instances_needed(
-            dict(sources), policies, rate_rps=rate, seeds=range(seed, seed + seeds), target=target, most=most,
+            benches, policies, rate_rps=rate, seeds=range(seed, seed + seeds), target=target, most=most,
             jobs=jobs or cores(), progress=bar,
         )  # fmt: skip
     if as_json:
@@ -125,10 +133,10 @@ def whatif(
     for head in ("engine", "policy", "engines", "GPUs", "attainment", "GPUs saved against the first policy"):
         table.add_column(head, justify="left" if head in ("engine", "policy") else "right")
     for need in needs:
-        first = next(n for n in needs if n.preset == need.preset)
+        first = next(n for n in needs if n.engine == need.engine)
         saved = "–" if need.gpus is None or first.gpus is None else str(first.gpus - need.gpus)
         table.add_row(
-            need.preset, need.policy, str(need.instances or f"more than {most}"), str(need.gpus or "–"),
+            need.engine, need.policy, str(need.instances or f"more than {most}"), str(need.gpus or "–"),
             f"{need.attainment:.1%}", saved,
         )  # fmt: skip
     c.print_table(table)

@@ -43,7 +43,10 @@ def instances(
     static: Continuous = True,
     max_batch: Annotated[int, typer.Option("--max-batch", help="Largest static batch.")] = 16,
     weighted: Annotated[bool, typer.Option("--weighted/--unweighted", help="Weights of the classes.")] = True,
-    preset: c.PresetName = c.DEFAULT_PRESET,
+    engine: c.EngineName = c.DEFAULT_ENGINE,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
     load: Load = None,
     moves: Moves = 200_000,
     exact_s: Annotated[float, typer.Option("--exact-s", help="Seconds a proof may take.")] = 2.0,
@@ -79,7 +82,7 @@ def instances(
             "kind": "static" if static else "continuous",
             "weighted": weighted,
             "max_batch": max_batch,
-            "engine": preset,
+            "engine": c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens),
             "load": load,
         }
         _show(_write(out, mix, n, range(seed, seed + count), settings, moves, exact_s), [], as_json)

@@ -19,13 +19,10 @@ def order(
         Path, typer.Argument(help="JSON or CSV: request_id, prompt_tokens, forecast, ttft_s, …")
     ],
     policy: Annotated[str, typer.Option(help="Policy.")] = "slosched",
-    preset: c.PresetName = c.DEFAULT_PRESET,
-    max_num_seqs: Annotated[
-        int | None, typer.Option(help="Slots of the engine, instead of the preset's.")
-    ] = None,
-    kv_blocks: Annotated[
-        int | None, typer.Option(help="KV blocks of the engine, instead of the preset's.")
-    ] = None,
+    engine: c.EngineName = c.DEFAULT_ENGINE,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
     seed: c.Seed = 0,
     as_json: c.AsJson = False,
 ) -> None:
@@ -33,18 +30,11 @@ def order(
 
     Example: slosched order queue.json --policy slosched
     """
-    from dataclasses import replace
-
     from slosched.cli.queue_file import read_queue
     from slosched.policies import policy as make
 
-    engine = c.engine_preset(preset)
-    limits = engine.limits
-    if max_num_seqs is not None:
-        limits = replace(limits, max_num_seqs=max_num_seqs)
-    if kv_blocks is not None:
-        limits = replace(limits, kv_blocks=kv_blocks)
-    snapshot = read_queue(queue, limits=limits, step_time=engine.step_time)
+    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
+    snapshot = read_queue(queue, machine)
     plan = make(policy, seed=seed).plan(snapshot)
     rows = outlook(plan)
     refused = [snapshot.table.request_ids[row] for row in plan.reject.tolist()]

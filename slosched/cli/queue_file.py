@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slosched.core.engine import Engine
 from slosched.core.errors import DataError, InputError
 from slosched.core.files import open_text, read_text
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
-from slosched.core.steptime import StepTimeModel
 
 
 class QueueRequest(BaseModel):
@@ -56,7 +55,7 @@ class QueueRequest(BaseModel):
         )
 
 
-def read_queue(path: Path, *, limits: EngineLimits, step_time: StepTimeModel) -> Snapshot:
+def read_queue(path: Path, engine: Engine) -> Snapshot:
     """The queue in a file as a snapshot of an engine.
 
     Raises
@@ -69,7 +68,7 @@ def read_queue(path: Path, *, limits: EngineLimits, step_time: StepTimeModel) ->
         raise DataError(path, None, "requests", "one or more", 0)
     parsed = [_checked(path, number, row) for number, row in enumerate(rows, start=1)]
     requests: dict[str, list[Request]] = {"waiting": [], "running": []}
-    longest = min(limits.max_model_len, limits.kv_tokens)
+    longest = min(engine.limits.max_model_len, engine.limits.kv_tokens)
     for number, row in enumerate(parsed, start=1):
         if row.prompt_tokens + row.generated_tokens >= longest:
             domain = f"below {longest}, what the engine can hold"
@@ -79,7 +78,10 @@ def read_queue(path: Path, *, limits: EngineLimits, step_time: StepTimeModel) ->
         except InputError as error:
             raise InputError(f"{path}, row {number}: {error}") from None
     return Snapshot.of(
-        requests["waiting"], requests["running"], now_s=now_s, limits=limits, step_time=step_time
+        requests["waiting"],
+        requests["running"],
+        now_s=now_s,
+        engine=engine,
     )
 
 

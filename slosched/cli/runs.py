@@ -25,11 +25,6 @@ DEMO_POLICIES = (
 Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="Policy; several; the usual ones by default.")
 ]
-Engine = Annotated[
-    str, typer.Option(help="simulator, or vllm: the installed vLLM's own scheduler under a virtual clock.")
-]
-Depth = Annotated[int, typer.Option(min=1, help="Steps in flight at once, engine vllm.")]
-Asynchronous = Annotated[bool, typer.Option("--async", help="Asynchronous scheduling, engine vllm.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for report, results, pictures, timeline.")]
 
 
@@ -39,7 +34,10 @@ def demo(
     slo: c.Slos = None,
     seed: c.Seed = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = DEMO_SEEDS,
-    preset: c.PresetName = c.DEFAULT_PRESET,
+    engine: c.EngineName = c.DEFAULT_ENGINE,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
     jobs: c.Jobs = None,
     as_json: c.AsJson = False,
 ) -> None:
@@ -56,10 +54,10 @@ def demo(
     from slosched.workloads.sources import demo_source
 
     check_folder(out)
-    engine = c.engine_preset(preset)
+    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     if trace:
         source = c.source_of(
-            preset=engine,
+            engine=machine,
             workload="mixed",
             traces=trace,
             slos=slo,
@@ -68,16 +66,16 @@ def demo(
             requests=2000,
         )
     else:
-        source = demo_source(limits=engine.limits, step_time=engine.step_time)
+        source = demo_source(machine)
     c.say(f"Workload: {source(1.0, seed).source}")
     study = Study(
-        bench=c.bench_of(engine, source),
+        bench=c.bench_of(machine, source),
         policies=DEMO_POLICIES,
         seeds=tuple(range(seed, seed + seeds)),
         loads=DEMO_LOADS,
         jobs=jobs or cores(),
     )
-    _finish(study, [c.about_engine(engine)], out=out, as_json=as_json, as_csv=False)
+    _finish(study, [c.about_engine(machine)], out=out, as_json=as_json, as_csv=False)
 
 
 def compare(
@@ -91,10 +89,15 @@ def compare(
     forecast: c.Forecast = None,
     duration: Annotated[float | None, typer.Option(help="Seconds of traffic, built-in workloads.")] = None,
     requests: Annotated[int | None, typer.Option(help="Requests of one replay, traces.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Step time and limits.")] = None,
-    engine: Engine = "simulator",
-    depth: Depth = 1,
-    asynchronous: Asynchronous = False,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Engine, by name or JSON file.")
+    ] = None,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
+    on: c.On = "simulator",
+    depth: c.Depth = 1,
+    asynchronous: c.Asynchronous = False,
     seed: Annotated[int | None, typer.Option(min=0, help="First seed.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.")] = None,
     jobs: c.Jobs = None,
@@ -115,26 +118,28 @@ def compare(
     require(not (as_json and as_csv), "format", "one of --json and --csv", "both")
     given = {
         "policies": policy, "loads": load, "rates_rps": rate, "workload": workload, "traces": trace,
-        "slos": slo, "forecast": forecast, "duration_s": duration, "requests": requests, "preset": preset,
+        "slos": slo, "forecast": forecast, "duration_s": duration, "requests": requests, "engine": engine,
+        "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
+        "kv_tokens": kv_tokens,
         "seed": seed, "seeds": seeds, "jobs": jobs,
     }  # fmt: skip
     plan = load_config(config, given)
     if out is not None:
         check_folder(out)
-    machine = c.engine_preset(plan.preset)
+    machine = c.engine_of(plan.engine, plan.max_num_seqs, plan.max_num_batched_tokens, plan.kv_tokens)
     source = c.source_of(
-        preset=machine, workload=plan.workload, traces=plan.traces, slos=plan.slos, forecast=plan.forecast,
+        engine=machine, workload=plan.workload, traces=plan.traces, slos=plan.slos, forecast=plan.forecast,
         duration_s=plan.duration_s, requests=plan.requests,
     )  # fmt: skip
     study = Study(
-        bench=c.bench_of(machine, source, engine=engine, depth=depth, asynchronous=asynchronous),
+        bench=c.bench_of(machine, source, on=on, depth=depth, asynchronous=asynchronous),
         policies=tuple(plan.policies) or DEMO_POLICIES,
         seeds=tuple(range(plan.seed, plan.seed + plan.seeds)),
         loads=tuple(plan.loads) if plan.loads or plan.rates_rps else DEMO_LOADS,
         rates_rps=tuple(plan.rates_rps),
         jobs=plan.jobs or cores(),
     )
-    _finish(study, [c.about_engine(machine, engine)], out=out, as_json=as_json, as_csv=as_csv)
+    _finish(study, [c.about_engine(machine, on)], out=out, as_json=as_json, as_csv=as_csv)
 
 
 def simulate(
@@ -149,10 +154,13 @@ def simulate(
     forecast: c.Forecast = None,
     duration: c.Duration = 300.0,
     requests: c.Requests = 2000,
-    engine: Engine = "simulator",
-    depth: Depth = 1,
-    asynchronous: Asynchronous = False,
-    preset: c.PresetName = c.DEFAULT_PRESET,
+    on: c.On = "simulator",
+    depth: c.Depth = 1,
+    asynchronous: c.Asynchronous = False,
+    engine: c.EngineName = c.DEFAULT_ENGINE,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
     seed: c.Seed = 0,
     timeline: Annotated[
         Path | None, typer.Option(help="Write a trace for ui.perfetto.dev (.json, .json.gz).")
@@ -172,19 +180,19 @@ def simulate(
     from slosched.report.table import run_table
     from slosched.report.trace import trace_bytes
 
-    machine = c.engine_preset(preset)
+    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     source = c.source_of(
-        preset=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
+        engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
     rate_rps = c.rate_of(rate, trace, 5.0)
-    bench = c.bench_of(machine, source, engine=engine, depth=depth, asynchronous=asynchronous)
+    bench = c.bench_of(machine, source, on=on, depth=depth, asynchronous=asynchronous)
     run = bench.run(policy, rate_rps, seed)
     metrics = Metrics.of(run)
     if timeline is not None:
         write_file(timeline, trace_bytes(run, compress=timeline.suffix == ".gz"))
     if save is not None:
-        write_run(save, run, machine.limits, machine.step_time)
+        write_run(save, run, machine)
     if as_json:
         c.print_json(metrics.to_dict())
     else:
@@ -200,7 +208,10 @@ def capacity(
     forecast: c.Forecast = None,
     duration: c.Duration = 300.0,
     requests: c.Requests = 2000,
-    preset: c.PresetName = c.DEFAULT_PRESET,
+    engine: c.EngineName = c.DEFAULT_ENGINE,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
     seed: c.Seed = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     jobs: c.Jobs = None,
@@ -220,9 +231,9 @@ def capacity(
     names = policy or ["fcfs", "slosched"]
     for name in names:
         require(name in POLICIES, "policy", "one of " + ", ".join(POLICIES), name)
-    machine = c.engine_preset(preset)
+    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     source = c.source_of(
-        preset=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
+        engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
     found = []

@@ -27,7 +27,10 @@ def load(
     duration: c.Duration = 60.0,
     requests: c.Requests = 200,
     seed: c.Seed = 0,
-    preset: c.PresetName = c.DEFAULT_PRESET,
+    engine: c.EngineName = c.DEFAULT_ENGINE,
+    max_num_seqs: c.MaxSeqs = None,
+    max_num_batched_tokens: c.MaxTokens = None,
+    kv_tokens: c.KvTokens = None,
     model: Annotated[str | None, typer.Option(help="Model at the server; its first one by default.")] = None,
     max_model_len: Annotated[
         int | None, typer.Option(min=2, help="Leave out requests of more tokens than this.")
@@ -70,11 +73,11 @@ def load(
     )  # fmt: skip
     if out is not None:
         check_folder(out)
-    engine = c.engine_preset(preset)
+    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     if max_model_len is not None:
-        engine = replace(engine, limits=replace(engine.limits, max_model_len=max_model_len))
+        machine = replace(machine, limits=replace(machine.limits, max_model_len=max_model_len))
     source = c.source_of(
-        preset=engine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
+        engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
     sent = source(rate, seed)

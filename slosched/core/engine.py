@@ -8,13 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from slosched.core.errors import InputError, require
+from slosched.core.files import write_file
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
+
+DEFAULT_NAME = "h100-llama-3.1-8b"
+"""Name of the engine that stands in where nobody names one."""
+
+_DEFAULT_STEP_TIME = StepTimeModel(
+    base_s=7.75e-3,
+    prefill_token_s=12.4e-6,
+    attention_work_s=831e-12,
+    sequence_s=49.2e-6,
+    kv_token_s=58.1e-9,
+    knee_tokens=448,
+    knee_token_s=10.5e-6,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """A model on a GPU, or on several in tensor parallel: one noun for limits and step times.
+
+    Parts that are not given are those of Llama-3.1-8B on one H100.
 
     Parameters
     ----------
@@ -34,9 +50,9 @@ class Engine:
     200
     """
 
-    name: str
-    limits: EngineLimits
-    step_time: StepTimeModel
+    name: str = DEFAULT_NAME
+    limits: EngineLimits = field(default_factory=EngineLimits)
+    step_time: StepTimeModel = _DEFAULT_STEP_TIME
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,10 +84,11 @@ class Engine:
 
     def save(self, path: str | Path) -> None:
         """Write the engine as JSON."""
-        about = {"name": self.name, "limits": asdict(self.limits), "step_time": asdict(self.step_time)}
-        Path(path).write_text(
-            json.dumps(about | {"sources": self.sources}, indent=1) + "\n", encoding="utf-8"
-        )
+        write_file(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The engine as plain data, which `parse` reads."""
+        return asdict(self)
 
     @classmethod
     def load(cls, path: str | Path) -> Engine:
@@ -118,17 +135,5 @@ class Engine:
         return cls(name=str(content.get("name") or Path(where).stem), sources=dict(sources), **parts)
 
 
-DEFAULT_ENGINE = Engine(
-    name="h100-llama-3.1-8b",
-    limits=EngineLimits(),
-    step_time=StepTimeModel(
-        base_s=7.75e-3,
-        prefill_token_s=12.4e-6,
-        attention_work_s=831e-12,
-        sequence_s=49.2e-6,
-        kv_token_s=58.1e-9,
-        knee_tokens=448,
-        knee_token_s=10.5e-6,
-    ),
-)
-"""What stands in where nobody names an engine; the preset of this name (`slosched.timing.presets`)."""
+DEFAULT_ENGINE = Engine()
+"""What stands in where nobody names an engine: the preset of this name (`slosched.timing.presets`)."""

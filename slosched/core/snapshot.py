@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import require
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -31,10 +31,8 @@ class Snapshot:
     running
         Rows of running requests in the engine's own order: token budget goes to the first, preemption for
         want of memory takes the last.
-    limits
-        Capacity of the engine.
-    step_time
-        Predicted seconds of one step.
+    engine
+        What it can hold, and how long its steps are predicted to take.
     free_blocks
         KV blocks that are free or can be evicted now.
     step
@@ -52,8 +50,7 @@ class Snapshot:
     table: RequestTable
     waiting: Ints
     running: Ints
-    limits: EngineLimits
-    step_time: StepTimeModel
+    engine: Engine
     free_blocks: int
     step: int = 0
 
@@ -64,16 +61,14 @@ class Snapshot:
         running: Sequence[Request] = (),
         *,
         now_s: float | None = None,
-        limits: EngineLimits | None = None,
-        step_time: StepTimeModel | None = None,
+        engine: Engine = DEFAULT_ENGINE,
     ) -> Snapshot:
         """Snapshot of a queue given as `Request` objects.
 
         Running requests have their whole prompt and their generated tokens in the KV cache. The clock
-        defaults to the latest arrival, limits to `EngineLimits()`, the step time to a measured preset.
+        defaults to the latest arrival.
         """
-        limits = limits or EngineLimits()
-        step_time = step_time or DEFAULT_ENGINE.step_time
+        limits = engine.limits
         everyone = [*waiting, *running]
         table = RequestTable.of(everyone)
         first = np.arange(len(waiting), dtype=np.int64)
@@ -92,10 +87,19 @@ class Snapshot:
             table=table,
             waiting=first[order],
             running=rest,
-            limits=limits,
-            step_time=step_time,
+            engine=engine,
             free_blocks=limits.kv_blocks - used,
         )
+
+    @property
+    def limits(self) -> EngineLimits:
+        """Capacity of the engine."""
+        return self.engine.limits
+
+    @property
+    def step_time(self) -> StepTimeModel:
+        """Predicted seconds of one step."""
+        return self.engine.step_time
 
     @property
     def free_seqs(self) -> int:

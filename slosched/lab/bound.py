@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
-from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 
@@ -44,14 +44,14 @@ class _Jobs:
     """Shape (resources, jobs), in units of the resource's capacity a second."""
 
 
-def attainment_bound(workload: Workload, limits: EngineLimits, step_time: StepTimeModel) -> float:
+def attainment_bound(workload: Workload, engine: Engine) -> float:
     """Largest share of requests, by weight, that any schedule could let keep all their limits.
 
     Parameters
     ----------
     workload
         Requests with their true output lengths and arrivals, which the bound may know.
-    limits, step_time
+    engine
         The engine.
 
     Returns
@@ -76,7 +76,8 @@ def attainment_bound(workload: Workload, limits: EngineLimits, step_time: StepTi
     >>> from dataclasses import replace
     >>> work = Workload.plain(np.zeros(10), np.full(10, 1000), np.ones(10, dtype=np.int64))
     >>> work = replace(work, ttft_s=np.full(10, 4.0))
-    >>> round(attainment_bound(work, EngineLimits(), StepTimeModel(base_s=0.0, prefill_token_s=1e-3)), 6)
+    >>> engine = Engine(step_time=StepTimeModel(base_s=0.0, prefill_token_s=1e-3))
+    >>> round(attainment_bound(work, engine), 6)
     0.4
     """
     from scipy.optimize import linprog
@@ -86,7 +87,7 @@ def attainment_bound(workload: Workload, limits: EngineLimits, step_time: StepTi
     total = float(weight.sum())
     if n == 0 or total <= 0:
         return 1.0
-    jobs, possible = _jobs(workload, limits, step_time)
+    jobs, possible = _jobs(workload, engine)
     value = np.where(possible, 1.0, 0.0)
     windows = _windows(jobs)
     rows: list[Any] = []
@@ -100,11 +101,9 @@ def attainment_bound(workload: Workload, limits: EngineLimits, step_time: StepTi
     return float(min(1.0, weight @ np.asarray(value) / total))
 
 
-def _jobs(
-    workload: Workload, limits: EngineLimits, step_time: StepTimeModel
-) -> tuple[_Jobs, NDArray[np.bool_]]:
+def _jobs(workload: Workload, engine: Engine) -> tuple[_Jobs, NDArray[np.bool_]]:
     """The work of every request with a deadline, and who could keep its limits on an idle engine."""
-    w, s = workload, step_time
+    w, s, limits = workload, engine.step_time, engine.limits
     hit = _shareable(w, limits)
     prompt, decodes = w.prompt_tokens - hit, w.output_tokens - 1
     contexts = decodes * w.prompt_tokens + decodes * (decodes - 1) / 2

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched import __version__
+from slosched.core.engine import Engine
 from slosched.core.errors import require
 from slosched.core.outcome import Run
 from slosched.lab.bound import attainment_bound
@@ -231,9 +232,7 @@ def _measure(data: str | None, cell: Cell) -> dict[str, Any]:
         return {"rate_rps": _capacity(data, cell)}
     if cell.policy == BOUND:
         work = _workload(data, cell)
-        engine = preset(cell.preset)
-        limits = engine_limits(cell.preset, cell.mix)
-        return {"bound": attainment_bound(work, limits, engine.step_time)}
+        return {"bound": attainment_bound(work, _engine(cell))}
     result: dict[str, Any] = json.loads(json.dumps(Metrics.of(_run(data, cell)).to_dict()))
     return result
 
@@ -247,12 +246,17 @@ def _workload(data: str | None, cell: Cell) -> Workload:
     )  # fmt: skip
 
 
+def _engine(cell: Cell, contender: Contender | None = None) -> Engine:
+    """The engine of a cell, as the contender asks for it."""
+    limits = engine_limits(cell.preset, cell.mix)
+    return replace(preset(cell.preset), limits=contender.limits(limits) if contender else limits)
+
+
 def _run(data: str | None, cell: Cell) -> Run:
     contender = Contender.parse(cell.policy)
-    limits = contender.limits(engine_limits(cell.preset, cell.mix))
     return simulate(
-        _workload(data, cell), contender.make(cell.seed), limits=limits,
-        step_time=preset(cell.preset).step_time, seed=cell.seed, measure_plans=True,
+        _workload(data, cell), contender.make(cell.seed), engine=_engine(cell, contender),
+        seed=cell.seed, measure_plans=True,
     )  # fmt: skip
 
 

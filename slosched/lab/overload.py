@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from slosched.core.engine import Engine
+from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError, require
 from slosched.core.snapshot import Snapshot
 from slosched.planner.plan import Plan
@@ -19,10 +19,9 @@ from slosched.simulator import simulate
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.instances import Instance
 from slosched.solvers.static.problem import StaticProblem
-from slosched.timing.presets import preset
+from slosched.timing.presets import find_engine
 from slosched.workloads.mixes import MIXES, mix
 
-DEFAULT_PRESET = "h100-llama-3.1-8b"
 DEFAULT_MAX_BATCH = 16
 PROBE_REQUESTS = 300
 """Requests that arrive at once to find out how many a second the engine serves."""
@@ -121,15 +120,14 @@ def capture(
     require(0 < load < math.inf, "load", "a finite number above 0", load)
     require(mix_name in MIXES, "mix", f"one of {', '.join(MIXES)}", mix_name)
     common: dict[str, Any] = {"data_dir": data_dir, "model": engine.step_time, "limits": engine.limits}
-    settings: dict[str, Any] = {"limits": engine.limits, "step_time": engine.step_time}
     probe = mix(mix_name, rate_per_s=PROBE_RATE, requests=PROBE_REQUESTS, seed=seed, **common)
-    outcomes = simulate(probe, "fcfs", **settings).outcomes
+    outcomes = simulate(probe, "fcfs", engine=engine).outcomes
     per_s = len(probe) / float(np.nanmax(outcomes.finish_s) - probe.arrival_s[0])
     for k in range(TRIES):
         rate = per_s * load * STEEPER**k
         work = mix(mix_name, rate_per_s=rate, requests=4 * n + 600, seed=seed, **common)
         try:
-            simulate(work, _Capture(n), **settings)
+            simulate(work, _Capture(n), engine=engine)
         except _Reached as reached:
             return reached.snapshot, round(load * STEEPER**k, 6), work.source
     raise InputError(
@@ -146,7 +144,7 @@ def overload(
     seed: int = 0,
     weighted: bool = True,
     max_batch: int = DEFAULT_MAX_BATCH,
-    engine: str = DEFAULT_PRESET,
+    engine: Engine | str = DEFAULT_ENGINE,
     load: float | None = None,
     data_dir: str | Path | None = None,
 ) -> Instance:
@@ -167,7 +165,7 @@ def overload(
     max_batch
         Largest static batch, at least 1.
     engine
-        Name of a preset, see `slosched.timing.presets`.
+        The engine, or the name of a preset or of a JSON file.
     load
         Arrivals over capacity, by default `usual_load`.
 
@@ -177,23 +175,24 @@ def overload(
     >>> instance.name, instance.problem().n
     ('overload-azure-n8-b16-w-h100-llama-3.1-8b-s1', 8)
     """
+    engine = find_engine(engine)
     require(kind in ("static", "continuous"), "kind", "static or continuous", kind)
     snapshot, reached, source = capture(
         mix_name,
         n,
         seed=seed,
-        engine=preset(engine),
+        engine=engine,
         load=usual_load(n) if load is None else load,
         data_dir=data_dir,
     )
     size = f"b{max_batch}" if kind == "static" else "continuous"
-    name = f"overload-{mix_name}-n{n}-{size}-{'w' if weighted else 'u'}-{engine}-s{seed}"
+    name = f"overload-{mix_name}-n{n}-{size}-{'w' if weighted else 'u'}-{engine.name}-s{seed}"
     about = {
         "generator": "slosched.lab.overload",
         "mix": mix_name,
         "seed": seed,
         "load": reached,
-        "engine": engine,
+        "engine": engine.name,
         "policy": Edf.name,
         "workload": source,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import zlib
@@ -12,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.engine import Engine
 from slosched.core.errors import DataError, InputError
 from slosched.core.files import write_file
-from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Run
-from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats
 from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
 
-SCHEMA = 1
+SCHEMA = 2
 LABELS = ("name", "source", "classes", "tenants", "request_ids")
 
 
@@ -34,7 +32,7 @@ class RunFile:
         Policy by name, with its default parameters.
     workload
         The requests, with their true lengths.
-    limits, step_time
+    engine
         The engine.
     finish_s
         When each request finished, NaN if it did not: shows whether doing it again gives the same.
@@ -43,12 +41,11 @@ class RunFile:
     policy: str
     seed: int
     workload: Workload
-    limits: EngineLimits
-    step_time: StepTimeModel
+    engine: Engine
     finish_s: Floats
 
 
-def write_run(path: Path, run: Run, limits: EngineLimits, step_time: StepTimeModel) -> None:
+def write_run(path: Path, run: Run, engine: Engine) -> None:
     """Write a run as JSON, compressed if the name ends in .gz.
 
     Raises
@@ -63,8 +60,7 @@ def write_run(path: Path, run: Run, limits: EngineLimits, step_time: StepTimeMod
         "schema": SCHEMA,
         "policy": run.policy,
         "seed": run.seed,
-        "limits": dataclasses.asdict(limits),
-        "step_time": dataclasses.asdict(step_time),
+        "engine": engine.to_dict(),
         "labels": {name: getattr(work, name) for name in LABELS},
         "columns": {name: _plain(getattr(work, name)) for name in COLUMNS},
         "prefix": None
@@ -118,8 +114,7 @@ def read_run(path: Path) -> RunFile:
             policy=content["policy"],
             seed=content["seed"],
             workload=work,
-            limits=EngineLimits(**content["limits"]),
-            step_time=StepTimeModel(**content["step_time"]),
+            engine=Engine.parse(content["engine"], where="engine"),
             finish_s=_column(content["finish_s"], "finish_s", none=np.nan),
         )
     except InputError as error:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import require
-from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Run
-from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.lab.parallel import Progress, Workers
 from slosched.report.comparison import REFERENCE, Comparison, Point
@@ -50,22 +49,19 @@ class Bench:
     ----------
     source
         Makes workloads.
-    limits, step_time
-        The engine; the simulator's default if None.
+    engine
+        The engine.
     """
 
     source: Source
-    limits: EngineLimits | None = None
-    step_time: StepTimeModel | None = None
+    engine: Engine = DEFAULT_ENGINE
 
     def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
         """Simulate one policy at one rate."""
         from slosched.simulator import simulate
 
-        workload = self.source(rate_rps, seed)
-        return simulate(
-            workload, policy, limits=self.limits, step_time=self.step_time, seed=seed, measure_plans=True
-        )
+        workload = self.source(rate_rps, seed)  # type: ignore[arg-type]  # None: only a trace as it is
+        return simulate(workload, policy, engine=self.engine, seed=seed, measure_plans=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

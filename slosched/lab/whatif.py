@@ -10,9 +10,8 @@ import numpy as np
 
 from slosched.core.errors import require
 from slosched.lab.parallel import Progress, Workers
-from slosched.lab.study import Source
+from slosched.lab.study import Bench
 from slosched.simulator import simulate
-from slosched.timing.presets import preset as preset_by_name
 
 TARGET = 0.95
 
@@ -23,7 +22,7 @@ class Need:
 
     Parameters
     ----------
-    preset, policy
+    engine, policy
         Engine and policy.
     instances
         Fewest engines that keep the target; None if `most` are not enough.
@@ -33,27 +32,27 @@ class Need:
         By weight, mean over seeds, with that many (or with the most tried).
     """
 
-    preset: str
+    engine: str
     policy: str
     instances: int | None
     gpus: int | None
     attainment: float
 
 
-def gpus_of(preset: str) -> int:
-    """GPUs of one engine of a preset, from its name.
+def gpus_of(engine: str) -> int:
+    """GPUs of one engine, from its name.
 
     Examples
     --------
     >>> gpus_of("h100x4-llama-3.1-70b"), gpus_of("h100-qwen2-7b")
     (4, 1)
     """
-    found = re.match(r"[a-z0-9]*?x(\d+)-", preset)
+    found = re.match(r"[a-z0-9]*?x(\d+)-", engine)
     return int(found[1]) if found else 1
 
 
 def instances_needed(
-    sources: dict[str, Source],
+    benches: dict[str, Bench],
     policies: Sequence[str],
     *,
     rate_rps: float,
@@ -70,8 +69,8 @@ def instances_needed(
 
     Parameters
     ----------
-    sources
-        Traffic by preset (limits that are multiples of the unloaded latency depend on it).
+    benches
+        Engines with their traffic by name (limits that are multiples of the unloaded latency depend on it).
     policies
         Names.
     rate_rps
@@ -89,23 +88,23 @@ def instances_needed(
     require(0 < target <= 1, "target", "above 0 and at most 1", target)
     require(most >= 1, "most", "at least 1", most)
     require(len(seeds) > 0, "seeds", "one or more integers", tuple(seeds))
-    cells = [(name, policy) for name in sources for policy in policies]
-    with Workers((sources, rate_rps, tuple(seeds), target, most), jobs) as workers:
+    cells = [(name, policy) for name in benches for policy in policies]
+    with Workers((benches, rate_rps, tuple(seeds), target, most), jobs) as workers:
         return workers.map(_need, cells, progress)
 
 
-_Shared = tuple[dict[str, Source], float, tuple[int, ...], float, int]
+_Shared = tuple[dict[str, Bench], float, tuple[int, ...], float, int]
 
 
 def _need(shared: _Shared, cell: tuple[str, str]) -> Need:
-    sources, rate_rps, seeds, target, most = shared
+    benches, rate_rps, seeds, target, most = shared
     name, policy = cell
     seen: dict[int, float] = {}
 
     def attained(instances: int) -> float:
         if instances not in seen:
             seen[instances] = float(
-                np.mean([_attainment(sources[name], name, policy, rate_rps, s, instances) for s in seeds])
+                np.mean([_attainment(benches[name], policy, rate_rps, s, instances) for s in seeds])
             )
         return seen[instances]
 
@@ -113,24 +112,23 @@ def _need(shared: _Shared, cell: tuple[str, str]) -> Need:
     while attained(high) < target and high < most:
         high = min(2 * high, most)
     if attained(high) < target:
-        return Need(preset=name, policy=policy, instances=None, gpus=None, attainment=attained(high))
+        return Need(engine=name, policy=policy, instances=None, gpus=None, attainment=attained(high))
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if attained(middle) >= target else (middle, high)
     return Need(
-        preset=name, policy=policy, instances=high, gpus=high * gpus_of(name), attainment=attained(high)
+        engine=name, policy=policy, instances=high, gpus=high * gpus_of(name), attainment=attained(high)
     )
 
 
-def _attainment(source: Source, name: str, policy: str, rate_rps: float, seed: int, instances: int) -> float:
-    engine = preset_by_name(name)
-    work = source(rate_rps, seed)
+def _attainment(bench: Bench, policy: str, rate_rps: float, seed: int, instances: int) -> float:
+    work = bench.source(rate_rps, seed)
     kept = total = 0.0
     for i in range(instances):
         part = work.rows(np.arange(i, len(work), instances))
         if len(part):
-            run = simulate(part, policy, limits=engine.limits, step_time=engine.step_time, seed=seed)
+            run = simulate(part, policy, engine=bench.engine, seed=seed)
             kept += float(part.weight[run.outcomes.met].sum())
             total += float(part.weight.sum())
     return kept / total if total > 0 else 1.0

@@ -133,7 +133,7 @@ def _names(run: RunFile) -> tuple[str, ...]:
 def _again(run: RunFile, record: list[StepRecord]) -> Run:
     """The run once more, with every step recorded."""
     again = simulate(
-        run.workload, policy_by_name(run.policy, seed=run.seed), limits=run.limits, step_time=run.step_time,
+        run.workload, policy_by_name(run.policy, seed=run.seed), engine=run.engine,
         seed=run.seed, record=record,
     )  # fmt: skip
     if not np.array_equal(again.outcomes.finish_s, run.finish_s, equal_nan=True):
@@ -197,7 +197,7 @@ def _engine_time(
     decodes = int(run.workload.output_tokens[row]) - 1
     if decodes > 0 and np.isfinite(out.finish_s[row]):
         tpot = float(out.tpot_s[row])
-        alone = float(run.step_time.predict(sequences=1, kv_tokens=prompt))
+        alone = float(run.engine.step_time.predict(sequences=1, kv_tokens=prompt))
         words.append(
             f"Its answer took {1e3 * tpot:.1f} ms a token, {1e3 * alone:.1f} ms were the least possible"
             + _beside(record, last + 1, mine[-1], row, names)
@@ -219,7 +219,7 @@ def _beside(record: StepRecord, first: int, last: int, row: int, names: tuple[st
 
 def _what_ifs(run: RunFile, again: Run, row: int) -> list[WhatIf]:
     work, met = run.workload, again.outcomes.met
-    alone = simulate(work.rows(np.array([row])), "fcfs", limits=run.limits, step_time=run.step_time)
+    alone = simulate(work.rows(np.array([row])), "fcfs", engine=run.engine)
     found = [
         WhatIf(change="Alone on the engine", met=bool(alone.outcomes.met[0]), others_saved=0, others_lost=0)
     ]
@@ -227,7 +227,7 @@ def _what_ifs(run: RunFile, again: Run, row: int) -> list[WhatIf]:
     def trial(change: str, policy: Policy, workload: object = None) -> None:
         changed = simulate(
             work if workload is None else workload,  # type: ignore[arg-type]
-            policy, limits=run.limits, step_time=run.step_time, seed=run.seed,
+            policy, engine=run.engine, seed=run.seed,
         ).outcomes.met  # fmt: skip
         others = np.arange(len(met)) != row
         found.append(

@@ -10,18 +10,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.snapshot import Snapshot
-from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Ints, RequestTable
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.simulator import kernel as k
+from slosched.timing.presets import find_engine
 
 _PS = 1e-12
 _NOBODY = np.empty(0, dtype=np.int64)
@@ -43,8 +43,7 @@ def simulate(
     workload: Workload,
     policy: str | Policy = "fcfs",
     *,
-    limits: EngineLimits | None = None,
-    step_time: StepTimeModel | None = None,
+    engine: Engine | str = DEFAULT_ENGINE,
     seed: int = 0,
     measure_plans: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -52,10 +51,10 @@ def simulate(
 ) -> Run:
     """Replay `workload` under `policy` and return what happened to every request.
 
-    The engine is a vLLM V1 scheduler with the given limits whose steps last as `step_time` says. A turn of a
-    session is sent when the answer before it has ended and its think time has passed; none follows a refused
-    one. The policy sees forecasts, never true output lengths. The result depends on the arguments only, not
-    on the machine: the clock is an integer and policies are given deterministic budgets.
+    The engine is a vLLM V1 scheduler whose steps last as its step-time model says. A turn of a session is sent
+    when the answer before it has ended and its think time has passed; none follows a refused one. The policy
+    sees forecasts, never true output lengths. The result depends on the arguments only, not on the machine:
+    the clock is an integer and policies are given deterministic budgets.
 
     Parameters
     ----------
@@ -63,8 +62,8 @@ def simulate(
         Requests to replay; each must fit the context and the KV cache.
     policy
         A policy by name or a fresh policy object.
-    limits, step_time
-        The engine; the preset H100 with Llama-3.1-8B by default.
+    engine
+        The engine, or the name of a preset or of a JSON file; Llama-3.1-8B on one H100 by default.
     seed
         Seed of a policy given by name.
     measure_plans
@@ -88,19 +87,18 @@ def simulate(
     >>> bool(run.outcomes.finished.all()), run.log.steps
     (True, 12)
     """
-    limits = limits or EngineLimits()
-    step_time = step_time or DEFAULT_ENGINE.step_time
+    engine = find_engine(engine)
     chosen = policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy
-    refuse_oversize(workload, limits)
+    refuse_oversize(workload, engine.limits)
     begin = time.perf_counter()
     columns = columns_of(workload)
-    engine = SimulatedEngine(workload, columns, chosen, limits, step_time, record=record is not None)
+    simulated = SimulatedEngine(workload, columns, chosen, engine, record=record is not None)
     first = np.flatnonzero(~columns.is_turn)
-    engine.deliver(first, columns.requests.arrival_ps[first])
-    engine.advance(measure=measure_plans, progress=progress)
+    simulated.deliver(first, columns.requests.arrival_ps[first])
+    simulated.advance(measure=measure_plans, progress=progress)
     if record is not None:
-        record.append(engine.steps_recorded())
-    outcomes, log = outcomes_of(workload, columns.requests), engine.log(time.perf_counter() - begin)
+        record.append(simulated.steps_recorded())
+    outcomes, log = outcomes_of(workload, columns.requests), simulated.log(time.perf_counter() - begin)
     return Run(policy=chosen.name, engine="simulator", outcomes=outcomes, log=log, seed=seed)
 
 
@@ -144,8 +142,8 @@ class SimulatedEngine:
         What is replayed, and its columns for the kernel.
     policy
         A fresh policy object.
-    limits, step_time
-        The engine.
+    engine
+        What it can hold, and how long its steps last.
     record
         Whether to log every step's tokens; turns off the closed form for decode runs.
     returns_turns
@@ -160,14 +158,13 @@ class SimulatedEngine:
         workload: Workload,
         columns: Columns,
         policy: Policy,
-        limits: EngineLimits,
-        step_time: StepTimeModel,
+        engine: Engine,
         *,
         record: bool = False,
         returns_turns: bool = False,
         contents: Contents | None = None,
     ) -> None:
-        self.workload, self.policy, self.limits, self.step_time = workload, policy, limits, step_time
+        self.workload, self.policy, self.engine, limits = workload, policy, engine, engine.limits
         n = len(workload)
         self.returns_turns = returns_turns
         self.turns_sent: list[int] = []
@@ -190,7 +187,7 @@ class SimulatedEngine:
         self.state[k.FREE] = limits.kv_blocks
         self.state[k.STRIDE] = 1
         self.bounds = _bounds(policy, limits, record)
-        self.coef = step_time.coefficients_ps()
+        self.coef = engine.step_time.coefficients_ps()
         self.plans = 0
         self.plan_s: list[float] = []
         if policy.static:
@@ -216,8 +213,7 @@ class SimulatedEngine:
             table=self.table,
             waiting=self.queues.waiting[: state[k.WAITING]].copy(),
             running=self.queues.running[: state[k.RUNNING]].copy(),
-            limits=self.limits,
-            step_time=self.step_time,
+            engine=self.engine,
             free_blocks=int(state[k.FREE]),
             step=int(state[k.STEPS]),
         )

@@ -9,13 +9,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError, require
-from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.planner import model as c
 from slosched.solvers.result import Prediction, Score
-from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats, Ints, RequestTable
 
 HARD = 1e-9
@@ -95,8 +93,7 @@ class ContinuousProblem:
         generated_tokens: ArrayLike = 0,
         computed_tokens: ArrayLike = 0,
         first_token_s: ArrayLike = math.nan,
-        limits: EngineLimits | None = None,
-        step_time: StepTimeModel | None = None,
+        engine: Engine = DEFAULT_ENGINE,
         prefill_tokens: float = math.inf,
     ) -> ContinuousProblem:
         """A problem from columns over requests, the first `running` of them running; the clock is at 0.
@@ -117,14 +114,14 @@ class ContinuousProblem:
             Output tokens so far and tokens in the KV cache, whole, at least 0.
         first_token_s
             Clock time of the first token, NaN before.
-        limits, step_time, prefill_tokens
+        engine, prefill_tokens
             The engine, by default as in `Snapshot.of`.
         """
         shape = np.shape(prompt_tokens)
         require(len(shape) == 1, "prompt_tokens", "one value per request", shape)
         n = shape[0]
         require(0 <= running <= n, "running", f"from 0 to {n}", running)
-        limits = limits or EngineLimits()
+        limits = engine.limits
         table = RequestTable.all_in_use(n)
         table.request_ids = [str(i) for i in range(len(table.serial))]
         table.prompt_tokens[:n] = _column("prompt_tokens", prompt_tokens, n, 1, whole=True)
@@ -146,8 +143,7 @@ class ContinuousProblem:
             table=table,
             waiting=rows[running:],
             running=rows[:running],
-            limits=limits,
-            step_time=step_time or DEFAULT_ENGINE.step_time,
+            engine=engine,
             free_blocks=limits.kv_blocks - held,
         )
         return cls(snapshot=snapshot, prefill_tokens=prefill_tokens)

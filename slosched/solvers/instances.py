@@ -34,6 +34,7 @@ import numpy as np
 
 from slosched.core.errors import InputError, require
 from slosched.core.forecast import remaining_tokens
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.static.objective import Objective
@@ -99,9 +100,12 @@ class Instance:
         return ContinuousProblem.build(
             **self.requests,  # type: ignore[arg-type]
             running=whole["running"],
-            limits=EngineLimits(**{name: whole[name] for name in ENGINE}),  # type: ignore[arg-type]
-            step_time=StepTimeModel(
-                **{name: whole.get(name, self.engine[name]) for name in STEP_TIME}  # type: ignore[arg-type]
+            engine=Engine(
+                name=self.name,
+                limits=EngineLimits(**{name: whole[name] for name in ENGINE}),  # type: ignore[arg-type]
+                step_time=StepTimeModel(
+                    **{name: whole.get(name, self.engine[name]) for name in STEP_TIME}  # type: ignore[arg-type]
+                ),
             ),
         )
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
@@ -159,8 +160,9 @@ def run_chaos(
     )  # fmt: skip
     workload = chaos_workload(n, seed, prefix_cache=prefix_cache)
     engine = ChaosEngine(
-        workload, limits, StepTimeModel(base_s=0.01, prefill_token_s=2e-5), depth=depth,
-        asynchronous=asynchronous,
+        workload,
+        Engine(limits=limits, step_time=StepTimeModel(base_s=0.01, prefill_token_s=2e-5)),
+        depth=depth, asynchronous=asynchronous,
     )  # fmt: skip
     engine.use_policy(RandomWorstVictim(seed) if worst_victim else RandomPolicy(seed))
     if reset is None:

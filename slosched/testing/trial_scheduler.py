@@ -15,6 +15,6 @@ def trial_factory(vllm_config: Any, **keywords: Any) -> Any:
     """Make the scheduler as vLLM would call its own class."""
     scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
     config = Config(policy="fcfs")
-    learned = Learned(config.step_time_preset)
+    learned = Learned(config.engine)
     attach(scheduler, vllm_config, config, WallClock(), policy("fcfs"), learned)
     return scheduler

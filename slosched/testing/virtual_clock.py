@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.request import Request
 from slosched.core.slo import Slo
-from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.integrations.vllm.adapter import adapted, attach
 from slosched.integrations.vllm.clock import VirtualClock
@@ -31,6 +29,7 @@ from slosched.policies import policy as policy_by_name
 from slosched.policies.base import Policy
 from slosched.simulator.engine import StepRecord, refuse_oversize, table_of, turns_of
 from slosched.testing.harness import STOP, make_request, make_scheduler, runner_output
+from slosched.timing.presets import find_engine
 
 PS = 1e-12
 MAX_EMPTY_STEPS = 10_000
@@ -45,8 +44,7 @@ def simulate_vllm(
     workload: Workload,
     policy: str | Policy = "fcfs",
     *,
-    limits: EngineLimits | None = None,
-    step_time: StepTimeModel | None = None,
+    engine: Engine | str = DEFAULT_ENGINE,
     depth: int = 1,
     asynchronous: bool = False,
     stock: str | None = None,
@@ -64,8 +62,8 @@ def simulate_vllm(
         Requests to replay; each must fit the context and the KV cache.
     policy
         A policy by name or a fresh policy object; not used if `stock` is given.
-    limits, step_time
-        The engine; the preset H100 with Llama-3.1-8B by default.
+    engine
+        The engine, or the name of a preset or of a JSON file; Llama-3.1-8B on one H100 by default.
     depth
         Steps in flight at once, at least 1: 2 with asynchronous scheduling, 4 with four pipeline stages.
     asynchronous
@@ -93,19 +91,18 @@ def simulate_vllm(
         raise InputError(f"stock must be 'fcfs', 'priority' or None, got {stock!r}.")
     if depth < 1:
         raise InputError(f"depth must be at least 1, got {depth!r}.")
-    limits = limits or EngineLimits()
-    step_time = step_time or DEFAULT_ENGINE.step_time
-    refuse_oversize(workload, limits)
+    engine = find_engine(engine)
+    refuse_oversize(workload, engine.limits)
     begin = time.perf_counter()
-    engine = VirtualEngine(workload, limits, step_time, depth=depth, asynchronous=asynchronous)
+    clocked = VirtualEngine(workload, engine, depth=depth, asynchronous=asynchronous)
     if stock is not None:
-        engine.use_stock(priority=stock == "priority")
+        clocked.use_stock(priority=stock == "priority")
     else:
-        engine.use_policy(policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy)
-    engine.run()
+        clocked.use_policy(policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy)
+    clocked.run()
     if record is not None:
-        record.append(engine.steps_recorded())
-    return engine.result(time.perf_counter() - begin, seed)
+        record.append(clocked.steps_recorded())
+    return clocked.result(time.perf_counter() - begin, seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +121,7 @@ class VllmBench(Bench):
     def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
         """Replay the workload of one rate and seed under one policy."""
         return simulate_vllm(
-            self.source(rate_rps, seed), policy, limits=self.limits, step_time=self.step_time,
+            self.source(rate_rps, seed), policy, engine=self.engine,  # type: ignore[arg-type]
             depth=self.depth, asynchronous=self.asynchronous, seed=seed,
         )  # fmt: skip
 
@@ -144,13 +141,13 @@ class VirtualEngine:
     def __init__(
         self,
         workload: Workload,
-        limits: EngineLimits,
-        step_time: StepTimeModel,
+        engine: Engine,
         *,
         depth: int = 1,
         asynchronous: bool = False,
     ) -> None:
-        self.workload, self.limits, self.step_time = workload, limits, step_time
+        self.workload, self.engine = workload, engine
+        self.limits, self.step_time = engine.limits, engine.step_time
         self.depth, self.asynchronous = depth, asynchronous
         self.clock = VirtualClock()
         self.now_ps = 0
@@ -192,7 +189,7 @@ class VirtualEngine:
         """Run a policy of slosched in vLLM's scheduler."""
         self.name = policy.name
         config = config or Config(allow_reject=policy.rejects)
-        learned = Learned("h100-llama-3.1-8b")
+        learned = Learned(self.engine)
         learned.step_time = type(learned.step_time)(self.step_time)
 
         def factory(vllm_config: Any, **keywords: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from slosched.core.engine import Engine
-from slosched.core.errors import require
+from slosched.core.errors import InputError, require
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 
@@ -97,6 +99,28 @@ _ROWS = (
 
 PRESETS = {row.name: row for row in _ROWS}
 """All presets by name."""
+
+
+def find_engine(engine: Engine | str) -> Engine:
+    """The engine of a name, or in a JSON file as `Engine.save` writes it; an engine is itself.
+
+    Raises
+    ------
+    InputError
+        If it is neither a preset nor a readable file; the message lists the presets.
+
+    Examples
+    --------
+    >>> find_engine("a100-mistral-7b").limits.max_model_len
+    32768
+    """
+    if isinstance(engine, Engine):
+        return engine
+    if engine in PRESETS:
+        return PRESETS[engine]
+    if engine.endswith(".json") or Path(engine).exists():
+        return Engine.load(engine)
+    raise InputError(f"engine must be a JSON file or one of {', '.join(PRESETS)}, got {engine!r}.")
 
 
 def preset(name: str) -> Engine:

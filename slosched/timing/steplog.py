@@ -16,6 +16,9 @@ from slosched.core.errors import DataError
 from slosched.core.files import json_object, open_text
 from slosched.core.steptime import Floats
 
+FLUSH_ROWS = 64
+"""Rows after which a writer flushes: at most this many are lost when the engine is killed."""
+
 COLUMNS = ("prefill_tokens", "attention_work", "sequences", "kv_tokens", "seconds")
 
 
@@ -62,6 +65,74 @@ def read_step_log(path: str | Path) -> StepLog:
         raise DataError(path, None, "rows", "at least 1", 0)
     table = np.array(rows, dtype=np.float64)
     return StepLog(**{name: table[:, column].copy() for column, name in enumerate(COLUMNS)})
+
+
+class StepLogWriter:
+    """Appends rows to a CSV step-time log, for `read_step_log`; an error ends the log, never the caller.
+
+    Parameters
+    ----------
+    path
+        File to append to; a new one gets a header.
+
+    Attributes
+    ----------
+    error
+        Why nothing is written any more, or None.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     writer = StepLogWriter(Path(folder) / "steps.csv")
+    ...     writer.add(0, 0, 8, 4000, 0.011)
+    ...     writer.close()
+    ...     log = read_step_log(Path(folder) / "steps.csv")
+    >>> log.sequences.tolist(), log.seconds.tolist()
+    ([8.0], [0.011])
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._rows = 0
+        self._file: TextIO | None = None
+        try:
+            new = not path.exists() or path.stat().st_size == 0
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8", newline="")
+            if new:
+                self._file.write(",".join(COLUMNS) + "\n")
+        except OSError as error:
+            self._end(error)
+
+    def add(
+        self, prefill_tokens: float, attention_work: float, sequences: float, kv_tokens: float, seconds: float
+    ) -> None:
+        """Note one step; rows reach the disk `FLUSH_ROWS` at a time."""
+        if self._file is None:
+            return
+        self._rows += 1
+        try:
+            self._file.write(
+                f"{prefill_tokens:g},{attention_work:.10g},{sequences:g},{kv_tokens:.10g},{seconds:.9g}\n"
+            )
+            if self._rows % FLUSH_ROWS == 0:
+                self._file.flush()
+        except OSError as error:
+            self._end(error)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._end(None)
+
+    def _end(self, error: OSError | None) -> None:
+        file, self._file = self._file, None
+        self.error = self.error or error
+        if file is not None:
+            try:
+                file.close()
+            except OSError as last:
+                self.error = self.error or last
 
 
 def _records(path: str | Path, stream: TextIO) -> Iterator[Mapping[str, object]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError, require
-from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.workloads import (
     ClassSpec,
@@ -56,7 +56,7 @@ class Generated:
         Name of the generator or mix.
     duration_s
         Seconds of traffic, whatever the rate.
-    limits, step_time
+    engine
         The engine: requests that cannot fit it are left out, and limits that are multiples of the unloaded
         latency are taken from it.
     forecast
@@ -67,8 +67,7 @@ class Generated:
 
     kind: str = "mixed"
     duration_s: float = 300.0
-    limits: EngineLimits
-    step_time: StepTimeModel
+    engine: Engine
     forecast: str = DEFAULT_FORECAST
     data: str | None = None
 
@@ -90,8 +89,8 @@ class Generated:
                     duration_s=duration_s,
                     seed=seed,
                     data_dir=self.data,
-                    model=self.step_time,
-                    limits=self.limits,
+                    model=self.engine.step_time,
+                    limits=self.engine.limits,
                     forecast=self.forecast,
                 )
             )
@@ -100,10 +99,10 @@ class Generated:
             rate_per_s=rate_rps,
             duration_s=self.duration_s,
             seed=seed,
-            model=self.step_time,
+            model=self.engine.step_time,
             forecast=self.forecast,
         )
-        return _not_empty(fit_to_engine(made, self.limits)[0])
+        return _not_empty(fit_to_engine(made, self.engine.limits)[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -186,8 +185,7 @@ class TraceFile:
 def trace_source(
     files: Sequence[TraceFile],
     *,
-    limits: EngineLimits,
-    step_time: StepTimeModel,
+    engine: Engine,
     slos: Mapping[str, ClassSpec] | None = None,
     requests: int = 2000,
     forecast: str | None = None,
@@ -199,7 +197,7 @@ def trace_source(
     ----------
     files
         What to read.
-    limits, step_time
+    engine
         The engine; requests that cannot fit it are left out, and counted in the workload's `source`.
     slos
         Limits by class, over those built in for chat, code, batch, agentic and reasoning. A class without
@@ -223,10 +221,10 @@ def trace_source(
         for part, file in zip(parts, files, strict=True)
     ]
     trace = named[0] if len(named) == 1 else merge(named, name=" + ".join(w.name for w in named))
-    trace, _ = fit_to_engine(trace, limits)
+    trace, _ = fit_to_engine(trace, engine.limits)
     predicted = bool(np.any(trace.atoms != trace.output_tokens[:, None]))
     model = forecast or (None if predicted else DEFAULT_FORECAST)
-    return Replayed(trace=_promised(trace, step_time, slos or {}), requests=requests, forecast=model)
+    return Replayed(trace=_promised(trace, engine.step_time, slos or {}), requests=requests, forecast=model)
 
 
 def data_folder() -> str | None:
@@ -236,11 +234,11 @@ def data_folder() -> str | None:
     return folder or None
 
 
-def demo_source(*, limits: EngineLimits, step_time: StepTimeModel) -> Generated | Replayed:
+def demo_source(engine: Engine) -> Generated | Replayed:
     """Real traces where `SLOSCHED_DATA` names a folder that has them, else the built-in mix."""
     folder = data_folder()
     if folder is None:
-        return Generated(limits=limits, step_time=step_time)
+        return Generated(engine=engine)
     paths = {name: Path(folder) / path for name, path in DEMO_TRACES.items()}
     for path in paths.values():
         require(path.is_file(), DATA_VARIABLE, f"a folder with {path.name} in traces/", folder)
@@ -255,7 +253,7 @@ def demo_source(*, limits: EngineLimits, step_time: StepTimeModel) -> Generated 
         source="real traces: Azure 2023 conversation and code (lengths and arrivals), arXiv summarization "
         "(lengths; Poisson arrivals)",
     )
-    return Replayed(trace=_promised(fit_to_engine(trace, limits)[0], step_time, {}))
+    return Replayed(trace=_promised(fit_to_engine(trace, engine.limits)[0], engine.step_time, {}))
 
 
 def parse_slo(text: str) -> ClassSpec:

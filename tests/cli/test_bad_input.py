@@ -91,9 +91,9 @@ def test_unknown_names_list_the_known_ones(slosched: Any, tmp_path: Path) -> Non
     """Unknown policy, preset, workload and class are refused with the names that exist."""
     refused(slosched("simulate", "--policy", "magic"), "policy", "fcfs", "'magic'")
     refused(slosched("compare", "--policy", "magic", "--jobs", 1), "policy", "fcfs", "'magic'")
-    refused(slosched("simulate", "--preset", "abacus"), "preset", "h100", "'abacus'")
+    refused(slosched("simulate", "--engine", "abacus"), "engine", "h100", "'abacus'")
     refused(slosched("simulate", "--workload", "void"), "workload", "mixed", "'void'")
-    refused(slosched("simulate", "--engine", "steam"), "engine", "simulator, vllm", "'steam'")
+    refused(slosched("simulate", "--on", "steam"), "on", "simulator, vllm", "'steam'")
     path = tmp_path / "t.csv"
     path.write_text(HEADER + "0,10,5\n")
     refused(slosched("simulate", "--trace", f"{path}=chat", "--slo", "code:e2e=1"), "class", "chat", "code")

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from slosched import StepTimeModel
+from slosched.core.engine import Engine
+
 QUEUE = {
     "now_s": 2.0,
     "requests": [
@@ -250,12 +253,32 @@ def test_fit_reports_and_writes(slosched: Any, tmp_path: Path) -> None:
             f"{tokens},{work},{sequences},{kv},{0.008 + 2e-5 * tokens + 1e-4 * sequences + 5e-8 * kv}"
         )
     log.write_text("\n".join(lines) + "\n")
-    model, plot = tmp_path / "model.json", tmp_path / "fit.png"
-    found = json.loads(slosched("fit", log, "--out", model, "--plot", plot, "--json").out)
+    model, plot = tmp_path / "engine.json", tmp_path / "fit.png"
+    found = json.loads(
+        slosched("fit", log, "--out", model, "--plot", plot, "--kv-tokens", 64_000, "--json").out
+    )
     assert found["mape"] < 1e-3
     assert found["r2"] > 0.999
-    assert json.loads(model.read_text())["base_s"] == pytest.approx(0.008, rel=1e-2)
+    engine = Engine.load(model)
+    assert engine.name == "steps"
+    assert engine.limits.kv_tokens == 64_000
+    assert engine.step_time.base_s == pytest.approx(0.008, rel=1e-2)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_fitted_engine_can_be_used(slosched: Any, tmp_path: Path) -> None:
+    """A command takes an engine's file where it takes a name, and limits over its own."""
+    file = tmp_path / "slow.json"
+    Engine(name="slow", step_time=StepTimeModel(base_s=1.0)).save(file)
+    run = ("simulate", "--workload", "chat", "--duration", 5, "--rate", 2, "--json", "--engine", file)
+    slow = json.loads(slosched(*run).out)
+    assert slow["ttft_s"]["mean"] > 1.0
+    tight = json.loads(slosched(*run, "--max-num-seqs", 1).out)
+    assert tight["ttft_s"]["mean"] > 2 * slow["ttft_s"]["mean"]
+    file.write_text('{"limits": {"max_num_seqs": 0}, "step_time": {"base_s": 1}}')
+    ended = slosched(*run)
+    assert ended.code == 2
+    assert "max_num_seqs must be" in ended.err
 
 
 def test_policies_are_listed_with_words(slosched: Any) -> None:

@@ -106,7 +106,7 @@ def test_an_improvement_is_told(slosched: Any, tmp_path: Path, monkeypatch: pyte
         (("--out", "x.json", "--mix", "soup"), "mix must be one of"),
         (("--out", "x.json", "--n", 0), "n must be an integer of at least 1"),
         (("--out", "x.json", "--moves", 5), "moves must be 0 or at least 100"),
-        (("--out", "x.json", "--preset", "abacus"), "preset must be one of"),
+        (("--out", "x.json", "--engine", "abacus"), "engine must be a JSON file or one of"),
         (("--out", "x.json", "--max-batch", 0, "--n", 8), "max_batch must be"),
         (("--out", "x.json", "--load", -1), "load must be a finite number above 0"),
     ],

@@ -138,7 +138,7 @@ def test_bad_input_to_load(slosched: Any, arguments: tuple[Any, ...], words: tup
 def test_the_vllm_engine_says_how_to_install_it(slosched: Any) -> None:
     """Without vLLM the engine and the doctor name the command that installs it, and fail."""
     for command in (("simulate",), ("compare", "--policy", "fcfs", "--rate", 1, "--jobs", 1)):
-        ended = slosched(*command, "--engine", "vllm", "--duration", 5)
+        ended = slosched(*command, "--on", "vllm", "--duration", 5)
         assert ended.code == 1
         assert ended.err.strip().splitlines()[-1] == (
             "slosched: vllm is not installed; install it with: pip install 'slosched[vllm]'"
@@ -154,6 +154,6 @@ def test_the_vllm_engine_says_how_to_install_it(slosched: Any) -> None:
 def test_depth_belongs_to_the_vllm_engine(slosched: Any) -> None:
     """Pipeline depth and asynchronous scheduling mean nothing to the simulator."""
     ended = slosched("simulate", "--depth", 2)
-    assert (ended.code, "depth must be given with --engine vllm" in ended.err) == (2, True)
+    assert (ended.code, "depth must be given with --on vllm" in ended.err) == (2, True)
     ended = slosched("simulate", "--async")
-    assert (ended.code, "async must be given with --engine vllm" in ended.err) == (2, True)
+    assert (ended.code, "async must be given with --on vllm" in ended.err) == (2, True)

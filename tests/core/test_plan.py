@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from slosched import LengthForecast, Request, Slo, order, ordering
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
@@ -40,7 +41,7 @@ def snapshot() -> Snapshot:
     """Rows 0 to 2 wait, rows 3 and 4 run."""
     waiting = [request("a"), request("b", slo=Slo(ttft_s=1.0)), request("c", prompt=9000)]
     running = [request(name, generated_tokens=2, slo=Slo(tpot_s=0.1)) for name in ("x", "y")]
-    return Snapshot.of(waiting, running, step_time=MODEL)
+    return Snapshot.of(waiting, running, engine=Engine(step_time=MODEL))
 
 
 @pytest.mark.parametrize(
@@ -102,9 +103,9 @@ def test_prediction_is_near_the_simulator() -> None:
     prompt, output = np.array([300, 50, 900, 20, 400, 100]), np.array([30, 10, 50, 5, 80, 20])
     limits = EngineLimits(max_num_seqs=3, max_num_batched_tokens=512)
     queue = [request(str(i), prompt=int(prompt[i]), output=int(output[i])) for i in range(n)]
-    plan = order(Snapshot.of(queue, limits=limits, step_time=MODEL), policy="fcfs")
+    plan = order(Snapshot.of(queue, engine=Engine(limits=limits, step_time=MODEL)), policy="fcfs")
     work = Workload.plain(np.zeros(n), prompt, output)
-    real = simulate(work, "fcfs", limits=limits, step_time=MODEL).outcomes
+    real = simulate(work, "fcfs", engine=Engine(limits=limits, step_time=MODEL)).outcomes
     p = plan.prediction
     assert p.rows.tolist() == list(range(n))
     assert p.ttft_s == pytest.approx(real.ttft_s, abs=0.12)
@@ -116,7 +117,7 @@ def test_prediction_is_near_the_simulator() -> None:
 def test_prediction_of_chances(snapshot: Snapshot) -> None:
     """A loose limit is surely met, a hopeless one surely not, and running requests come first."""
     queue = [request("easy", slo=Slo(ttft_s=60.0)), request("lost", prompt=20_000, slo=Slo(ttft_s=0.01))]
-    p = order(Snapshot.of(queue, step_time=MODEL), policy="fcfs").prediction
+    p = order(Snapshot.of(queue, engine=Engine(step_time=MODEL)), policy="fcfs").prediction
     assert p.chance.tolist() == [1.0, 0.0]
     assert order(snapshot, policy="fcfs").prediction.rows.tolist() == [3, 4, 0, 1, 2]
 
@@ -126,7 +127,7 @@ def test_explanation_of_a_waiting_request() -> None:
     # Three long prompts ahead of a short one that then misses its limit.
     queue = [request(f"long{i}", prompt=8000, slo=Slo(ttft_s=4.0)) for i in range(3)]
     queue.append(request("short", prompt=10, output=5, slo=Slo(ttft_s=0.5, tpot_s=1.0, e2e_s=30.0)))
-    plan = order(Snapshot.of(queue, step_time=MODEL), policy="fcfs")
+    plan = order(Snapshot.of(queue, engine=Engine(step_time=MODEL)), policy="fcfs")
     text = plan.explain("short")
     assert text.startswith("short is number 4 of 4 waiting, by policy fcfs. Expected: TTFT ")
     assert "(limit 500 ms)" in text
@@ -142,7 +143,7 @@ def test_explanation_of_a_waiting_request() -> None:
 def test_explanation_names_the_worst_hit() -> None:
     """Moving a long request first is explained with whom it would hurt most."""
     queue = [request("tight", prompt=50, slo=Slo(ttft_s=0.4)), request("huge", prompt=40_000)]
-    text = order(Snapshot.of(queue, step_time=MODEL), policy="fcfs").explain("huge")
+    text = order(Snapshot.of(queue, engine=Engine(step_time=MODEL)), policy="fcfs").explain("huge")
     assert "best effort" in text
     assert re.search(r"most of all tight, from \d+% to 0%\.$", text)
 
@@ -172,7 +173,7 @@ def test_order_keeps_who_can_be_kept() -> None:
     """Ours puts a tight short request before long ones that can wait, and knows everybody will be met."""
     queue = [request(f"long{i}", prompt=8000, slo=Slo(ttft_s=8.0)) for i in range(3)]
     queue.append(request("short", prompt=10, output=5, slo=Slo(ttft_s=0.7)))
-    plan = order(Snapshot.of(queue, step_time=MODEL))
+    plan = order(Snapshot.of(queue, engine=Engine(step_time=MODEL)))
     assert plan.request_ids[0] == "short"
     assert plan.prediction.chance.min() > 0.9
     assert math.isfinite(plan.prediction.e2e_s.max())

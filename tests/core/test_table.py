@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
@@ -127,7 +128,7 @@ def test_snapshot_of_requests() -> None:
     waiting = [request("late", arrival_s=5.0), request("early", arrival_s=1.0), request("tie", arrival_s=5.0)]
     running = [request("run", prompt=30, generated_tokens=3, arrival_s=0.5)]
     limits = EngineLimits(max_num_seqs=4, kv_blocks=10, block_tokens=16)
-    snapshot = Snapshot.of(waiting, running, limits=limits)
+    snapshot = Snapshot.of(waiting, running, engine=Engine(limits=limits))
     assert [snapshot.table.request_ids[row] for row in snapshot.waiting.tolist()] == ["early", "late", "tie"]
     assert snapshot.running.tolist() == [3]
     assert snapshot.table.computed_tokens.tolist() == [0, 0, 0, 33]
@@ -144,4 +145,4 @@ def test_snapshot_of_nobody() -> None:
 def test_running_requests_must_fit() -> None:
     """Running requests that exceed the KV cache are refused."""
     with pytest.raises(InputError, match="running must be requests that fit in 2 KV blocks, got 3"):
-        Snapshot.of([], [request("a", prompt=40)], limits=EngineLimits(kv_blocks=2))
+        Snapshot.of([], [request("a", prompt=40)], engine=Engine(limits=EngineLimits(kv_blocks=2)))

@@ -10,10 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from slosched.cli import app, main
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.runfile import RunFile, read_run, write_run
+from slosched.lab.study import Bench
 from slosched.lab.whatif import instances_needed
 from slosched.lab.why import missed, why
 from slosched.simulator import simulate
@@ -30,9 +32,13 @@ def _blocked() -> RunFile:
     """A short request behind a long one on an engine that serves one at a time."""
     work = Workload.plain(np.array([0.0, 0.1, 0.2]), np.array([1000, 50, 50]), np.array([100, 5, 5]))
     work = replace(work, ttft_s=np.array([np.inf, 1.0, 0.02]))
-    run = simulate(work, "fcfs", limits=ENGINE, step_time=STEPS)
+    run = simulate(work, "fcfs", engine=Engine(limits=ENGINE, step_time=STEPS))
     return RunFile(
-        policy="fcfs", seed=0, workload=work, limits=ENGINE, step_time=STEPS, finish_s=run.outcomes.finish_s
+        policy="fcfs",
+        seed=0,
+        workload=work,
+        engine=Engine(limits=ENGINE, step_time=STEPS),
+        finish_s=run.outcomes.finish_s,
     )
 
 
@@ -54,8 +60,8 @@ def test_what_if_counts_agree_with_a_run() -> None:
     work = mix("azure", rate_per_s=25.0, requests=80, seed=3)
     run = simulate(work, "sjf")
     saved = RunFile(
-        policy="sjf", seed=0, workload=work, limits=EngineLimits(), finish_s=run.outcomes.finish_s,
-        step_time=preset("h100-llama-3.1-8b").step_time,
+        policy="sjf", seed=0, workload=work, engine=Engine(),
+        finish_s=run.outcomes.finish_s,
     )  # fmt: skip
     late = missed(saved)
     assert late == [str(i) for i in np.flatnonzero(~run.outcomes.met)]
@@ -77,13 +83,12 @@ def test_what_if_counts_agree_with_a_run() -> None:
 def test_a_run_survives_its_file(tmp_path: Path, name: str) -> None:
     limits = EngineLimits(prefix_cache=True)
     work = mix("mooncake", rate_per_s=2.0, requests=20, seed=0, limits=limits)
-    run = simulate(work, "fcfs", limits=limits, step_time=STEPS)
-    write_run(tmp_path / name, run, limits, STEPS)
+    run = simulate(work, "fcfs", engine=Engine(limits=limits, step_time=STEPS))
+    write_run(tmp_path / name, run, Engine(limits=limits, step_time=STEPS))
     saved = read_run(tmp_path / name)
-    assert saved.limits == limits
-    assert saved.step_time == STEPS
+    assert saved.engine == Engine(limits=limits, step_time=STEPS)
     np.testing.assert_array_equal(saved.finish_s, run.outcomes.finish_s)
-    again = simulate(saved.workload, saved.policy, limits=limits, step_time=STEPS)
+    again = simulate(saved.workload, saved.policy, engine=Engine(limits=limits, step_time=STEPS))
     np.testing.assert_array_equal(again.outcomes.finish_s, run.outcomes.finish_s)
 
 
@@ -126,13 +131,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_instances() -> None:
     name = "h100-llama-3.1-8b"
-    source = Generated(kind="chat", duration_s=10.0, limits=EngineLimits(), step_time=preset(name).step_time)
-    (need,) = instances_needed({name: source}, ["fcfs"], rate_rps=30.0, seeds=(0,))
+    engine = Engine(limits=EngineLimits(), step_time=preset(name).step_time)
+    bench = Bench(source=Generated(kind="chat", duration_s=10.0, engine=engine), engine=engine)
+    (need,) = instances_needed({name: bench}, ["fcfs"], rate_rps=30.0, seeds=(0,))
     assert need.instances is not None
     assert need.attainment >= 0.95
     if need.instances > 1:
         (fewer,) = instances_needed(
-            {name: source}, ["fcfs"], rate_rps=30.0, seeds=(0,), most=need.instances - 1
+            {name: bench}, ["fcfs"], rate_rps=30.0, seeds=(0,), most=need.instances - 1
         )
         assert fewer.instances is None
         assert fewer.attainment < 0.95
@@ -143,4 +149,4 @@ def test_instances() -> None:
     ]
     for changes in bad:
         with pytest.raises(InputError):
-            instances_needed({name: source}, ["fcfs"], seeds=(0,), **changes)
+            instances_needed({name: bench}, ["fcfs"], seeds=(0,), **changes)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.bound import attainment_bound
@@ -44,9 +45,9 @@ def workloads(draw: st.DrawFn) -> Workload:
 @settings(max_examples=60, deadline=None)
 @given(workloads(), st.sampled_from(["fcfs", "edf+d", "sjf+d", "slosched"]))
 def test_no_policy_beats_it(workload: Workload, policy: str) -> None:
-    run = simulate(workload, policy, limits=ENGINE, step_time=STEPS)
+    run = simulate(workload, policy, engine=Engine(limits=ENGINE, step_time=STEPS))
     met = float(workload.weight[run.outcomes.met].sum() / workload.weight.sum())
-    assert met <= attainment_bound(workload, ENGINE, STEPS) + 1e-9
+    assert met <= attainment_bound(workload, Engine(limits=ENGINE, step_time=STEPS)) + 1e-9
 
 
 @pytest.mark.parametrize("due_s", [1.0, 3.0, 7.0])
@@ -54,25 +55,27 @@ def test_closed_form_of_equal_prompts(due_s: float) -> None:
     steps = StepTimeModel(base_s=0.0, prefill_token_s=1e-2)
     work = Workload.plain(np.zeros(10), np.full(10, 100), np.ones(10, dtype=np.int64))
     work = replace(work, ttft_s=np.full(10, due_s))
-    assert attainment_bound(work, ENGINE, steps) == pytest.approx(due_s / 10, abs=1e-6)
+    assert attainment_bound(work, Engine(limits=ENGINE, step_time=steps)) == pytest.approx(
+        due_s / 10, abs=1e-6
+    )
 
 
 def test_heavier_requests_are_kept() -> None:
     steps = StepTimeModel(base_s=0.0, prefill_token_s=1e-2)
     work = Workload.plain(np.zeros(2), np.full(2, 100), np.ones(2, dtype=np.int64))
     work = replace(work, ttft_s=np.full(2, 1.0), weight=np.array([1.0, 3.0]))
-    assert attainment_bound(work, ENGINE, steps) == pytest.approx(0.75, abs=1e-6)
+    assert attainment_bound(work, Engine(limits=ENGINE, step_time=steps)) == pytest.approx(0.75, abs=1e-6)
 
 
 def test_hopeless_alone_counts_as_missed() -> None:
     work = Workload.plain(np.array([0.0, 50.0]), np.array([100, 100]), np.array([10, 10]))
     work = replace(work, e2e_s=np.array([0.05, np.inf]))
-    assert attainment_bound(work, ENGINE, STEPS) == pytest.approx(0.5)
+    assert attainment_bound(work, Engine(limits=ENGINE, step_time=STEPS)) == pytest.approx(0.5)
 
 
 def test_nothing_to_bound() -> None:
     none = np.empty(0)
     empty = Workload.plain(none, none.astype(np.int64), none.astype(np.int64))
-    assert attainment_bound(empty, ENGINE, STEPS) == 1.0
+    assert attainment_bound(empty, Engine(limits=ENGINE, step_time=STEPS)) == 1.0
     free = Workload.plain(np.zeros(3), np.full(3, 50), np.full(3, 5))
-    assert attainment_bound(free, ENGINE, STEPS) == 1.0
+    assert attainment_bound(free, Engine(limits=ENGINE, step_time=STEPS)) == 1.0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -67,7 +68,7 @@ def make_snapshot(
     active = [random_request(rng, f"{label}{n_waiting + i}", True) for i in range(n_running)]
     if shuffle:
         queue = [queue[i] for i in np.random.default_rng(seed + 1).permutation(n_waiting)]
-    snapshot = Snapshot.of(queue, active, now_s=NOW_S, limits=limits, step_time=MODEL)
+    snapshot = Snapshot.of(queue, active, now_s=NOW_S, engine=Engine(limits=limits, step_time=MODEL))
     t = snapshot.table
     everyone = np.concatenate([snapshot.waiting, snapshot.running])
     t.prefix_index[everyone] = t.prompt_tokens[everyone] % 5 - 1  # some begin alike, some are not known
@@ -81,6 +82,6 @@ def make_snapshot(
             t.generated_tokens[row], t.first_token_s[row] = 0, np.nan
             t.computed_tokens[row] = t.prompt_tokens[row] // 2
     return Snapshot(
-        now_s=NOW_S, table=t, waiting=snapshot.waiting, running=snapshot.running, limits=limits,
-        step_time=MODEL, free_blocks=snapshot.free_blocks, step=step,
+        now_s=NOW_S, table=t, waiting=snapshot.waiting, running=snapshot.running,
+        engine=snapshot.engine, free_blocks=snapshot.free_blocks, step=step,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
@@ -43,7 +44,7 @@ def fair_snapshot(now_s: float) -> Snapshot:
         request("sooner", prompt=100, slo=Slo(ttft_s=1.0)),
         request("none"),
     ]
-    snapshot = Snapshot.of(queue, running, now_s=now_s, step_time=MODEL)
+    snapshot = Snapshot.of(queue, running, now_s=now_s, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[[3, 4]] = 0.1
     return snapshot
 
@@ -85,7 +86,7 @@ def test_urgency_then_work() -> None:
         request("soon", prompt=1000, slo=Slo(ttft_s=2.0)),
         request("none"),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert SlidingServe(urgency_s=1.0).plan(snapshot).request_ids == ["soon", "short", "long", "none"]
     assert SlidingServe(urgency_s=0.001).plan(snapshot).request_ids == ["soon", "long", "short", "none"]
 
@@ -96,7 +97,9 @@ def test_two_steps_are_planned_together() -> None:
     model = StepTimeModel(
         base_s=0.01, prefill_token_s=5e-5, sequence_s=1e-3, knee_tokens=300, knee_token_s=1e-4
     )
-    snapshot = Snapshot.of([request("wait", prompt=9000)], running, now_s=0.99, step_time=model)
+    snapshot = Snapshot.of(
+        [request("wait", prompt=9000)], running, now_s=0.99, engine=Engine(step_time=model)
+    )
     snapshot.table.first_token_s[1] = 0.5
     chunk, rate = SlidingServe(least_tokens=1).chunk(snapshot, np.array([1]), np.array([0]))
 
@@ -147,7 +150,7 @@ def test_who_cannot_all_be_on_time_is_chosen_by_weight() -> None:
         request("heavy", prompt=2000, slo=Slo(ttft_s=0.51)),
         request("other", prompt=2000, slo=Slo(ttft_s=0.52)),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert SlidingServe().plan(snapshot).request_ids == ["heavy", "other", "light"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
@@ -114,7 +115,7 @@ def test_serves_everybody_without_idling(name: str) -> None:
     for seed in range(3):
         work, limits = overloaded(seed)
         logs: list[StepRecord] = []
-        run = simulate(work, name, limits=limits, step_time=MODEL, record=logs)
+        run = simulate(work, name, engine=Engine(limits=limits, step_time=MODEL), record=logs)
         refused = run.outcomes.rejected
         assert refused is not None
         assert (run.outcomes.finished | refused).all()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
@@ -39,7 +40,7 @@ def test_priority_is_weight_over_bandwidth() -> None:
         request("lost", slo=Slo(e2e_s=0.1)),
         request("none"),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert JitServe().priority(snapshot, np.arange(6)) == pytest.approx(
         [10.0, 5.0, 5.0, 0.5 / 0.13, 0.0, 0.0]
     )
@@ -53,7 +54,7 @@ def test_lengths_are_refined_now_and_then() -> None:
         Request(request_id=str(g), prompt_tokens=10, forecast=lengths, generated_tokens=g)
         for g in (0, 45, 65, 250)
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert JitServe()._upper_tokens(snapshot, np.arange(4)) == pytest.approx([200, 155, 135, 62.5])
     # Half way: of eight the fifth, 50; of 60, 70, 200 the second.
     assert JitServe(quantile=0.5)._upper_tokens(snapshot, np.arange(3)) == pytest.approx([50, 5, 5])
@@ -67,7 +68,7 @@ def test_the_window_holds_prompts_of_like_length() -> None:
         request("c", 120, slo=Slo(e2e_s=1.0)),
         request("d", 4000, slo=Slo(e2e_s=1.0), weight=0.1),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     # Priorities about 7.7, 12.5, 7.6 and 0.19; with factor 0 all are candidates.
     assert JitServe(batch=2, factor=0.0).plan(snapshot).request_ids == ["a", "c", "b", "d"]
     # Half of the second largest leaves a, b and c: now b stands next to c.
@@ -81,7 +82,7 @@ def test_preempts_only_for_gain() -> None:
     def victims(limit_s: float) -> list[int]:
         running = [request("run", slo=Slo(e2e_s=limit_s), generated_tokens=1)]
         queue = [request("wait", slo=Slo(e2e_s=1.3))]
-        snapshot = Snapshot.of(queue, running, now_s=0.0, limits=limits, step_time=MODEL)
+        snapshot = Snapshot.of(queue, running, now_s=0.0, engine=Engine(limits=limits, step_time=MODEL))
         return [int(row) for row in JitServe().plan(snapshot).preempt]
 
     assert victims(0.01) == [1]
@@ -91,7 +92,7 @@ def test_preempts_only_for_gain() -> None:
 def test_the_lost_are_dropped_after_their_wait() -> None:
     """Who cannot be saved and has waited long enough is refused; best effort is not."""
     queue = [request("lost", slo=Slo(e2e_s=0.1)), request("none"), request("fine", slo=Slo(e2e_s=90.0))]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert len(JitServe(drop_s=5.0).plan(replace(snapshot, now_s=4.9)).reject) == 0
     plan = JitServe(drop_s=5.0).plan(replace(snapshot, now_s=5.1))
     plan.check()
@@ -102,17 +103,19 @@ def test_the_lost_are_dropped_after_their_wait() -> None:
 def test_the_released_form_divides_reward_by_time() -> None:
     """(100 + 8 x 11) / 0.13 s; half of it with a limit at half the predicted time, a quarter with square."""
     queue = [request("free"), request("late", slo=Slo(e2e_s=0.065)), request("long", output=101)]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     key = JitServeCode().key(snapshot, np.arange(3))
     assert key == pytest.approx([-188 / 0.13, -94 / 0.13, -(100 + 808) / (0.02 + 1.1)])
-    square = JitServeCode(penalty=2.0).key(Snapshot.of(queue, now_s=0.0, step_time=MODEL), np.arange(3))
+    square = JitServeCode(penalty=2.0).key(
+        Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL)), np.arange(3)
+    )
     assert square[1] == pytest.approx(-47 / 0.13)
 
 
 def test_the_released_form_recomputes_every_50_steps() -> None:
     """A key grows stale until then; a newcomer's is computed when it comes."""
     queue = [request("old", slo=Slo(e2e_s=1.0)), request("new", arrival_s=0.5)]
-    snapshot = Snapshot.of(queue, now_s=0.5, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.5, engine=Engine(step_time=MODEL))
     rule = JitServeCode()
     first = rule.key(replace(snapshot, waiting=np.array([0])), np.array([0]))[0]
     later = replace(snapshot, now_s=3.0, step=49)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
@@ -79,7 +80,7 @@ def test_the_table_is_left_alone(options: dict[str, Any], random_snapshot: Calla
 @pytest.mark.parametrize("options", OPTIONS)
 def test_everybody_finishes_but_the_refused(options: dict[str, Any]) -> None:
     work = load(1)
-    run = simulate(work, policy("slosched", **options), limits=ENGINE, step_time=STEPS)
+    run = simulate(work, policy("slosched", **options), engine=Engine(limits=ENGINE, step_time=STEPS))
     assert run.outcomes.rejected is not None
     assert (run.outcomes.finished | run.outcomes.rejected).all()
     if options.get("hopeless") != "reject":
@@ -88,7 +89,7 @@ def test_everybody_finishes_but_the_refused(options: dict[str, Any]) -> None:
 
 def test_only_promises_that_cannot_be_kept_are_refused() -> None:
     work = load(2, rate=30.0)
-    run = simulate(work, policy("slosched", hopeless="reject"), limits=ENGINE, step_time=STEPS)
+    run = simulate(work, policy("slosched", hopeless="reject"), engine=Engine(limits=ENGINE, step_time=STEPS))
     assert run.outcomes.rejected is not None
     assert run.outcomes.rejected.any()
     best_effort = np.isinf(work.ttft_s) & np.isinf(work.e2e_s)
@@ -107,7 +108,7 @@ def test_the_whole_distribution_counts() -> None:
         request("one token", Slo(tpot_s=1e-4), forecast=LengthForecast.point(1)),
         request("begun", Slo(e2e_s=1e-3), generated_tokens=3),
     ]
-    snapshot = Snapshot.of(queue, step_time=STEPS)
+    snapshot = Snapshot.of(queue, engine=Engine(step_time=STEPS))
     chance = best_chance(snapshot, np.arange(5))
     assert chance[[0, 2, 3, 4]].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert 0.25 <= chance[1] <= 0.75
@@ -119,7 +120,7 @@ def test_a_lost_prompt_that_has_begun_is_preempted_and_then_refused() -> None:
     """Two seconds of prompt, due after one: it is in the engine from the start, and out when that is sure."""
     work = Workload.plain(np.array([0.0, 0.1]), np.array([4000, 4000]), np.array([5, 5]))
     work = replace(work, ttft_s=np.array([1.1, 1.0]), e2e_s=np.array([np.inf, np.inf]))
-    run = simulate(work, policy("slosched", hopeless="reject"), limits=ENGINE, step_time=STEPS)
+    run = simulate(work, policy("slosched", hopeless="reject"), engine=Engine(limits=ENGINE, step_time=STEPS))
     assert run.outcomes.rejected is not None
     assert run.outcomes.met.sum() == 1
     assert run.outcomes.rejected.sum() == 1
@@ -129,15 +130,15 @@ def test_best_chance_is_reached_by_an_idle_engine() -> None:
     for limit in (0.15, 0.18, 0.21, 0.3):
         one = Workload.plain(np.zeros(1), np.array([300]), np.array([11]))
         work = replace(one, e2e_s=np.array([limit]))
-        run = simulate(work, "fcfs", limits=ENGINE, step_time=STEPS)
+        run = simulate(work, "fcfs", engine=Engine(limits=ENGINE, step_time=STEPS))
         queue = [request("a", Slo(e2e_s=limit), prompt_tokens=300, forecast=LengthForecast.point(11))]
-        snapshot = Snapshot.of(queue, limits=ENGINE, step_time=STEPS)
+        snapshot = Snapshot.of(queue, engine=Engine(limits=ENGINE, step_time=STEPS))
         assert best_chance(snapshot, np.arange(1))[0] == float(run.outcomes.met[0])
 
 
 def test_patience_doubles_a_limit_until_it_can_be_kept() -> None:
     late = [request(str(i), Slo(ttft_s=x, e2e_s=2 * x)) for i, x in enumerate((1.0, 3.0, 100.0))]
-    seen = patient(Snapshot.of(late, now_s=3.5, step_time=STEPS)).table
+    seen = patient(Snapshot.of(late, now_s=3.5, engine=Engine(step_time=STEPS))).table
     assert seen.ttft_s[:3].tolist() == [4.0, 6.0, 100.0]
     assert seen.e2e_s[:3].tolist() == [4.0, 6.0, 200.0]
 
@@ -146,7 +147,7 @@ def test_a_flooding_tenant_weighs_less_and_its_class_does_not() -> None:
     shares = TenantShares(1.0)
     queue = [request(str(i), Slo(ttft_s=1.0), tenant="loud") for i in range(3)]
     queue += [request("q", Slo(ttft_s=1.0), tenant="quiet"), request("o", Slo(), slo_class="other")]
-    snapshot = Snapshot.of(queue, step_time=STEPS)
+    snapshot = Snapshot.of(queue, engine=Engine(step_time=STEPS))
     assert shares(snapshot) is snapshot  # nobody has had anything yet
     snapshot.table.served_tokens[0], snapshot.table.served_tokens[3] = 900, 100
     weight = shares(snapshot).table.weight[:5]
@@ -162,7 +163,7 @@ def test_a_flooding_tenant_weighs_less_and_its_class_does_not() -> None:
 def test_counters_fade_and_a_lonely_tenant_gets_all() -> None:
     shares = TenantShares(1.0, window_s=10.0)
     queue = [request("a", Slo(), tenant="loud"), request("b", Slo(), tenant="quiet")]
-    snapshot = Snapshot.of(queue, step_time=STEPS)
+    snapshot = Snapshot.of(queue, engine=Engine(step_time=STEPS))
     snapshot.table.served_tokens[0] = 1000
     first = shares(snapshot).table.weight[:2]
     later = replace(snapshot, now_s=200.0)
@@ -176,7 +177,7 @@ def test_counters_fade_and_a_lonely_tenant_gets_all() -> None:
 
 def test_calls_of_a_program_share_deadline_and_weight() -> None:
     queue = [request(str(i), Slo(e2e_s=10.0), arrival_s=4.0 * i) for i in range(4)]
-    snapshot = Snapshot.of(queue, now_s=12.0, step_time=STEPS)
+    snapshot = Snapshot.of(queue, now_s=12.0, engine=Engine(step_time=STEPS))
     snapshot.table.prefix_index[:4] = [7, 7, -1, 7]
     seen = ProgramDeadlines()(snapshot).table
     # Deadline 10: the second call has 6 seconds of its own, the last one came too late and begins anew.
@@ -189,7 +190,7 @@ def test_programs_past_their_deadline_or_without_are_forgotten(slo: Slo) -> None
     programs = ProgramDeadlines()
     for i in range(30):
         queue = [request(str(k), slo, arrival_s=10.0 * i) for k in range(100)]
-        snapshot = Snapshot.of(queue, step_time=STEPS)
+        snapshot = Snapshot.of(queue, engine=Engine(step_time=STEPS))
         snapshot.table.prefix_index[:100] = 100 * i + np.arange(100)
         programs(snapshot)
     assert len(programs._due_s) <= 1124
@@ -203,9 +204,9 @@ def test_the_simulator_shows_programs() -> None:
     program = np.arange(n) % 15
     blocks = PrefixBlocks(offsets=np.arange(n + 1), ids=program, block_tokens=16)
     work = replace(plain, e2e_s=np.full(n, 3.0), prefix=blocks)
-    run = simulate(work, policy("slosched", programs=True), limits=ENGINE, step_time=STEPS)
+    run = simulate(work, policy("slosched", programs=True), engine=Engine(limits=ENGINE, step_time=STEPS))
     assert run.outcomes.finished.all()
-    other = simulate(work, policy("slosched"), limits=ENGINE, step_time=STEPS)
+    other = simulate(work, policy("slosched"), engine=Engine(limits=ENGINE, step_time=STEPS))
     assert not np.array_equal(run.outcomes.finish_s, other.outcomes.finish_s)
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -45,7 +46,7 @@ def request(name: str, prompt: int = 10, output: float = 10, **fields: object) -
 
 
 def first_plan(name: str, queue: list[Request], now_s: float = 0.0) -> list[str]:
-    return policy(name).plan(Snapshot.of(queue, now_s=now_s, step_time=MODEL)).request_ids
+    return policy(name).plan(Snapshot.of(queue, now_s=now_s, engine=Engine(step_time=MODEL))).request_ids
 
 
 def test_fcfs_is_arrival_order(random_snapshot: RandomSnapshot) -> None:
@@ -89,7 +90,7 @@ def test_srpt_preempts_only_for_gain() -> None:
     def victims(waiting_output: float) -> list[int]:
         running = [request("run", output=200, generated_tokens=1)]
         queue = [request("wait", output=waiting_output)]
-        snapshot = Snapshot.of(queue, running, limits=limits, step_time=MODEL)
+        snapshot = Snapshot.of(queue, running, engine=Engine(limits=limits, step_time=MODEL))
         return [int(row) for row in policy("srpt").plan(snapshot).preempt]
 
     assert victims(10) == [1]
@@ -106,7 +107,7 @@ def test_deadlines_by_hand() -> None:
         request("best effort", arrival_s=1.0),
         request("whole", arrival_s=1.0, slo=Slo(tpot_s=0.1, e2e_s=2.0), generated_tokens=90),
     ]
-    snapshot = Snapshot.of(queue, now_s=3.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=3.0, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[3] = 2.5
     snapshot.table.first_token_s[5] = 2.5
     due = deadline_s(snapshot, np.arange(6))
@@ -176,7 +177,7 @@ def test_hopeless_by_hand() -> None:
         request("missed", slo=Slo(ttft_s=0.1), generated_tokens=2),
         request("best effort", prompt=5000, output=900),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[3] = 0.11
     assert hopeless(snapshot, np.arange(5), 0.011).tolist() == [False, True, True, True, False]
     assert latest_start_s(snapshot, np.array([0, 4]), 0.011) == pytest.approx([1.0 - 0.011, math.inf])
@@ -196,8 +197,10 @@ def test_huang_lets_newcomers_wait() -> None:
     """Between searches, the ordered set goes on in its order and newcomers follow by arrival."""
     huang = policy("huang", seed=1)
     queue = [request(f"q{i}", output=10 + 7 * i, arrival_s=0.01 * i) for i in range(6)]
-    before = huang.plan(Snapshot.of(queue, now_s=0.1, step_time=MODEL)).order.tolist()
-    snapshot = Snapshot.of([*queue, request("late", output=1, arrival_s=0.2)], now_s=0.3, step_time=MODEL)
+    before = huang.plan(Snapshot.of(queue, now_s=0.1, engine=Engine(step_time=MODEL))).order.tolist()
+    snapshot = Snapshot.of(
+        [*queue, request("late", output=1, arrival_s=0.2)], now_s=0.3, engine=Engine(step_time=MODEL)
+    )
     # The same engine has one table for ever; carry the policy's column over as it would.
     snapshot.table.extra("huang.rank", fill=np.inf)[before] = np.arange(6)
     assert huang.plan(snapshot).order.tolist() == [*before, 6]
@@ -214,7 +217,7 @@ def test_ltr_promotes_the_starved() -> None:
     ltr = Ltr(starvation_steps=50, quantum_steps=3)
     queue = [request("long", output=500), request("short", output=5, arrival_s=0.1)]
     limits = EngineLimits(max_num_seqs=1)
-    snapshot = Snapshot.of(queue, [request("run", output=1)], limits=limits, step_time=MODEL)
+    snapshot = Snapshot.of(queue, [request("run", output=1)], engine=Engine(limits=limits, step_time=MODEL))
     for step in range(1, 30):  # the short one has not come yet
         ltr.plan(replace(snapshot, step=step, waiting=snapshot.waiting[:1]))
     for step in range(30, 50):
@@ -226,7 +229,9 @@ def test_ltr_preempts_whoever_ranks_behind() -> None:
     """A running request with a longer forecast gives way on a full engine; a shorter one does not."""
     limits = EngineLimits(max_num_seqs=2)
     running = [request("short", output=5, generated_tokens=1), request("long", output=90, generated_tokens=1)]
-    snapshot = Snapshot.of([request("wait", output=50)], running, limits=limits, step_time=MODEL)
+    snapshot = Snapshot.of(
+        [request("wait", output=50)], running, engine=Engine(limits=limits, step_time=MODEL)
+    )
     plan = Ltr().plan(snapshot)
     assert [snapshot.table.request_ids[row] for row in plan.preempt.tolist()] == ["long"]
     assert len(Ltr(most_preemptions=0).plan(snapshot).preempt) == 0
@@ -258,7 +263,7 @@ def test_trail_never_preempts_past_its_cut(share: float, least: int) -> None:
     n = 60
     work = Workload.plain(np.arange(n) / n, rng.integers(1, 30, size=n), rng.integers(1, 90, size=n))
     watched = Watched(Trail(preemptible_share=share))
-    run = simulate(work, watched, limits=EngineLimits(max_num_seqs=3), step_time=MODEL)
+    run = simulate(work, watched, engine=Engine(limits=EngineLimits(max_num_seqs=3), step_time=MODEL))
     assert run.outcomes.finished.all()
     assert len(watched.shares) >= least
     assert all(s < share for s in watched.shares)
@@ -271,7 +276,7 @@ def test_batch_of_one_sjf_minimises_mean_latency() -> None:
     work = Workload.plain(np.zeros(40), np.full(40, 10), rng.integers(1, 300, size=40))
     limits = EngineLimits(max_num_seqs=1)
     latency = {
-        name: float(simulate(work, name, limits=limits, step_time=MODEL).outcomes.e2e_s.mean())
+        name: float(simulate(work, name, engine=Engine(limits=limits, step_time=MODEL)).outcomes.e2e_s.mean())
         for name in ("sjf", "srpt", "fcfs", "hrrn", "ltr", "edf")
     }
     service = np.sort(0.01 + 10e-4 + (work.output_tokens - 1) * 0.011)
@@ -284,7 +289,7 @@ def test_deterministic_queue_by_formula() -> None:
     """Equal requests, one at a time, arriving faster than served: the i-th waits i times the difference."""
     service_s, gap_s, n = 0.011 + 4 * 0.011, 0.05, 30
     work = Workload.plain(np.arange(n, dtype=np.float64) * gap_s, np.full(n, 10), np.full(n, 5))
-    run = simulate(work, "fcfs", limits=EngineLimits(max_num_seqs=1), step_time=MODEL)
+    run = simulate(work, "fcfs", engine=Engine(limits=EngineLimits(max_num_seqs=1), step_time=MODEL))
     expected = service_s + np.arange(n) * (service_s - gap_s)
     assert run.outcomes.e2e_s == pytest.approx(expected, abs=1e-9)
 
@@ -295,7 +300,7 @@ def test_poisson_arrivals_wait_as_in_theory() -> None:
     service_s = 0.011 + 4 * 0.011
     gaps = np.random.default_rng(0).exponential(service_s / load, size=n)
     work = Workload.plain(np.cumsum(gaps).astype(np.float64), np.full(n, 10), np.full(n, 5))
-    run = simulate(work, "fcfs", limits=EngineLimits(max_num_seqs=1), step_time=MODEL)
+    run = simulate(work, "fcfs", engine=Engine(limits=EngineLimits(max_num_seqs=1), step_time=MODEL))
     wait_s = float((run.outcomes.e2e_s - service_s).mean())
     assert wait_s == pytest.approx(load * service_s / (2 * (1 - load)), rel=0.05)
 
@@ -328,8 +333,8 @@ def test_slosched_is_no_worse_than_simple_orders(random_snapshot: RandomSnapshot
 def test_slosched_leaves_prefill_alone_without_reason() -> None:
     """Nobody has a TPOT limit and no prompt is longer than a step: no prefill limit."""
     queue = [request(f"q{i}", prompt=100, output=1, slo=Slo(ttft_s=5.0)) for i in range(6)]
-    assert Slosched().plan(Snapshot.of(queue, step_time=MODEL)).prefill_tokens is None
-    assert Slosched().plan(Snapshot.of(queue[:1], step_time=MODEL)).prefill_tokens is None
+    assert Slosched().plan(Snapshot.of(queue, engine=Engine(step_time=MODEL))).prefill_tokens is None
+    assert Slosched().plan(Snapshot.of(queue[:1], engine=Engine(step_time=MODEL))).prefill_tokens is None
 
 
 def test_slosched_paces_prefill_for_running_requests() -> None:
@@ -339,7 +344,7 @@ def test_slosched_paces_prefill_for_running_requests() -> None:
     running = [request("run", output=100, generated_tokens=20, slo=promise, arrival_s=-0.6)]
     queue = [request("wait", prompt=30_000, output=1), request("next", output=1)]
     limits = EngineLimits(max_num_batched_tokens=2048)
-    snapshot = Snapshot.of(queue, running, now_s=0.0, limits=limits, step_time=model)
+    snapshot = Snapshot.of(queue, running, now_s=0.0, engine=Engine(limits=limits, step_time=model))
     prefill = Slosched().plan(snapshot).prefill_tokens
     assert prefill is not None
     assert prefill < 1024
@@ -361,7 +366,7 @@ def test_slosched_starves_nobody(output: int) -> None:
     )
     limits = EngineLimits(max_num_seqs=1)
     fresh = Slosched(starvation_s=bound_s, rescue_share=share)
-    run = simulate(work, fresh, limits=limits, step_time=MODEL)
+    run = simulate(work, fresh, engine=Engine(limits=limits, step_time=MODEL))
     assert run.outcomes.finished.all()
     waited = np.sort(run.outcomes.admitted_s[:3])
     prefill_s = 3 * 0.01 + 6000 * 1e-4

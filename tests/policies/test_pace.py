@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -46,7 +47,7 @@ def test_an_end_to_end_limit_is_split() -> None:
         request("lost", output=1000, slo=Slo(e2e_s=1.0)),  # 0.5 ms a token: nobody can
         request("none"),
     ]
-    snapshot = Snapshot.of(queue, step_time=MODEL)
+    snapshot = Snapshot.of(queue, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[3] = 0.5
     first, pace = first_and_pace_s(snapshot, np.arange(6))
     assert first == pytest.approx([1.0, 1.5, 1.2, 0.5, 0.5, math.inf])
@@ -65,7 +66,7 @@ def test_when_tokens_and_answers_are_due() -> None:
         request("whole", slo=Slo(e2e_s=4.0), arrival_s=1.0),
         request("none", arrival_s=1.0),
     ]
-    snapshot = Snapshot.of(queue, now_s=3.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=3.0, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[0] = 1.5
     rows = np.arange(4)
     first, pace = first_and_pace_s(snapshot, rows)
@@ -80,7 +81,7 @@ def test_a_step_is_filled_to_its_time() -> None:
     """Decodes and prompts in turn; the first that does not fit is cut, by hand."""
     running = [request(f"d{i}", generated_tokens=3) for i in range(2)]
     queue = [request("a", prompt=100), request("b", prompt=300), request("c", prompt=50)]
-    snapshot = Snapshot.of(queue, running, step_time=MODEL)
+    snapshot = Snapshot.of(queue, running, engine=Engine(step_time=MODEL))
     line = np.array([3, 0, 4, 1, 2])
     assert in_decode(snapshot, line).tolist() == [True, False, True, False, False]
     # 10 ms + 2 decodes + 10 ms for a: 22 ms; 8.05 ms left are 80 tokens of b.
@@ -93,13 +94,17 @@ def test_a_step_is_filled_to_its_time() -> None:
     assert filled.tokens.tolist() == [1, 100, 0, 0, 0]
     assert filled.skip.tolist() == [4]
     assert fill(snapshot, line, 0.0).tokens.tolist() == [1, 0, 0, 0, 0]
-    small = Snapshot.of(queue, running, step_time=MODEL, limits=EngineLimits(max_num_batched_tokens=150))
+    small = Snapshot.of(
+        queue, running, engine=Engine(limits=EngineLimits(max_num_batched_tokens=150), step_time=MODEL)
+    )
     assert fill(small, line, math.inf).tokens.tolist() == [1, 100, 1, 48, 0]
 
 
 def test_a_running_prompt_waits_for_a_more_urgent_newcomer() -> None:
     """The engine serves running requests first: a prompt begun that gets a part only is passed over."""
-    snapshot = Snapshot.of([request("new", prompt=100)], [request("begun", prompt=400)], step_time=MODEL)
+    snapshot = Snapshot.of(
+        [request("new", prompt=100)], [request("begun", prompt=400)], engine=Engine(step_time=MODEL)
+    )
     snapshot.table.computed_tokens[1] = 100
     assert todo_tokens(snapshot, np.array([0, 1])).tolist() == [100, 300]
     assert fill(snapshot, np.array([0, 1]), 0.03005).skip.tolist() == [1]
@@ -140,7 +145,7 @@ def test_a_filled_step_keeps_its_time(random_snapshot: RandomSnapshot) -> None:
 def test_only_who_fits_is_admissible() -> None:
     """Head of line: slots and blocks are used up in order."""
     queue = [request(f"q{i}", prompt=p) for i, p in enumerate((160, 320, 16))]
-    slots = Snapshot.of(queue, step_time=MODEL, limits=EngineLimits(max_num_seqs=2))
+    slots = Snapshot.of(queue, engine=Engine(limits=EngineLimits(max_num_seqs=2), step_time=MODEL))
     assert admissible(slots, np.arange(3)).tolist() == [0, 1]
-    memory = Snapshot.of(queue, step_time=MODEL, limits=EngineLimits(kv_blocks=25))
+    memory = Snapshot.of(queue, engine=Engine(limits=EngineLimits(kv_blocks=25), step_time=MODEL))
     assert admissible(memory, np.arange(3)).tolist() == [0]

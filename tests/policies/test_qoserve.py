@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
@@ -36,9 +37,9 @@ def test_the_key_lies_between_deadline_and_prompt() -> None:
     queue = [
         request("short", 100, 2.0), request("long", 300, 1.0), request("late", 10, 4.0), request("best", 1),
     ]  # fmt: skip
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert QoServe().plan(snapshot).request_ids == ["short", "long", "late", "best"]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert QoServe(alpha_s_per_token=0.0).plan(snapshot).request_ids == ["long", "short", "late", "best"]
     assert QoServe(alpha_s_per_token=0.008).key(snapshot, np.array([0])) == pytest.approx([2.8])
 
@@ -46,11 +47,11 @@ def test_the_key_lies_between_deadline_and_prompt() -> None:
 def test_the_hopeless_are_relegated_for_good() -> None:
     """At 8,500 tokens/s, 17,000 tokens take 2 s: too long for a limit of 1 s; once behind, always behind."""
     queue = [request("huge", 17_000, 1.0), request("small", 10, 30.0)]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     rule = QoServe(alpha_s_per_token=0.0)
     assert rule.plan(snapshot).request_ids == ["small", "huge"]
     assert QoServe(alpha_s_per_token=0.0, throughput_tps=20_000.0).plan(
-        Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+        Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     ).request_ids == ["huge", "small"]
     rule.throughput_tps = 1e9
     assert rule.plan(snapshot).request_ids == ["small", "huge"]
@@ -59,7 +60,7 @@ def test_the_hopeless_are_relegated_for_good() -> None:
 def test_the_chunk_fits_the_least_slack() -> None:
     """Due at max(0.2, 1.0) + 0.05 x 3 = 1.15 s; 1.2 x (11 ms + 0.1 ms a token) within what is left."""
     running = [request("run", 100, 1.0, generated_tokens=2)]
-    snapshot = Snapshot.of([request("wait", 4000, 5.0)], running, now_s=1.1, step_time=MODEL)
+    snapshot = Snapshot.of([request("wait", 4000, 5.0)], running, now_s=1.1, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[1] = 0.2
     rule = QoServe()
     assert rule.slack_s(snapshot, np.array([1])) == pytest.approx([0.05])
@@ -74,14 +75,14 @@ def test_the_chunk_fits_the_least_slack() -> None:
 def test_steps_are_small_while_memory_is_short() -> None:
     """Fewer than 32,000 free KV tokens: 512 tokens a step at most."""
     queue = [request("wait", 4000, 5.0)]
-    small = Snapshot.of(queue, step_time=MODEL, limits=EngineLimits(kv_blocks=1000))
+    small = Snapshot.of(queue, engine=Engine(limits=EngineLimits(kv_blocks=1000), step_time=MODEL))
     assert QoServe().plan(small).prefill_tokens == 512
-    assert QoServe().plan(Snapshot.of(queue, step_time=MODEL)).prefill_tokens == 2552
+    assert QoServe().plan(Snapshot.of(queue, engine=Engine(step_time=MODEL))).prefill_tokens == 2552
 
 
 def test_throughput_is_an_average_of_what_is_seen() -> None:
     """A step of 1,000 prompt tokens in 0.1 s moves the average by half a percent of the way."""
-    snapshot = Snapshot.of([], [request("run", 2000, 5.0)], now_s=1.0, step_time=MODEL)
+    snapshot = Snapshot.of([], [request("run", 2000, 5.0)], now_s=1.0, engine=Engine(step_time=MODEL))
     snapshot.table.computed_tokens[0] = 0
     rule = QoServe()
     rule.plan(snapshot)

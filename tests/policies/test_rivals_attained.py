@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -35,7 +36,7 @@ def request(name: str, prompt: int = 10, output: float = 1000, **fields: object)
 def snapshot_of(
     waiting: list[Request], running: list[Request], limits: EngineLimits = ONE, now_s: float = 1.0
 ) -> Snapshot:
-    return Snapshot.of(waiting, running, limits=limits, step_time=MODEL, now_s=now_s)
+    return Snapshot.of(waiting, running, engine=Engine(limits=limits, step_time=MODEL), now_s=now_s)
 
 
 def victims(name: str, snapshot: Snapshot, **parameters: Any) -> list[str]:
@@ -273,7 +274,7 @@ def test_everybody_gets_on_under_preemption(name: str) -> None:
         "atlas": {"quantum_tokens": 20},
         "uniboost": {"guard_tokens": 8, "gamma": 0.05},
     }
-    run = simulate(work, policy(name, **small.get(name, {})), limits=limits, step_time=MODEL)
+    run = simulate(work, policy(name, **small.get(name, {})), engine=Engine(limits=limits, step_time=MODEL))
     assert run.outcomes.finished.all()
     assert run.outcomes.preemptions.sum() > 5
 
@@ -285,7 +286,7 @@ def test_las_serves_the_short_sooner() -> None:
     work = Workload.plain(np.zeros(60), np.full(60, 10), output)
     limits = EngineLimits(max_num_seqs=2)
     mean = {
-        name: float(simulate(work, one, limits=limits, step_time=MODEL).outcomes.e2e_s.mean())
+        name: float(simulate(work, one, engine=Engine(limits=limits, step_time=MODEL)).outcomes.e2e_s.mean())
         for name, one in (("las", policy("las", quantum_tokens=30)), ("fcfs", policy("fcfs")))
     }
     assert mean["las"] < 0.8 * mean["fcfs"]

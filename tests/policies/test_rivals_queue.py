@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -34,7 +35,7 @@ def request(name: str, prompt: int = 10, output: float = 10, **fields: object) -
 
 
 def queue_of(waiting: list[Request], now_s: float = 1.0, limits: EngineLimits | None = None) -> Snapshot:
-    return Snapshot.of(waiting, now_s=now_s, limits=limits or EngineLimits(), step_time=MODEL)
+    return Snapshot.of(waiting, now_s=now_s, engine=Engine(limits=limits or EngineLimits(), step_time=MODEL))
 
 
 def test_wspt_by_hand() -> None:
@@ -61,7 +62,7 @@ def test_tie_by_hand() -> None:
     expected = [110 + 0.1 * 810, 1.1 * 150, 1.1 * 200 * 0.9**3]
     assert Tie().key(snapshot, rows) == pytest.approx(expected)
     assert Tie().plan(snapshot).request_ids == ["old", "sure", "unsure"]
-    crowded = replace(snapshot, limits=EngineLimits(max_num_seqs=1))
+    crowded = replace(snapshot, engine=snapshot.engine.with_limits(max_num_seqs=1))
     assert Tie().key(crowded, rows)[0] == pytest.approx(110 + 0.3 * 810)
     assert Tie(decay=1.0).plan(snapshot).request_ids == ["sure", "unsure", "old"]
 
@@ -89,7 +90,9 @@ def test_lpm_finds_more_in_the_cache() -> None:
     )
     limits = EngineLimits(max_num_seqs=4, kv_blocks=200, prefix_cache=True)
     cached = {
-        name: int(simulate(work, name, limits=limits, step_time=MODEL).outcomes.cached_tokens.sum())
+        name: int(
+            simulate(work, name, engine=Engine(limits=limits, step_time=MODEL)).outcomes.cached_tokens.sum()
+        )
         for name in ("lpm", "fcfs")
     }
     assert cached["lpm"] > 1.1 * cached["fcfs"]
@@ -99,7 +102,7 @@ def test_hrrn_sglang_counts_prefilled_tokens() -> None:
     """Waiting is measured in what the engine prefilled since the request came, not in seconds."""
     queue = [request("long", prompt=1000, arrival_s=0.1), request("short", prompt=100, arrival_s=0.2)]
     run = request("run", prompt=5000, arrival_s=0.0)
-    snapshot = Snapshot.of(queue, [run], now_s=1.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, [run], now_s=1.0, engine=Engine(step_time=MODEL))
     t = snapshot.table
     t.computed_tokens[2] = 0
     first = replace(snapshot, waiting=snapshot.waiting[:1])
@@ -144,7 +147,7 @@ def test_past_future_peak_by_hand() -> None:
     # With a: max(60 + 99, 210 + 98) = 308. With b: max(159, 70 + 198, 220 + 147) = 367. With c: 417.
     for blocks, admitted in ((19, 0), (20, 1), (23, 2), (26, 2), (27, 3)):
         limits = EngineLimits(kv_blocks=blocks)
-        snapshot = Snapshot.of(queue, running, now_s=1.0, limits=limits, step_time=MODEL)
+        snapshot = Snapshot.of(queue, running, now_s=1.0, engine=Engine(limits=limits, step_time=MODEL))
         plan = PastFuture(start_tokens=100).plan(snapshot)
         assert plan.hold.tolist() == [0, 1, 2][admitted:], blocks
 
@@ -170,7 +173,9 @@ def test_past_future_avoids_preemption() -> None:
     work = Workload.plain(np.sort(rng.random(n) * 3), np.full(n, 30), rng.integers(80, 120, size=n))
     limits = EngineLimits(max_num_seqs=64, kv_blocks=160)
     preempted = {
-        name: int(simulate(work, name, limits=limits, step_time=MODEL).outcomes.preemptions.sum())
+        name: int(
+            simulate(work, name, engine=Engine(limits=limits, step_time=MODEL)).outcomes.preemptions.sum()
+        )
         for name in ("past-future", "fcfs")
     }
     assert preempted["fcfs"] > 50

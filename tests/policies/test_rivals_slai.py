@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -38,8 +39,8 @@ def busy(budget: int = 100, kv_blocks: int = 27_000) -> Snapshot:
         request("middle", tpot_s=0.08, generated_tokens=3),
     ]
     snapshot = Snapshot.of(
-        waiting, running, now_s=1.0, step_time=MODEL,
-        limits=EngineLimits(max_num_batched_tokens=budget, kv_blocks=kv_blocks),
+        waiting, running, now_s=1.0,
+        engine=Engine(step_time=MODEL).with_limits(max_num_batched_tokens=budget, kv_tokens=16 * kv_blocks),
     )  # fmt: skip
     t = snapshot.table
     t.computed_tokens[2] = 50
@@ -114,11 +115,11 @@ def test_prefills_overtake_decodes_in_the_engine() -> None:
     plain = Workload.plain(np.array([0.0, 0.055]), np.array([50, 200]), np.array([40, 2]))
     work = replace(plain, tpot_s=np.array([0.08, np.inf]))
     logs: list[StepRecord] = []
-    run = simulate(work, Slai(), limits=limits, step_time=MODEL, record=logs)
+    run = simulate(work, Slai(), engine=Engine(limits=limits, step_time=MODEL), record=logs)
     log = logs[0]
     late = log.row == 1
     assert log.tokens[late][:3].tolist() == [50, 50, 50]
     assert run.outcomes.tpot_s[0] < 0.08
     fcfs: list[StepRecord] = []
-    simulate(work, "fcfs", limits=limits, step_time=MODEL, record=fcfs)
+    simulate(work, "fcfs", engine=Engine(limits=limits, step_time=MODEL), record=fcfs)
     assert fcfs[0].tokens[fcfs[0].row == 1].max() == 49

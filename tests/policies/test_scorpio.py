@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
@@ -39,7 +40,7 @@ def test_refuses_who_would_be_late_and_counts_on() -> None:
         request("second", 4000, 0.5, None),
         request("best effort", 90_000, None, None),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     plan = Scorpio().plan(snapshot)
     assert plan.request_ids == ["first", "third", "best effort"]
     assert names(snapshot, plan.reject) == ["second"]
@@ -53,7 +54,7 @@ def test_prompts_begun_come_first_and_answers_begun_are_kept() -> None:
     """2,000 tokens still to compute for a running prompt make the newcomer late; a preempted one is kept."""
     queue = [request("new", 1000, 0.3, None), request("back", 4000, 0.1, None, generated_tokens=3)]
     running = [request("begun", 3000, 9.0, None)]
-    snapshot = Snapshot.of(queue, running, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, running, now_s=0.0, engine=Engine(step_time=MODEL))
     snapshot.table.computed_tokens[2] = 1000
     snapshot.table.first_token_s[1] = 0.0
     assert names(snapshot, Scorpio().plan(snapshot).reject) == ["new"]
@@ -68,7 +69,7 @@ def test_admission_protects_the_tightest_pace() -> None:
         request("c", 10, 3.0, 0.2),  # V = 5.1: 19.63 ms
         request("d", 10, 4.0, 0.1),  # V = 5.3: 19.89 ms
     ]
-    snapshot = Snapshot.of(queue, running, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, running, now_s=0.0, engine=Engine(step_time=MODEL))
     assert names(snapshot, Scorpio().plan(snapshot).hold) == ["b", "d"]
     assert len(Scorpio(admission=False).plan(snapshot).hold) == 0
     assert names(snapshot, Scorpio(factor=1.0).plan(snapshot).hold) == []
@@ -77,7 +78,7 @@ def test_admission_protects_the_tightest_pace() -> None:
 def test_somebody_is_let_in_when_nobody_runs() -> None:
     """A limit below the shortest step holds all but the first."""
     queue = [request("a", 10, 1.0, 0.001), request("b", 10, 2.0, 0.001)]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert names(snapshot, Scorpio().plan(snapshot).hold) == ["b"]
 
 
@@ -88,7 +89,7 @@ def test_credits_slow_down_loose_decodes() -> None:
         request("half", 10, 1.0, 0.04, generated_tokens=1),
         request("free", 10, 1.0, None, generated_tokens=1),
     ]
-    snapshot = Snapshot.of([], running, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of([], running, now_s=0.0, engine=Engine(step_time=MODEL))
     rule, served = Scorpio(), dict.fromkeys(("tight", "half", "free"), 0)
     for _ in range(20):
         skipped = names(snapshot, rule.plan(snapshot).skip)

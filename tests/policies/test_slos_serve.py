@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
@@ -85,7 +86,7 @@ def test_accepted_by_deadline_then_best_effort() -> None:
         request("late", 4000, Slo(ttft_s=1.0)),
         request("soon", 4000, Slo(ttft_s=0.95)),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     rule = SlosServe()
     assert rule.plan(snapshot).request_ids == ["soon", "late", "none", "light"]
     snapshot.table.ttft_s[1] = 90.0  # decided once
@@ -98,10 +99,13 @@ def test_a_step_fits_the_tightest_pace() -> None:
         request("a", 10, Slo(ttft_s=1.0, tpot_s=0.05), generated_tokens=2),
         request("b", 10, Slo(ttft_s=1.0, tpot_s=0.2), generated_tokens=2),
     ]
-    snapshot = Snapshot.of([request("wait", 5000)], running, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of([request("wait", 5000)], running, now_s=0.0, engine=Engine(step_time=MODEL))
     assert SlosServe().plan(snapshot).prefill_tokens in (379, 380)
     assert SlosServe(margin=2.0).plan(snapshot).prefill_tokens in (129, 130)
-    assert SlosServe().plan(Snapshot.of([request("wait", 5000)], step_time=MODEL)).prefill_tokens == 2048
+    assert (
+        SlosServe().plan(Snapshot.of([request("wait", 5000)], engine=Engine(step_time=MODEL))).prefill_tokens
+        == 2048
+    )
 
 
 @pytest.mark.parametrize("bad", [{"margin": 0.0}, {"most": 0}, {"units": 0}])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
@@ -86,8 +87,10 @@ def test_the_policy_is_the_queue(share: float, load: float) -> None:
     run = simulate(
         work,
         Trail(preemptible_share=share),
-        limits=EngineLimits(max_num_seqs=1, max_num_batched_tokens=100_000),
-        step_time=StepTimeModel(base_s=1.0, prefill_token_s=0.0, sequence_s=0.0, kv_token_s=0.0),
+        engine=Engine(
+            limits=EngineLimits(max_num_seqs=1, max_num_batched_tokens=100_000),
+            step_time=StepTimeModel(base_s=1.0, prefill_token_s=0.0, sequence_s=0.0, kv_token_s=0.0),
+        ),
     )
     np.testing.assert_allclose(run.outcomes.finish_s, queue(arrival_s, size, share), rtol=1e-9)
     assert (run.outcomes.preemptions.sum() > 10) == (share > 0)

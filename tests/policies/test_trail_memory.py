@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -26,7 +27,7 @@ def request(name: str, prompt: int, length: int, generated: int = 0) -> Request:
 
 
 def victims(policy: Trail, waiting: Request, *running: Request) -> list[str]:
-    snapshot = Snapshot.of([waiting], running, limits=LIMITS, step_time=STEP)
+    snapshot = Snapshot.of([waiting], running, engine=Engine(limits=LIMITS, step_time=STEP))
     plan = policy.plan(snapshot)
     return [running[row - 1].request_id for row in plan.preempt.tolist()]
 
@@ -51,7 +52,7 @@ def test_what_must_be_computed_again_counts() -> None:
 def test_memory_is_taken_from_the_young_and_long_first() -> None:
     """Running order: past the cut-off first, then by what is left."""
     running = [request("young", 10, 100, 5), request("old", 10, 100, 95), request("younger", 10, 40, 1)]
-    snapshot = Snapshot.of([request("head", 10, 5)], running, limits=LIMITS, step_time=STEP)
+    snapshot = Snapshot.of([request("head", 10, 5)], running, engine=Engine(limits=LIMITS, step_time=STEP))
     order = Trail(memory=True).plan(snapshot).running_order
     assert order is not None
     assert [running[row - 1].request_id for row in order.tolist()] == ["old", "younger", "young"]
@@ -68,7 +69,11 @@ def test_less_is_computed_twice_where_memory_is_short(share: float) -> None:
         output = np.minimum(300, rng.geometric(1 / 60, n))
         work = Workload.plain(np.sort(rng.uniform(0.0, 3.0, n)), rng.integers(20, 300, n), output)
         runs = [
-            simulate(work, Trail(preemptible_share=share, memory=memory), limits=LIMITS, step_time=STEP)
+            simulate(
+                work,
+                Trail(preemptible_share=share, memory=memory),
+                engine=Engine(limits=LIMITS, step_time=STEP),
+            )
             for memory in (False, True)
         ]
         assert all(run.outcomes.finished.all() for run in runs)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
@@ -36,7 +37,7 @@ def test_light_load_is_deadline_first() -> None:
     queue = [
         request("heavy", 1000, slo=Slo(ttft_s=2.0), weight=9.0), request("soon", 2000, slo=Slo(ttft_s=1.0))
     ]  # fmt: skip
-    snapshot = Snapshot.of(queue, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.0, engine=Engine(step_time=MODEL))
     assert ProServe().plan(snapshot).request_ids == ["soon", "heavy"]
     # λ = 7 makes both urgent: weight over seconds, 9 / 0.1 against 1 / 0.2.
     assert ProServe(urgency=7.0).plan(snapshot).request_ids == ["heavy", "soon"]
@@ -53,7 +54,7 @@ def test_overload_is_density_first_but_for_the_starved() -> None:
         request("starved", 9000, slo=Slo(ttft_s=1.0), arrival_s=0.9),
         request("overdue", 1000, slo=Slo(ttft_s=1.0), arrival_s=1.5),
     ]
-    snapshot = Snapshot.of(queue, now_s=3.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=3.0, engine=Engine(step_time=MODEL))
     assert ProServe().plan(snapshot).request_ids == ["starved", "short", "overdue", "long", "best effort"]
 
 
@@ -61,7 +62,7 @@ def test_the_step_is_cut_at_the_time_budget() -> None:
     """The decode is due in 40 ms, above 0.65 x 50 ms: 10 + 1 ms and 290 tokens of the prompt."""
     running = [request("run", slo=Slo(ttft_s=1.0, tpot_s=0.05), generated_tokens=3)]
     queue = [request("wait", 5000, slo=Slo(ttft_s=9.0))]
-    snapshot = Snapshot.of(queue, running, now_s=0.31, step_time=MODEL)
+    snapshot = Snapshot.of(queue, running, now_s=0.31, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[1] = 0.2 + 1e-9
     line, budget_s = ProServe().line(snapshot, np.array([1, 0]))
     assert budget_s == pytest.approx(0.04)
@@ -70,7 +71,7 @@ def test_the_step_is_cut_at_the_time_budget() -> None:
     # Overdue, it limits the step no more: 0.65 x 50 ms leave 215 tokens after it.
     late = replace(snapshot, now_s=0.5)
     assert ProServe().line(late, np.array([1, 0]))[1] == pytest.approx(min(9.0 - 0.5, 8.5))
-    slow = Snapshot.of([], running, now_s=0.5, step_time=MODEL)
+    slow = Snapshot.of([], running, now_s=0.5, engine=Engine(step_time=MODEL))
     slow.table.first_token_s[0] = 0.2
     assert ProServe().line(slow, np.array([0]))[1] == pytest.approx(0.0325)
 
@@ -79,7 +80,7 @@ def test_decodes_give_way_to_urgent_prompts() -> None:
     """A decode with time to spare is passed over while an urgent prompt fills the step."""
     running = [request("run", slo=Slo(ttft_s=1.0, tpot_s=0.5), generated_tokens=1)]
     queue = [request("now", 3000, slo=Slo(ttft_s=0.32))]
-    snapshot = Snapshot.of(queue, running, now_s=0.0, step_time=MODEL)
+    snapshot = Snapshot.of(queue, running, now_s=0.0, engine=Engine(step_time=MODEL))
     snapshot.table.first_token_s[1] = 0.0
     # Load (0.3 + 0.001) / (1 - 0.01 / 0.325): 0.3106 s; 0.32 s are more, 0.31 s less.
     assert ProServe().line(snapshot, np.array([1, 0]))[0].tolist() == [0, 1]
@@ -95,7 +96,7 @@ def test_least_budget_first() -> None:
         request("first", 100, 20, slo=Slo(ttft_s=1.0)),
         request("none", 100, 20),
     ]
-    snapshot = Snapshot.of(queue, now_s=0.5, step_time=MODEL)
+    snapshot = Snapshot.of(queue, now_s=0.5, engine=Engine(step_time=MODEL))
     snapshot.table.arrival_s[:4] = 0.0
     prefill, step = 0.01 + 0.01, 0.011
     budget = Cascade().budget_s(snapshot, np.arange(4))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.parallel import Workers
@@ -54,7 +55,7 @@ def metronome(limit_s: float = 0.15) -> Bench:
     from slosched.core.limits import EngineLimits
 
     limits = EngineLimits(max_num_batched_tokens=1000, max_num_seqs=1)
-    return Bench(source=Metronome(limit_s), limits=limits, step_time=StepTimeModel(base_s=0.1))
+    return Bench(source=Metronome(limit_s), engine=Engine(limits=limits, step_time=StepTimeModel(base_s=0.1)))
 
 
 def square(shared: int, cell: int) -> int:
@@ -127,13 +128,13 @@ def test_workers_keep_order_and_words_of_errors() -> None:
 
 def test_generated_depends_on_rate_and_seed() -> None:
     """A generator gives about the rate asked for, and the same requests for the same seed."""
-    source = Generated(duration_s=100.0, limits=ENGINE.limits, step_time=ENGINE.step_time)
+    source = Generated(duration_s=100.0, engine=ENGINE)
     first, again, other = source(6.0, 1), source(6.0, 1), source(6.0, 2)
     assert 300 < len(first) < 900
     assert np.array_equal(first.prompt_tokens, again.prompt_tokens)
     assert not np.array_equal(first.arrival_s[:50], other.arrival_s[:50])
     with pytest.raises(InputError, match="workload must be one of"):
-        Generated(kind="void", limits=ENGINE.limits, step_time=ENGINE.step_time)
+        Generated(kind="void", engine=ENGINE)
 
 
 def test_replay_takes_other_minutes_for_each_seed(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_replay_takes_other_minutes_for_each_seed(tmp_path: Path) -> None:
     rows = "".join(f"{2 * i},{100 + i},20\n" for i in range(600))
     path.write_text("arrival_s,input_tokens,output_tokens\n" + rows)
     file = TraceFile(path=path, slo_class="chat")
-    source = trace_source([file], requests=100, limits=ENGINE.limits, step_time=ENGINE.step_time)
+    source = trace_source([file], requests=100, engine=ENGINE)
     first, other = source(5.0, 0), source(5.0, 1)
     assert len(first) == 100
     assert 99 / (first.arrival_s[-1] - first.arrival_s[0]) == pytest.approx(5.0)
@@ -162,17 +163,17 @@ def test_demo_falls_back_to_the_generator(monkeypatch: pytest.MonkeyPatch, tmp_p
     """Without data the demonstration generates; a folder without the traces is refused by name."""
     monkeypatch.delenv("SLOSCHED_DATA", raising=False)
     assert data_folder() is None
-    assert isinstance(demo_source(limits=ENGINE.limits, step_time=ENGINE.step_time), Generated)
+    assert isinstance(demo_source(engine=ENGINE), Generated)
     monkeypatch.setenv("SLOSCHED_DATA", str(tmp_path))
     with pytest.raises(InputError, match="SLOSCHED_DATA must be a folder with azure2023"):
-        demo_source(limits=ENGINE.limits, step_time=ENGINE.step_time)
+        demo_source(engine=ENGINE)
 
 
 @pytest.mark.skipif(not (DATA / "traces").is_dir(), reason="the public traces are not here (SLOSCHED_DATA)")
 def test_demo_replays_the_real_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the data folder the demonstration replays the real traces, says so, and has all three classes."""
     monkeypatch.setenv("SLOSCHED_DATA", str(DATA))
-    source = demo_source(limits=ENGINE.limits, step_time=ENGINE.step_time)
+    source = demo_source(engine=ENGINE)
     assert isinstance(source, Replayed)
     work = source(6.0, 0)
     assert "real traces: Azure" in work.source

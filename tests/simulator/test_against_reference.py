@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
@@ -457,7 +458,7 @@ def compare(case: tuple[Workload, EngineLimits], name: str, policy: str | Policy
     workload, limits = case
     reference = Reference(workload, limits, MODEL, name, seed).run()
     logs: list[StepRecord] = []
-    run = simulate(workload, policy, limits=limits, step_time=MODEL, record=logs)
+    run = simulate(workload, policy, engine=Engine(limits=limits, step_time=MODEL), record=logs)
     log = list(zip(logs[0].step.tolist(), logs[0].row.tolist(), logs[0].tokens.tolist(), strict=True))
     assert log == reference.log
     o, jobs = run.outcomes, reference.jobs

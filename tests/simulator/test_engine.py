@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
@@ -95,7 +96,9 @@ def plain(*requests: tuple[float, int, int], prefix: PrefixBlocks | None = None)
 def times(
     workload: Workload, policy: str | Policy, limits: EngineLimits, model: StepTimeModel, recorded: bool
 ) -> tuple[list[float], ...]:
-    o = simulate(workload, policy, limits=limits, step_time=model, record=[] if recorded else None).outcomes
+    o = simulate(
+        workload, policy, engine=Engine(limits=limits, step_time=model), record=[] if recorded else None
+    ).outcomes
     return tuple(
         column.tolist()
         for column in (
@@ -111,7 +114,7 @@ def test_everybody_is_served_once(policy: str, random_case: RandomCase, model: S
         work, limits = random_case(seed)
         logs: list[StepRecord] = []
         chosen = RandomPreemption(seed) if policy == "random" else policy_by_name(policy)
-        run = simulate(work, chosen, limits=limits, step_time=model, record=logs)
+        run = simulate(work, chosen, engine=Engine(limits=limits, step_time=model), record=logs)
         o, log = run.outcomes, logs[0]
         assert o.finished.all(), seed
         assert np.all(o.admitted_s >= work.arrival_s - 1e-9), seed
@@ -139,7 +142,9 @@ def test_memory_comes_back(policy: str, random_case: RandomCase, model: StepTime
     for seed in range(12):
         work, limits = random_case(seed)
         columns = engine_module.columns_of(work)
-        engine = engine_module.SimulatedEngine(work, columns, policy_by_name(policy), limits, model)
+        engine = engine_module.SimulatedEngine(
+            work, columns, policy_by_name(policy), Engine(limits=limits, step_time=model)
+        )
         engine.deliver(np.arange(len(work)), columns.requests.arrival_ps)
         engine.advance()
         assert engine.state[k.FREE] == limits.kv_blocks
@@ -179,7 +184,7 @@ def test_preemption_changes_no_tokens(random_case: RandomCase, model: StepTimeMo
     preempted = 0
     for seed in range(20):
         work, limits = random_case(seed)
-        run = simulate(work, RandomPreemption(seed), limits=limits, step_time=model)
+        run = simulate(work, RandomPreemption(seed), engine=Engine(limits=limits, step_time=model))
         preempted += int(run.outcomes.preemptions.sum())
         assert run.outcomes.finished.all()
     assert preempted > 30
@@ -191,7 +196,7 @@ def test_shared_prefixes(name: str, policy: str) -> None:
     """Real prefix trees under memory pressure: everybody finishes, and the cache is hit."""
     limits = EngineLimits(kv_blocks=6000, prefix_cache=True)
     work = mix(name, rate_per_s=0.3, requests=40, seed=1, limits=limits)
-    o = simulate(work, policy, limits=limits).outcomes
+    o = simulate(work, policy, engine=Engine(limits=limits)).outcomes
     assert o.finished.all()
     assert np.isfinite(o.ttft_s).all()
     assert o.cached_tokens.sum() > 0
@@ -202,8 +207,8 @@ def test_prefix_cache_saves_time() -> None:
     """A prompt seen before is computed but for its last block, and its first token comes sooner."""
     prefix = PrefixBlocks(offsets=rows(0, 8, 16), ids=np.tile(np.arange(8), 2), block_tokens=16)
     work = plain((0.0, 128, 4), (5.0, 128, 4), prefix=prefix)
-    with_cache = simulate(work, limits=EngineLimits(prefix_cache=True)).outcomes
-    without = simulate(work, limits=EngineLimits(prefix_cache=False)).outcomes
+    with_cache = simulate(work, engine=Engine(limits=EngineLimits(prefix_cache=True))).outcomes
+    without = simulate(work, engine=Engine(limits=EngineLimits(prefix_cache=False))).outcomes
     assert with_cache.cached_tokens.tolist() == [0, 112]
     assert without.cached_tokens.tolist() == [0, 0]
     assert with_cache.ttft_s[1] < without.ttft_s[1]
@@ -215,7 +220,7 @@ def test_prefix_blocks_must_divide() -> None:
     prefix = PrefixBlocks(offsets=rows(0, 1), ids=rows(3), block_tokens=24)
     work = plain((0.0, 24, 1), prefix=prefix)
     with pytest.raises(InputError, match="block_tokens must divide the 24 tokens"):
-        simulate(work, limits=EngineLimits(prefix_cache=True))
+        simulate(work, engine=Engine(limits=EngineLimits(prefix_cache=True)))
 
 
 def test_empty_and_single() -> None:
@@ -224,7 +229,7 @@ def test_empty_and_single() -> None:
     assert (nothing.log.steps, len(nothing.outcomes.finish_s)) == (0, 0)
     limits = EngineLimits(max_num_batched_tokens=100)
     model = StepTimeModel(base_s=0.01)
-    run = simulate(plain((2.0, 250, 4)), limits=limits, step_time=model)
+    run = simulate(plain((2.0, 250, 4)), engine=Engine(limits=limits, step_time=model))
     assert run.log.steps == 3 + 3
     assert run.outcomes.ttft_s[0] == pytest.approx(0.03, abs=1e-12)
     assert run.outcomes.finish_s[0] == pytest.approx(2.06, abs=1e-12)
@@ -247,7 +252,7 @@ def test_empty_and_single() -> None:
 def test_oversize_is_refused(request_: tuple[float, int, int], limits: EngineLimits, message: str) -> None:
     """A request that can never fit is named with the bound it breaks."""
     with pytest.raises(InputError, match=message):
-        simulate(plain((0.0, 5, 5), request_), limits=limits)
+        simulate(plain((0.0, 5, 5), request_), engine=Engine(limits=limits))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +293,7 @@ def test_bad_running_order_is_refused(running_order: Ints) -> None:
 
     limits = EngineLimits(max_num_seqs=2)
     with pytest.raises(InputError, match="running_order must be all running rows"):
-        simulate(plain((0.0, 10, 5), (0.0, 10, 5), (0.0, 10, 5)), Reorders(), limits=limits)
+        simulate(plain((0.0, 10, 5), (0.0, 10, 5), (0.0, 10, 5)), Reorders(), engine=Engine(limits=limits))
 
 
 def test_stale_snapshot_is_refused() -> None:
@@ -313,7 +318,7 @@ def test_holding_for_a_while_is_carried_out() -> None:
             plan = super().plan(snapshot)
             return replace(plan, hold=snapshot.waiting) if snapshot.step < 10 else plan
 
-    run = simulate(plain((0.0, 10, 1)), Holds(), step_time=StepTimeModel(base_s=0.01))
+    run = simulate(plain((0.0, 10, 1)), Holds(), engine=Engine(step_time=StepTimeModel(base_s=0.01)))
     assert run.outcomes.admitted_s[0] == pytest.approx(0.1, abs=1e-9)
     assert run.log.busy_s == pytest.approx(0.01, abs=1e-12)
 
@@ -340,7 +345,7 @@ def test_refused_requests_miss_and_are_counted() -> None:
             return replace(super().plan(snapshot), reject=long, hold=long)
 
     work = plain((0.0, 90, 3), (0.0, 10, 3), (5.0, 60, 3), (9.0, 20, 3))
-    run = simulate(work, Refuses(), step_time=StepTimeModel(base_s=0.01))
+    run = simulate(work, Refuses(), engine=Engine(step_time=StepTimeModel(base_s=0.01)))
     o, m = run.outcomes, Metrics.of(run)
     assert o.rejected is not None
     assert o.rejected.tolist() == [True, False, True, False]
@@ -363,7 +368,7 @@ def test_skipped_requests_keep_their_memory() -> None:
             return replace(super().plan(snapshot), skip=skip)
 
     work = plain((0.0, 10, 4), (0.0, 10, 4))
-    o = simulate(work, Skips(), step_time=StepTimeModel(base_s=0.01)).outcomes
+    o = simulate(work, Skips(), engine=Engine(step_time=StepTimeModel(base_s=0.01))).outcomes
     # The second is done in 4 steps; then nothing else could run, and the first goes on in spite of the plan.
     assert o.finish_s == pytest.approx([0.06, 0.04], abs=1e-9)
     assert o.recomputed_tokens.tolist() == [0, 0]
@@ -383,7 +388,9 @@ def test_decodes_can_follow_new_prefills() -> None:
     logs: list[StepRecord] = []
     limits = EngineLimits(max_num_batched_tokens=10)
     work = plain((0.0, 10, 3), (0.015, 10, 2))
-    simulate(work, PrefillFirst(), limits=limits, step_time=StepTimeModel(base_s=0.01), record=logs)
+    simulate(
+        work, PrefillFirst(), engine=Engine(limits=limits, step_time=StepTimeModel(base_s=0.01)), record=logs
+    )
     steps = list(zip(logs[0].step.tolist(), logs[0].row.tolist(), logs[0].tokens.tolist(), strict=True))
     assert steps == [(0, 0, 10), (1, 0, 1), (2, 1, 10), (3, 0, 1), (3, 1, 1)]
 
@@ -427,7 +434,9 @@ def test_same_result_in_another_process() -> None:
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"},
     ).stdout  # fmt: skip
     work = generate("chat", rate_per_s=40.0, duration_s=2.0, seed=5)
-    here = simulate(work, "slosched", limits=EngineLimits(max_num_seqs=12)).outcomes.finish_s.tolist()
+    here = simulate(
+        work, "slosched", engine=Engine(limits=EngineLimits(max_num_seqs=12))
+    ).outcomes.finish_s.tolist()
     assert there.strip() == str(here)
     assert len(here) > 40
 
@@ -437,7 +446,9 @@ def test_progress_is_reported() -> None:
     seen: list[tuple[int, int]] = []
     work = generate("chat", rate_per_s=30.0, duration_s=2.0, seed=1)
     limits = EngineLimits(max_num_seqs=4)
-    simulate(work, "trail", limits=limits, progress=lambda done, total: seen.append((done, total)))
+    simulate(
+        work, "trail", engine=Engine(limits=limits), progress=lambda done, total: seen.append((done, total))
+    )
     assert seen
     assert all(0 <= done <= total == len(work) for done, total in seen)
 
@@ -446,6 +457,6 @@ def test_plans_are_timed_on_demand() -> None:
     """Each plan is timed if asked for, none otherwise."""
     work = plain((0.0, 10, 5), (0.0, 10, 5))
     limits = EngineLimits(max_num_seqs=1)
-    run = simulate(work, "edf", limits=limits, measure_plans=True)
+    run = simulate(work, "edf", engine=Engine(limits=limits), measure_plans=True)
     assert len(run.log.plan_s) == run.log.plans > 0
-    assert len(simulate(work, "edf", limits=limits).log.plan_s) == 0
+    assert len(simulate(work, "edf", engine=Engine(limits=limits)).log.plan_s) == 0

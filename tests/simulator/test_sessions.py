@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Outcomes
@@ -60,7 +61,7 @@ def test_turns_follow_answers(policy: str, random_case: RandomCase, model: StepT
     for seed in range(12):
         work, limits = random_case(seed)
         work = with_sessions(work, seed)
-        outcomes = simulate(work, policy, limits=limits, step_time=model).outcomes
+        outcomes = simulate(work, policy, engine=Engine(limits=limits, step_time=model)).outcomes
         assert outcomes.finished.all()
         keeps_order(outcomes)
         assert (outcomes.admitted_s >= outcomes.arrival_s).all()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -85,7 +86,7 @@ def test_kv_limit_holds_a_request_back() -> None:
     first_s = {}
     for tokens in (100, 150):
         waiting = Request(request_id="w", prompt_tokens=tokens, forecast=LengthForecast.point(5))
-        snapshot = Snapshot.of([waiting], [running], limits=limits)
+        snapshot = Snapshot.of([waiting], [running], engine=Engine(limits=limits))
         jobs = c.jobs_of(snapshot)
         scratch = c.scratch_for(jobs)
         c.evaluate(jobs, 1, np.array([1]), 1, c.engine_of(snapshot), np.array(c.DEFAULT_AIM), np.inf, scratch)
@@ -261,7 +262,7 @@ def test_step_time_coefficients_reach_the_model() -> None:
     ends = []
     for extra in ({}, {"prefill_token_s": 1e-5}, {"attention_work_s": 1e-9}, {"sequence_s": 1e-3},
                   {"kv_token_s": 1e-6}, {"knee_token_s": 1e-5}):  # fmt: skip
-        snapshot = Snapshot.of([request], step_time=StepTimeModel(**{**plain, **extra}))  # type: ignore[arg-type]
+        snapshot = Snapshot.of([request], engine=Engine(step_time=StepTimeModel(**{**plain, **extra})))  # type: ignore[arg-type]
         jobs = c.jobs_of(snapshot)
         scratch = c.scratch_for(jobs)
         c.evaluate(jobs, 0, np.array([0]), 1, c.engine_of(snapshot), np.array(c.DEFAULT_AIM), np.inf, scratch)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -119,7 +120,7 @@ def test_short_answers_keep_their_pace_under_a_stream_of_prompts() -> None:
     work = replace(plain, ttft_s=25 * tpot[by_time], tpot_s=tpot[by_time])
     missed = {}
     for policy in ("edf", "slosched"):
-        o = simulate(work, policy, limits=EngineLimits()).outcomes
+        o = simulate(work, policy, engine=Engine(limits=EngineLimits())).outcomes
         pace = (o.finish_s - o.first_token_s) / (work.output_tokens - 1)
         missed[policy] = int(np.sum(pace > work.tpot_s))
     assert missed["edf"] > 15

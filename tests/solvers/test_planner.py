@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
@@ -52,7 +53,7 @@ def queue(n: int, seed: int = 0) -> Snapshot:
     return Snapshot.of(
         [request(str(i), rng, float(rng.uniform(0, 1))) for i in range(n)],
         now_s=1.0,
-        limits=EngineLimits(max_num_seqs=8),
+        engine=Engine(limits=EngineLimits(max_num_seqs=8)),
     )
 
 
@@ -93,7 +94,7 @@ def test_an_urgent_newcomer_goes_ahead() -> None:
         request_id="urgent", prompt_tokens=30, forecast=LengthForecast.point(5), slo=Slo(ttft_s=0.6),
         arrival_s=0.99,
     )  # fmt: skip
-    snapshot = Snapshot.of([*calm, urgent], now_s=1.0, limits=EngineLimits(max_num_seqs=1))
+    snapshot = Snapshot.of([*calm, urgent], now_s=1.0, engine=Engine(limits=EngineLimits(max_num_seqs=1)))
     planner = Planner(PlannerParams(moves=0, replan_steps=1000, age_price=0.0))
     planner.plan(replace(snapshot, waiting=snapshot.waiting[:12]))
     order, *_ = planner.plan(snapshot)

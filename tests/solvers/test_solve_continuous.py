@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
@@ -43,8 +44,7 @@ def problem(n: int, seed: int = 0, running: int = 2, **engine: Any) -> Continuou
         generated_tokens=np.where(runs, output // 2, 0),
         computed_tokens=np.where(runs, 40 + output, 0),
         first_token_s=np.where(runs, -0.2, math.nan),
-        limits=EngineLimits(max_num_seqs=3, kv_blocks=engine.pop("kv_blocks", 4000)),
-        step_time=STEP,
+        engine=Engine(limits=EngineLimits(max_num_seqs=3, kv_blocks=engine.pop("kv_blocks", 4000)), step_time=STEP),
         **engine,
     )
 

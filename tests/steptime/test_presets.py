@@ -97,7 +97,7 @@ def test_simulated_run_matches_the_real_one(name: str, run: str) -> None:
     engine = preset(name)
     work = Workload.plain(queued, prompt.astype(np.int64), output.astype(np.int64))
     limits = replace(engine.limits, prefix_cache=True)
-    got = simulate(work, "fcfs", limits=limits, step_time=engine.step_time).outcomes
+    got = simulate(work, "fcfs", engine=Engine(limits=limits, step_time=engine.step_time)).outcomes
     tpot = (last - first) / np.maximum(1, output - 1)
     assert np.mean(got.tpot_s) == pytest.approx(np.mean(tpot), rel=0.03)
     assert np.mean(got.e2e_s) == pytest.approx(np.mean(last - queued), rel=0.03)

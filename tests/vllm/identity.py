@@ -51,7 +51,7 @@ def configured(**settings: Any) -> Factory:
 
         config = Config.model_validate({"guards": {"time_box_us": 1e6, "min_run_ms": 0}, **settings})
         scheduler = adapted(base_class(keywords["vllm_config"]))(**keywords)
-        learned = Learned(config.step_time_preset)
+        learned = Learned(config.engine)
         parts = keywords["vllm_config"], config, WallClock(), make_policy(config), learned
         controller = attach(scheduler, *parts)
         controller.planner.rehearse(rehearsal(controller.limits))

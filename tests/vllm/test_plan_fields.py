@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
@@ -69,7 +70,7 @@ def test_chaos_with_refusals_and_skips(asynchronous: bool, depth: int, prefix_ca
 
     limits = replace(LIMITS, prefix_cache=prefix_cache)
     work = chaos_workload(120, depth, prefix_cache=prefix_cache)
-    engine = ChaosEngine(work, limits, STEPS, depth=depth, asynchronous=asynchronous)
+    engine = ChaosEngine(work, Engine(limits=limits, step_time=STEPS), depth=depth, asynchronous=asynchronous)
     policy = Anything(depth)
     engine.use_policy(policy)
     engine.disturb(depth + 1)
@@ -121,8 +122,8 @@ def test_a_refusing_policy_agrees_with_the_simulator() -> None:
     from slosched.testing.virtual_clock import simulate_vllm
 
     work = _work()
-    real = simulate_vllm(work, Refuses(), limits=LIMITS, step_time=STEPS).outcomes
-    model = simulate(work, Refuses(), limits=LIMITS, step_time=STEPS).outcomes
+    real = simulate_vllm(work, Refuses(), engine=Engine(limits=LIMITS, step_time=STEPS)).outcomes
+    model = simulate(work, Refuses(), engine=Engine(limits=LIMITS, step_time=STEPS)).outcomes
     assert real.rejected is not None
     assert model.rejected is not None
     assert np.array_equal(real.rejected, work.prompt_tokens > 100)
@@ -136,11 +137,11 @@ def test_skipping_agrees_with_the_simulator() -> None:
 
     roomy = replace(LIMITS, kv_blocks=400)
     work = _work()
-    real = simulate_vllm(work, TakesTurns(), limits=roomy, step_time=STEPS)
-    model = simulate(work, TakesTurns(), limits=roomy, step_time=STEPS)
+    real = simulate_vllm(work, TakesTurns(), engine=Engine(limits=roomy, step_time=STEPS))
+    model = simulate(work, TakesTurns(), engine=Engine(limits=roomy, step_time=STEPS))
     assert real.outcomes.finished.all()
     assert np.array_equal(real.outcomes.finish_s, model.outcomes.finish_s)
-    plain = simulate(work, "fcfs", limits=roomy, step_time=STEPS)
+    plain = simulate(work, "fcfs", engine=Engine(limits=roomy, step_time=STEPS))
     assert np.nanmean(real.outcomes.tpot_s) > 1.3 * np.nanmean(plain.outcomes.tpot_s)
 
 
@@ -157,7 +158,7 @@ def _scheduler(policy: Policy, **settings: Any) -> Any:
 
     def factory(vllm_config: Any, **keywords: Any) -> Any:
         scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
-        attach(scheduler, vllm_config, config, clock, policy, Learned(config.step_time_preset))
+        attach(scheduler, vllm_config, config, clock, policy, Learned(config.engine))
         return scheduler
 
     return make_scheduler(limits, factory=factory)

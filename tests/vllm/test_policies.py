@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.snapshot import Snapshot
@@ -56,7 +57,9 @@ def virtual(
     """A run in which every token is checked, and afterwards that no request, row or block is left."""
     from slosched.testing.chaos import ChaosEngine
 
-    engine = ChaosEngine(overloaded(seed), limits, MODEL, depth=depth, asynchronous=asynchronous)
+    engine = ChaosEngine(
+        overloaded(seed), Engine(limits=limits, step_time=MODEL), depth=depth, asynchronous=asynchronous
+    )
     engine.use_policy(chosen)
     engine.disturb(0, abort=0.0, reset=0.0)
     engine.run()
@@ -92,7 +95,7 @@ def test_every_policy_does_in_vllm_what_it_does_in_the_simulator(name: str, limi
     """Plans are asked for at the same instants and carried out alike, to the picosecond."""
     for seed in (0, 1):
         real = virtual(policy(name), limits, seed)
-        model = simulate(overloaded(seed), name, limits=limits, step_time=MODEL)
+        model = simulate(overloaded(seed), name, engine=Engine(limits=limits, step_time=MODEL))
         if name in ONCE_STALE and limits is SHORT_OF_MEMORY:
             assert real.outcomes.finish_s.max() == pytest.approx(model.outcomes.finish_s.max(), rel=0.05)
         else:
@@ -141,9 +144,9 @@ class OneField(Policy):
 )
 def test_each_field_of_a_plan_is_carried_out(field: str, limits: EngineLimits) -> None:
     """As the simulator does it; and it makes a difference."""
-    plain = simulate(overloaded(4), "fcfs", limits=limits, step_time=MODEL)
+    plain = simulate(overloaded(4), "fcfs", engine=Engine(limits=limits, step_time=MODEL))
     real = virtual(OneField(field), limits, 4)
-    model = simulate(overloaded(4), OneField(field), limits=limits, step_time=MODEL)
+    model = simulate(overloaded(4), OneField(field), engine=Engine(limits=limits, step_time=MODEL))
     assert agree(real, model)
     assert not agree(real, plain)
 
@@ -163,8 +166,8 @@ def test_the_last_block_of_a_trace_is_shared_as_far_as_the_prompt_goes() -> None
         prefix=prefix,
         name="shared",
     )
-    real = simulate_vllm(work, "fcfs", limits=limits, step_time=MODEL)
-    model = simulate(work, "fcfs", limits=limits, step_time=MODEL)
+    real = simulate_vllm(work, "fcfs", engine=Engine(limits=limits, step_time=MODEL))
+    model = simulate(work, "fcfs", engine=Engine(limits=limits, step_time=MODEL))
     assert agree(real, model)
     assert real.outcomes.cached_tokens.tolist() == model.outcomes.cached_tokens.tolist()
     assert real.outcomes.cached_tokens[2:].tolist() == [96, 112] * (n // 2 - 1)

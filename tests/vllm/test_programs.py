@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.slo_fields import program_number
 
@@ -56,7 +57,7 @@ def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
     from slosched.testing.virtual_clock import VirtualEngine
 
     work = chaos_workload(40, 1, prefix_cache=True)
-    engine = VirtualEngine(work, EngineLimits(), StepTimeModel(base_s=0.01))
+    engine = VirtualEngine(work, Engine(limits=EngineLimits(), step_time=StepTimeModel(base_s=0.01)))
     requests = [
         make_request(name, [1], max_tokens=1, arrival_s=0.0, priority=0, block_tokens=16, hashed=False)
         for name in engine.ids

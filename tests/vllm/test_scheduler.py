@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.snapshot import Snapshot
@@ -90,7 +91,7 @@ def test_the_simulator_schedules_as_vllm_does(seed: int, policy: str) -> None:
     work = _work(seed, prefix=bool(seed % 2))
     real, steps = _virtual(work, stock=policy, limits=limits)
     record: list[StepRecord] = []
-    model = simulate(work, policy, limits=limits, step_time=STEPS, record=record)
+    model = simulate(work, policy, engine=Engine(limits=limits, step_time=STEPS), record=record)
     assert _steps(steps) == _steps(record[0])
     for name in (
         "admitted_s",
@@ -113,7 +114,7 @@ def test_turns_of_sessions_are_sent_after_answers(policy: str, prefix_cache: boo
     work = replace(work, session=rng.integers(-1, 6, len(work)), think_s=think)
     limits = replace(LIMITS, prefix_cache=prefix_cache)
     real, _ = _virtual(work, policy=policy, limits=limits)
-    model = simulate(work, policy, limits=limits, step_time=STEPS)
+    model = simulate(work, policy, engine=Engine(limits=limits, step_time=STEPS))
     turns = work.previous >= 0
     assert turns.sum() > len(work) // 2
     assert np.array_equal(real.outcomes.arrival_s, model.outcomes.arrival_s)
@@ -125,7 +126,7 @@ def test_a_policy_that_preempts_agrees_with_the_simulator() -> None:
     """Plans made at each step lead to the same outcome in both engines."""
     work = _work(5)
     real, _ = _virtual(work, policy="srpt")
-    model = simulate(work, "srpt", limits=LIMITS, step_time=STEPS)
+    model = simulate(work, "srpt", engine=Engine(limits=LIMITS, step_time=STEPS))
     assert real.outcomes.preemptions.sum() > 10
     assert np.array_equal(real.outcomes.finish_s, model.outcomes.finish_s)
 
@@ -169,7 +170,7 @@ def test_a_broken_policy_leaves_the_engine_first_come_first_served(do: Callable[
     from slosched.testing.virtual_clock import VirtualEngine
 
     work = _work(1)
-    engine = VirtualEngine(work, LIMITS, STEPS)
+    engine = VirtualEngine(work, Engine(limits=LIMITS, step_time=STEPS))
     engine.use_policy(Broken(do))
     while engine.busy:
         engine.advance()
@@ -185,7 +186,7 @@ def test_a_policy_that_holds_everybody_is_overruled_when_nothing_runs() -> None:
     from slosched.testing.virtual_clock import VirtualEngine
 
     work = _work(2, n=10)
-    engine = VirtualEngine(work, LIMITS, STEPS)
+    engine = VirtualEngine(work, Engine(limits=LIMITS, step_time=STEPS))
     engine.use_policy(Broken(lambda s: Plan(snapshot=s, policy="broken", order=s.waiting, hold=s.waiting)))
     engine.run()
     assert np.isfinite(engine.result(0.0).outcomes.finish_s).all()
@@ -200,7 +201,7 @@ def test_nobody_waits_for_ever_under_an_unfair_policy() -> None:
     work = _work(4, n=120)
     waits = []
     for max_wait_s in (1e4, 0.5):
-        engine = VirtualEngine(work, LIMITS, STEPS)
+        engine = VirtualEngine(work, Engine(limits=LIMITS, step_time=STEPS))
         guards = GuardsConfig(max_wait_s=max_wait_s, starvation_gap_s=0.01)
         engine.use_policy(Backwards(), Config(guards=guards))
         engine.run()
@@ -283,7 +284,7 @@ def test_nothing_is_preempted_while_the_engine_is_paused() -> None:
     from slosched.testing.chaos import RandomPolicy
     from slosched.testing.virtual_clock import VirtualEngine
 
-    engine = VirtualEngine(_work(7), LIMITS, STEPS)
+    engine = VirtualEngine(_work(7), Engine(limits=LIMITS, step_time=STEPS))
     engine.use_policy(RandomPolicy(7, preempt=1.0))
     for _ in range(40):
         engine.advance()

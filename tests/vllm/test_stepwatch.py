@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,16 +10,18 @@ import numpy as np
 from slosched.core.steptime import StepTimeModel
 from slosched.integrations.vllm.state import Learned
 from slosched.integrations.vllm.step_timer import StepWatch
+from slosched.timing.steplog import read_step_log
 
 SLOW = StepTimeModel(base_s=0.012, prefill_token_s=2.7e-4, sequence_s=1e-3)
 """A small model on two CPU cores: prefill costs twenty times what it does on the preset's GPU."""
 
 
-def test_a_machine_unlike_the_preset_is_learned_within_a_hundred_steps() -> None:
+def test_a_machine_unlike_the_preset_is_learned_within_a_hundred_steps(tmp_path: Path) -> None:
     """With noise and stalls, prefill and decode steps are predicted within a quarter."""
     rng = np.random.default_rng(0)
     learned = Learned("h100-llama-3.1-8b")
-    watch = StepWatch(learned, measure=True)
+    log = tmp_path / "logs" / "steps.csv"
+    watch = StepWatch(learned, measure=True, log=log)
     now_s = 0.0
     for _ in range(100):
         decoding, prompt = int(rng.integers(0, 8)), int(rng.integers(0, 250)) * int(rng.random() < 0.4)
@@ -37,6 +40,8 @@ def test_a_machine_unlike_the_preset_is_learned_within_a_hundred_steps() -> None
         seconds = SLOW.predict(prompt if prompt > 1 else 0, 0, decoding, 60 * decoding)
         now_s += float(seconds) * float(rng.lognormal(0.0, 0.2)) * (20.0 if rng.random() < 0.03 else 1.0)
         watch.end(tokens, now_s)
+    watch.close()
+    assert len(read_step_log(log)) == 100
     for prefill, decoding in ((0, 4), (0, 8), (128, 8), (250, 0)):
         wanted = float(SLOW.predict(prefill, 0, decoding, 60 * decoding))
         got = float(learned.step_time.model.predict(prefill, prefill**2 / 2, decoding, 60 * decoding))

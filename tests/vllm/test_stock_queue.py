@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
@@ -39,7 +40,9 @@ def test_requests_move_with_the_first_slo(name: str, first_slo: int, asynchronou
     """Nobody is lost, every token is right, and the order is that of the simulator."""
     from slosched.testing.chaos import ChaosEngine
 
-    engine = ChaosEngine(work(first_slo), LIMITS, MODEL, depth=depth, asynchronous=asynchronous)
+    engine = ChaosEngine(
+        work(first_slo), Engine(limits=LIMITS, step_time=MODEL), depth=depth, asynchronous=asynchronous
+    )
     engine.use_policy(policy(name))
     engine.disturb(0, abort=0.0, reset=0.0)
     controller, stock = engine.scheduler.slosched, engine.scheduler.waiting
@@ -59,7 +62,7 @@ def test_requests_move_with_the_first_slo(name: str, first_slo: int, asynchronou
     run = engine.result(0.0)
     assert run.outcomes.finished.all()
     if depth == 1 and first_slo == 0:
-        model = simulate(engine.workload, name, limits=LIMITS, step_time=MODEL)
+        model = simulate(engine.workload, name, engine=Engine(limits=LIMITS, step_time=MODEL))
         assert np.array_equal(run.outcomes.finish_s, model.outcomes.finish_s)
 
 
@@ -67,6 +70,6 @@ def test_a_policy_that_needs_no_slo_has_its_queue_at_once() -> None:
     """Shortest job first orders requests nobody promised anything to."""
     from slosched.testing.virtual_clock import VirtualEngine
 
-    engine = VirtualEngine(work(N), LIMITS, MODEL)
+    engine = VirtualEngine(work(N), Engine(limits=LIMITS, step_time=MODEL))
     engine.use_policy(policy("sjf"))
     assert engine.scheduler.waiting is engine.scheduler.slosched.queue

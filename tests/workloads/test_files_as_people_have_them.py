@@ -382,9 +382,7 @@ def test_without_a_rate_a_trace_is_replayed_as_it_is(tmp_path: Path) -> None:
     header = "arrival_s,prompt_tokens,output_tokens,slo_class,predicted_output_tokens"
     path = table(tmp_path, header, "3,5,6,chat,9", "4,6,7,chat,9", "7,7,8,chat,9")
     engine = DEFAULT_ENGINE
-    source = trace_source(
-        [TraceFile(path=path)], limits=engine.limits, step_time=engine.step_time, requests=2
-    )
+    source = trace_source([TraceFile(path=path)], engine=engine, requests=2)
     for seed in (0, 5):
         replay = source(None, seed)
         assert replay.arrival_s.tolist() == [0, 1]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, probe
 from slosched.integrations.vllm.clock import Clock, WallClock
@@ -137,7 +138,7 @@ def make(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     """
     config = load_config()
     policy = make_policy(config)
-    learned = Learned(config.step_time_preset)
+    learned = Learned(config.engine)
     scheduler = adapted(base_class(vllm_config))(vllm_config, *args, **kwargs)
     controller = attach(scheduler, vllm_config, config, WallClock(), policy, learned)
     if config.state_file is not None and config.state_file.exists():
@@ -182,4 +183,4 @@ def rehearsal(limits: Any) -> Snapshot:
         for i in range(16)
     ]  # fmt: skip
     small = limits.kv_tokens < 1000 or limits.max_num_seqs < 5
-    return Snapshot.of(requests[:12], [] if small else requests[12:], limits=limits)
+    return Snapshot.of(requests[:12], [] if small else requests[12:], engine=Engine(limits=limits))

@@ -105,8 +105,9 @@ class Config(_Section):
     seed: int = 0
     classes: dict[str, ClassConfig] = Field(default_factory=dict)
     default_class: str = "default"
-    step_time_preset: str = "h100-llama-3.1-8b"
+    engine: str = "h100-llama-3.1-8b"
     state_file: Path | None = None
+    step_log: Path | None = None
     observe_only: bool = False
     allow_reject: bool = False
     bounds: BoundsConfig = BoundsConfig()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.engine import Engine
 from slosched.integrations.vllm.background import Refresh
 from slosched.integrations.vllm.memory_bypass import Bypass
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, Capability
@@ -79,7 +80,7 @@ class Controller:
         self.preemption = Preemption(
             capability, config.guards, self.ledger, self.stats, bounded=not clock.virtual
         )
-        self.watch = StepWatch(learned, measure=not clock.virtual)
+        self.watch = StepWatch(learned, measure=not clock.virtual, log=config.step_log)
         self.limits = limits_of(scheduler)
         self.in_flight: deque[dict[str, int]] = deque()
         self._orders = capability.level != OBSERVE_ONLY
@@ -303,8 +304,7 @@ class Controller:
             table=self.ledger.table,
             waiting=waiting,
             running=running,
-            limits=self.limits,
-            step_time=self.learned.step_time.model,
+            engine=Engine(limits=self.limits, step_time=self.learned.step_time.model),
             free_blocks=free_blocks,
             step=self._step - 1,
         )
@@ -517,6 +517,7 @@ class Controller:
     def close(self) -> None:
         """Stop planning and keep what was learned."""
         self.planner.close()
+        self.watch.close()
         if not self.clock.virtual:
             self.save()
 

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slosched.core.engine import Engine
 from slosched.timing.drift import OnlineStepTime
 from slosched.core.errors import InputError
 from slosched.predictors.history import ClassHistory
 from slosched.core.steptime import StepTimeModel
-from slosched.timing.presets import preset as named_engine
+from slosched.timing.presets import find_engine
 
 FORMAT = 2
 
@@ -19,10 +20,10 @@ FORMAT = 2
 class Learned:
     """Step time and class lengths, with their file."""
 
-    def __init__(self, preset: str) -> None:
+    def __init__(self, engine: Engine | str) -> None:
         self.lengths = ClassHistory()
-        # A preset of another machine may be far off: the multipliers get a wide range.
-        self.step_time = OnlineStepTime(named_engine(preset).step_time, bound=1000.0)
+        # Another machine's step times may be far off: the multipliers get a wide range.
+        self.step_time = OnlineStepTime(find_engine(engine).step_time, bound=1000.0)
 
     def save(self, path: Path) -> None:
         """Write the state in one move."""

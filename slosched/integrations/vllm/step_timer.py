@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slosched.timing.drift import OnlineStepTime
 from slosched.timing.fitting import evaluate, fit
+from slosched.timing.steplog import StepLogWriter
 from slosched.integrations.vllm.state import Learned
 
 EVERY_FIRST = 256
@@ -39,10 +41,20 @@ class StepWatch:
     ----------
     decode_s
         Expected seconds of a step that decodes at the present batch size.
+
+    Parameters
+    ----------
+    learned
+        Whose step-time model is taught.
+    measure
+        Whether steps are timed; not under a virtual clock.
+    log
+        File that gets a row for each step looked at, for ``slosched fit``.
     """
 
-    def __init__(self, learned: Learned, *, measure: bool) -> None:
+    def __init__(self, learned: Learned, *, measure: bool, log: Path | None = None) -> None:
         self._learned, self._measure = learned, measure
+        self._log = StepLogWriter(log) if measure and log is not None else None
         self._begun: dict[int, tuple[float, tuple[float, float, float, float]]] = {}
         self._count = 0
         self._last_end = 0.0
@@ -71,12 +83,19 @@ class StepWatch:
         self._learned.step_time.observe(prefill, attention, sequences, kv, seconds)
         if seconds > 0.0:
             self._rows.append((prefill, attention, sequences, kv, seconds))
+            if self._log is not None:
+                self._log.add(prefill, attention, sequences, kv, seconds)
             self._looks += 1
             if self._looks in FIT_FIRST or self._looks % FIT_EVERY == 0:
                 self._fit()
         model = self._learned.step_time.model
         if sequences > 0:
             self.decode_s = model.base_s + model.sequence_s * sequences + model.kv_token_s * kv
+
+    def close(self) -> None:
+        """Write what is left of the step log."""
+        if self._log is not None:
+            self._log.close()
 
     def _fit(self) -> None:
         """Fit all terms to the steps remembered, and take that up if it predicts them clearly better.

@@ -1,0 +1,5 @@
+"""The command line as ``python -m slosched``."""
+
+from slosched.cli import main
+
+main()
