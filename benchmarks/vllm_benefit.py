@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def cell(mix_name: str, load: float, seed: int, names: list[str], requests: int)
         "vllm": {}, "simulator": {}, "same": {},
     }  # fmt: skip
     for name in names:
-        keywords: dict[str, Any] = {"limits": limits, "step_time": engine.step_time, "seed": seed}
+        keywords: dict[str, Any] = {"engine": replace(engine, limits=limits), "seed": seed}
         real = simulate_vllm(work, name.removeprefix("stock "), stock=STOCK.get(name), **keywords)
         model = simulate(work, STOCK.get(name, name), **keywords)
         row["vllm"][name], row["simulator"][name] = attainment(real), attainment(model)

@@ -120,7 +120,7 @@ def test_the_largest_budget_gives_way() -> None:
     ]
 
     def plan(limit_s: float, loose_s: float) -> list[str]:
-        fields = {"limits": limits, "step_time": MODEL, "now_s": 0.0}
+        fields = {"engine": Engine(limits=limits, step_time=MODEL), "now_s": 0.0}
         queue = [request("new", slo=Slo(e2e_s=limit_s))]
         active = [running[0], replace(running[1], slo=Slo(e2e_s=loose_s))]
         snapshot = Snapshot.of(queue, active, **fields)  # type: ignore[arg-type]

@@ -183,7 +183,7 @@ def test_trivial_queues(n: int) -> None:
 
 def test_all_hopeless_all_met_all_weightless() -> None:
     """Degenerate queues have finite values and, where nothing can be gained, a bound that says so."""
-    common: dict[str, Any] = {"prompt_tokens": [100, 200, 300], "output_tokens": [5, 6, 7], "step_time": STEP}
+    common: dict[str, Any] = {"prompt_tokens": [100, 200, 300], "output_tokens": [5, 6, 7], "engine": Engine(step_time=STEP)}
     hopeless = ContinuousProblem.build(**common, e2e_s=1e-3)
     met = ContinuousProblem.build(**common, e2e_s=1e3)
     weightless = ContinuousProblem.build(**common, weight=0.0, e2e_s=0.2)

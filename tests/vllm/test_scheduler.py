@@ -48,8 +48,8 @@ def _virtual(workload: Workload, **settings: Any) -> tuple[Run, StepRecord]:
     from slosched.testing.virtual_clock import simulate_vllm
 
     record: list[StepRecord] = []
-    settings = {"limits": LIMITS, "step_time": STEPS, **settings}
-    return simulate_vllm(workload, record=record, **settings), record[0]
+    engine = Engine(limits=settings.pop("limits", LIMITS), step_time=STEPS)
+    return simulate_vllm(workload, record=record, engine=engine, **settings), record[0]
 
 
 def _steps(record: StepRecord) -> list[tuple[int, int, int]]:
