@@ -29,9 +29,10 @@ from rich.progress import Progress
 from slosched.core.engine import Engine
 from slosched.core.outcome import Outcomes, Run
 from slosched.core.snapshot import Snapshot
-from slosched.lab.evidence_config import Contender, engine_limits
+from slosched.lab.evidence_config import engine_limits
 from slosched.lab.parallel import Workers, cores
 from slosched.planner.plan import Plan
+from slosched.policies import PolicySpec
 from slosched.policies.ranked import giving_way
 from slosched.policies.slosched import Slosched
 from slosched.report.metrics import Metrics, Spread
@@ -90,7 +91,7 @@ def run(cell: Cell, work: Workload) -> Run:
     """Simulate the contender of a cell."""
     return simulate(
         work,
-        Contender.parse(cell.policy).make(cell.seed),
+        PolicySpec.parse(cell.policy).make(cell.seed),
         engine=Engine(limits=engine_limits(PRESET, cell.mix), step_time=ENGINE.step_time),
         seed=cell.seed,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from slosched.core.request import Request
 from slosched.core.snapshot import Snapshot
 from slosched.planner.plan import Plan
 from slosched.policies import Policy
-from slosched.policies import policy as policy_by_name
+from slosched.policies.registry import policy_of
 
 
 def order(queue: Snapshot | Sequence[Request], *, policy: str | Policy = "slosched", seed: int = 0) -> Plan:
@@ -38,5 +39,7 @@ def order(queue: Snapshot | Sequence[Request], *, policy: str | Policy = "slosch
     ['chat', 'batch']
     """
     snapshot = queue if isinstance(queue, Snapshot) else Snapshot.of(queue)
-    chosen = policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy
+    chosen = policy_of(policy, seed=seed)
+    if chosen.budget_tokens is not None:
+        snapshot = replace(snapshot, engine=chosen.engine_for(snapshot.engine))
     return chosen.plan(snapshot)

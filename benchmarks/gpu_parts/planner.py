@@ -26,8 +26,9 @@ class Churn:
         self.rng, self.now_s, self.step = np.random.default_rng(0), 100.0, 0
         limits = EngineLimits(max_num_seqs=running, max_num_batched_tokens=8192, kv_blocks=64 * running + 64)
         requests = [self.request(f"r{i}") for i in range(running + waiting)]
-        first = Snapshot.of(requests, engine=Engine(limits=limits, step_time=step_time), now_s=self.now_s)
-        self.table, self.limits, self.step_time = first.table, limits, step_time
+        self.engine = Engine(limits=limits, step_time=step_time)
+        first = Snapshot.of(requests, engine=self.engine, now_s=self.now_s)
+        self.table = first.table
         self.running, self.waiting = first.waiting[:0], first.waiting
         self.count = len(requests)
         for row in self.waiting[:running].tolist():
@@ -67,7 +68,7 @@ class Churn:
         """What a policy sees."""
         return Snapshot(
             now_s=self.now_s, table=self.table, waiting=self.waiting, running=self.running,
-            engine=self, free_blocks=64, step=self.step,
+            engine=self.engine, free_blocks=64, step=self.step,
         )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def beside(settings: Settings, launch: Callable[[], Any], engine: str, waiting: 
         if mode == "adapter":
             stats = Stats()
             planners[mode] = Planner(make_policy(config), config.guards, stats)
-            planners[mode].rehearse(rehearsal(churns[mode].limits))
+            planners[mode].rehearse(rehearsal(churns[mode].engine.limits))
         elif mode != "alone":
             policies[mode] = make_policy(config)
     step_s: dict[str, list[float]] = {mode: [] for mode in modes}

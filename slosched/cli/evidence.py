@@ -104,11 +104,11 @@ def whatif(
     from slosched.core.errors import require
     from slosched.lab.parallel import cores
     from slosched.lab.whatif import instances_needed
-    from slosched.policies import POLICIES
+    from slosched.policies import PolicySpec
 
     policies = policy or ["fcfs", "priority", "edf+d", "slosched"]
     for name in policies:
-        require(name in POLICIES, "policy", "one of " + ", ".join(POLICIES), name)
+        PolicySpec.parse(name)
     machines = [
         c.engine_of(name, max_num_seqs, max_num_batched_tokens, kv_tokens)
         for name in engine or [c.DEFAULT_ENGINE]

@@ -31,11 +31,11 @@ def order(
     Example: slosched order queue.json --policy slosched
     """
     from slosched.cli.queue_file import read_queue
-    from slosched.policies import policy as make
+    from slosched.ordering import order as decide
 
     machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     snapshot = read_queue(queue, machine)
-    plan = make(policy, seed=seed).plan(snapshot)
+    plan = decide(snapshot, policy=policy, seed=seed)
     rows = outlook(plan)
     refused = [snapshot.table.request_ids[row] for row in plan.reject.tolist()]
     if as_json:

@@ -223,14 +223,13 @@ def capacity(
     """
     from rich.table import Table
 
-    from slosched.core.errors import require
     from slosched.lab.parallel import cores
     from slosched.lab.study import capacity as find
-    from slosched.policies import POLICIES
+    from slosched.policies import PolicySpec
 
     names = policy or ["fcfs", "slosched"]
     for name in names:
-        require(name in POLICIES, "policy", "one of " + ", ".join(POLICIES), name)
+        PolicySpec.parse(name)
     machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     source = c.source_of(
         engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,

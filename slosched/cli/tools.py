@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from slosched.cli import common as c
+
+NOT_IN_WORDS = ("seed", "clock", "budget_s", "params")
+"""Parameters of policies that only Python can give, or that have an option of their own."""
 
 
 def fit(
@@ -69,28 +72,37 @@ def fit(
 
 
 def policies(as_json: c.AsJson = False) -> None:
-    """List the policies.
+    """List the policies with their parameters, those of installed packages included.
+
+    Wherever a policy is named: NAME, NAME:KEY=VALUE,KEY=VALUE, or package.module:Class for one of your own
+    (modules in the working directory count); @512 at the end sets the engine's token budget.
 
     Example: slosched policies
     """
     import inspect
 
-    from slosched.policies import POLICIES
+    from slosched.policies.registry import HOMES, find_policy, installed, parameters_of
 
-    words = {
-        name: " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split())
-        for name, factory in POLICIES.items()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name in (*HOMES, *installed()):
+        factory = find_policy(name)
+        words = " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split())
+        own = {k: v for k, v in (parameters_of(factory) or {}).items() if k not in NOT_IN_WORDS}
+        found[name] = {"summary": words, "parameters": own}
     if as_json:
-        c.print_json(words)
+        plain = (str, int, float, bool, type(None))
+        for row in found.values():
+            row["parameters"] = {
+                k: v if isinstance(v, plain) else str(v) for k, v in row["parameters"].items()
+            }
+        c.print_json(found)
         return
     from rich.table import Table
 
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, text in words.items():
-        table.add_row(name, text)
+    table = Table("policy", "what it does", "parameters")
+    for name, row in found.items():
+        parameters = ", ".join(f"{key}={value}" for key, value in row["parameters"].items())
+        table.add_row(name, row["summary"], parameters)
     c.print_table(table)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,79 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from slosched.core.errors import InputError, require
 from slosched.core.limits import EngineLimits
 from slosched.lab.configfile import config_words, parse_config
-from slosched.policies import POLICIES, policy
-from slosched.policies.base import Policy
+from slosched.policies import POLICIES, PolicySpec
 from slosched.timing.presets import preset
 from slosched.workloads.mixes import MIXES
 from slosched.workloads.noise import FORECASTS
 
 OURS, REFERENCE = "slosched", "fcfs"
 PRIORITY = "priority"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """A policy with its parameters, perhaps on an engine with another token budget.
-
-    Parameters
-    ----------
-    label
-        As written in the configuration, and in every table.
-    name, parameters
-        Policy and its own parameters.
-    budget_tokens
-        Token budget of a step that the operator has set by hand; None for the engine's own.
-    """
-
-    label: str
-    name: str
-    parameters: dict[str, Any]
-    budget_tokens: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Contender:
-        """From words such as ``edf+d``, ``qoserve:alpha_s_per_token=0.016`` or ``edf+d@512``.
-
-        Raises
-        ------
-        InputError
-            If policy, parameter or token budget are unknown or malformed.
-
-        Examples
-        --------
-        >>> Contender.parse("edf+d@512").budget_tokens
-        512
-        >>> Contender.parse("nobody")
-        Traceback (most recent call last):
-        slosched.core.errors.InputError: policy must be one of fcfs, ...
-        """
-        head, _, words = text.partition(":")
-        name, at, budget = head.partition("@")
-        require(not at or (budget.isdigit() and int(budget) > 0), "budget", "@TOKENS", text)
-        parameters = {}
-        for word in filter(None, words.split(",")):
-            key, equals, value = word.partition("=")
-            require(bool(equals), "policy", "NAME[@TOKENS][:KEY=VALUE,…]", text)
-            parameters[key.strip()] = _value(value.strip())
-        found = cls(label=text, name=name, parameters=parameters, budget_tokens=int(budget) if at else None)
-        found.make(0)
-        return found
-
-    def make(self, seed: int) -> Policy:
-        """A fresh policy object."""
-        try:
-            return policy(self.name, seed=seed, **self.parameters)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            known = ", ".join(inspect.signature(POLICIES[self.name]).parameters)
-            raise InputError(f"parameters of policy {self.name!r} ({known}): {error}") from None
-
-    def limits(self, engine: EngineLimits) -> EngineLimits:
-        """The engine it runs on."""
-        if self.budget_tokens is None:
-            return engine
-        return replace(engine, max_num_batched_tokens=self.budget_tokens)
 
 
 class EvidenceConfig(BaseModel):
@@ -122,9 +55,9 @@ class EvidenceConfig(BaseModel):
         return self
 
     @property
-    def contenders(self) -> list[Contender]:
+    def contenders(self) -> list[PolicySpec]:
         """Policies with their parameters."""
-        return [Contender.parse(text) for text in self.policies]
+        return [PolicySpec.parse(text) for text in self.policies]
 
     @property
     def rivals(self) -> list[str]:
@@ -180,12 +113,3 @@ def load_evidence(path: Path | None, base: EvidenceConfig = SMALL, **changes: An
     except ValidationError as error:
         where = "options" if path is None else str(path)
         raise InputError(config_words(error, where, EvidenceConfig)) from None
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)

@@ -16,7 +16,7 @@ from slosched.core.engine import Engine
 from slosched.core.errors import require
 from slosched.core.outcome import Run
 from slosched.lab.bound import attainment_bound
-from slosched.lab.evidence_config import REFERENCE, Contender, EvidenceConfig, engine_limits
+from slosched.lab.evidence_config import REFERENCE, EvidenceConfig, engine_limits
 from slosched.lab.parallel import Progress, Workers
 from slosched.lab.study import TARGET, TOLERANCE
 from slosched.report.metrics import Metrics
@@ -246,16 +246,14 @@ def _workload(data: str | None, cell: Cell) -> Workload:
     )  # fmt: skip
 
 
-def _engine(cell: Cell, contender: Contender | None = None) -> Engine:
-    """The engine of a cell, as the contender asks for it."""
-    limits = engine_limits(cell.preset, cell.mix)
-    return replace(preset(cell.preset), limits=contender.limits(limits) if contender else limits)
+def _engine(cell: Cell) -> Engine:
+    """The engine of a cell."""
+    return replace(preset(cell.preset), limits=engine_limits(cell.preset, cell.mix))
 
 
 def _run(data: str | None, cell: Cell) -> Run:
-    contender = Contender.parse(cell.policy)
     return simulate(
-        _workload(data, cell), contender.make(cell.seed), engine=_engine(cell, contender),
+        _workload(data, cell), cell.policy, engine=_engine(cell),
         seed=cell.seed, measure_plans=True,
     )  # fmt: skip
 

@@ -92,11 +92,11 @@ class Study:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        from slosched.policies import POLICIES
+        from slosched.policies import PolicySpec
 
         require(len(self.policies) > 0, "policies", "one or more names", self.policies)
         for name in self.policies:
-            require(name in POLICIES, "policy", "one of " + ", ".join(POLICIES), name)
+            PolicySpec.parse(name)
         require(len(self.seeds) > 0, "seeds", "one or more integers", self.seeds)
         require(bool(self.loads) != bool(self.rates_rps), "loads", "given, or rates_rps instead", self.loads)
         for name in ("loads", "rates_rps"):

@@ -91,14 +91,14 @@ def why(run: RunFile, request_id: str) -> Why:
     Examples
     --------
     >>> from dataclasses import replace
-    >>> from slosched.core.limits import EngineLimits
+    >>> from slosched.core.engine import Engine
     >>> from slosched.core.steptime import StepTimeModel
     >>> from slosched.workloads import Workload
     >>> work = Workload.plain(np.array([0.0, 0.1]), np.array([4000, 50]), np.array([100, 5]))
     >>> work = replace(work, ttft_s=np.array([np.inf, 0.2]))
     >>> steps = StepTimeModel(base_s=0.01, prefill_token_s=1e-3)
-    >>> first = simulate(work, "fcfs", step_time=steps)
-    >>> saved = RunFile(policy="fcfs", seed=0, workload=work, limits=EngineLimits(), step_time=steps,
+    >>> first = simulate(work, "fcfs", engine=Engine(step_time=steps))
+    >>> saved = RunFile(policy="fcfs", seed=0, workload=work, engine=Engine(step_time=steps),
     ...                 finish_s=first.outcomes.finish_s)
     >>> story = why(saved, "1")
     >>> story.met, story.what_ifs[0].change, story.what_ifs[0].met
@@ -264,7 +264,7 @@ class _First(Policy):
 
     def __init__(self, inner: Policy, row: int) -> None:
         self._inner, self._row = inner, row
-        for attribute in ("preempts", "paces", "victim_worst", "rejects", "skips"):
+        for attribute in ("preempts", "paces", "victim_worst", "rejects", "skips", "budget_tokens"):
             if hasattr(inner, attribute):
                 setattr(self, attribute, getattr(inner, attribute))
 

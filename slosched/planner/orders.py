@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.errors import InputError
-from slosched.core.forecast import remaining_tokens
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.one_machine import moore_hodgson
+from slosched.timing.remaining import remaining_tokens
 
 PHIS = (0.85, 1.0)
 """Scales of the fluid surrogate's processing times that Moore-Hodgson is tried with."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slosched.core.errors import InputError
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints
-from slosched.planner.prediction import Prediction, explain, predict
+
+if TYPE_CHECKING:
+    from slosched.planner.prediction import Prediction
 
 
 def _nobody() -> Ints:
@@ -104,6 +107,8 @@ class Plan:
     @cached_property
     def prediction(self) -> Prediction:
         """Expected latencies and chances of everybody under this plan."""
+        from slosched.planner.prediction import predict  # compiled: only when asked for
+
         return predict(self.snapshot, self.sequence, self.prefill_tokens)
 
     def explain(self, request_id: str) -> str:
@@ -117,4 +122,6 @@ class Plan:
         names = [self.snapshot.table.request_ids[row] for row in self.reject.tolist()]
         if request_id in names:
             return f"{request_id} is refused by policy {self.policy}: it gets no answer."
+        from slosched.planner.prediction import explain
+
         return explain(self.snapshot, self.sequence, self.policy, self.prefill_tokens, request_id)

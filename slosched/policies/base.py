@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.engine import Engine
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
@@ -43,6 +44,13 @@ class Policy(ABC):
     skips
         Whether plans may pass over running requests, or order them by the state of this step: an engine then
         asks at every step.
+    by_arrival
+        Whether the order is that of arrival and nothing else is decided: an engine's own queue then serves.
+    by_slo
+        Whether nothing but the order of arrival follows while no request has an SLO: a live engine then keeps
+        its own queue until one comes.
+    budget_tokens
+        Token budget of a step that the engine is to have under this policy; None for its own.
     victim_worst
         Whose memory is taken when the KV cache runs short: the running request with the largest key (as
         vLLM's priority policy does), or else the last in running order (as its FCFS policy does).
@@ -56,6 +64,13 @@ class Policy(ABC):
     rejects: bool = False
     skips: ClassVar[bool] = False
     victim_worst: ClassVar[bool] = False
+    by_arrival: ClassVar[bool] = False
+    by_slo: ClassVar[bool] = False
+    budget_tokens: int | None = None
+
+    def engine_for(self, engine: Engine) -> Engine:
+        """The engine that the policy asks for: with its token budget, if it names one."""
+        return engine.with_limits(max_num_batched_tokens=self.budget_tokens)
 
     @abstractmethod
     def plan(self, snapshot: Snapshot) -> Plan:

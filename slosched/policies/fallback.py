@@ -34,7 +34,7 @@ def edf_demoted(snapshot: Snapshot) -> Ints:
 
 
 def _remaining_tokens(snapshot: Snapshot, rows: Ints) -> Floats:
-    """As `slosched.core.forecast.remaining_tokens`."""
+    """As `slosched.timing.remaining.remaining_tokens`."""
     generated = snapshot.table.generated_tokens[rows]
     ahead = snapshot.table.atoms[rows] - generated[:, None]
     alive = ahead > 0

@@ -67,6 +67,7 @@ class Slosched(Policy):
 
     name: ClassVar[str] = "slosched"
     paces: ClassVar[bool] = True
+    by_slo: ClassVar[bool] = True
 
     def __init__(
         self,

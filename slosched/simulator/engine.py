@@ -18,8 +18,8 @@ from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints, RequestTable
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
-from slosched.policies import policy as policy_by_name
 from slosched.policies.base import KeyPolicy, Policy
+from slosched.policies.registry import policy_of
 from slosched.simulator import kernel as k
 from slosched.timing.presets import find_engine
 
@@ -51,8 +51,8 @@ def simulate(
 ) -> Run:
     """Replay `workload` under `policy` and return what happened to every request.
 
-    The engine is a vLLM V1 scheduler whose steps last as its step-time model says. A turn of a session is sent
-    when the answer before it has ended and its think time has passed; none follows a refused one. The policy
+    The engine is a vLLM V1 scheduler whose steps last as its step-time model says. A turn of a session is
+    sent when the answer before it has ended and its think time has passed; none follows a refused one. The policy
     sees forecasts, never true output lengths. The result depends on the arguments only, not on the machine:
     the clock is an integer and policies are given deterministic budgets.
 
@@ -87,8 +87,8 @@ def simulate(
     >>> bool(run.outcomes.finished.all()), run.log.steps
     (True, 12)
     """
-    engine = find_engine(engine)
-    chosen = policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy
+    chosen = policy_of(policy, seed=seed)
+    engine = chosen.engine_for(find_engine(engine))
     refuse_oversize(workload, engine.limits)
     begin = time.perf_counter()
     columns = columns_of(workload)

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from slosched.core.errors import InputError, require
-from slosched.core.forecast import remaining_tokens
+from slosched.timing.remaining import remaining_tokens
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.solvers.continuous_problem import ContinuousProblem

@@ -25,8 +25,8 @@ from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.refusal import REASON
 from slosched.integrations.vllm.state import Learned
 from slosched.lab.study import Bench
-from slosched.policies import policy as policy_by_name
 from slosched.policies.base import Policy
+from slosched.policies.registry import policy_of
 from slosched.simulator.engine import StepRecord, refuse_oversize, table_of, turns_of
 from slosched.testing.harness import STOP, make_request, make_scheduler, runner_output
 from slosched.timing.presets import find_engine
@@ -98,7 +98,7 @@ def simulate_vllm(
     if stock is not None:
         clocked.use_stock(priority=stock == "priority")
     else:
-        clocked.use_policy(policy_by_name(policy, seed=seed) if isinstance(policy, str) else policy)
+        clocked.use_policy(policy_of(policy, seed=seed))
     clocked.run()
     if record is not None:
         record.append(clocked.steps_recorded())
@@ -188,6 +188,8 @@ class VirtualEngine:
     def use_policy(self, policy: Policy, config: Config | None = None) -> None:
         """Run a policy of slosched in vLLM's scheduler."""
         self.name = policy.name
+        self.engine = policy.engine_for(self.engine)
+        self.limits = self.engine.limits
         config = config or Config(allow_reject=policy.rejects)
         learned = Learned(self.engine)
         learned.step_time = type(learned.step_time)(self.step_time)

@@ -285,9 +285,11 @@ def test_policies_are_listed_with_words(slosched: Any) -> None:
     """Every policy comes with a sentence."""
     from slosched.policies import POLICIES
 
-    words = json.loads(slosched("policies", "--json").out)
-    assert list(words) == list(POLICIES)
-    assert all(words.values())
+    found = json.loads(slosched("policies", "--json").out)
+    assert list(found) == list(POLICIES)
+    assert all(row["summary"] for row in found.values())
+    assert found["slosched"]["parameters"]["hopeless"] == "demote"
+    assert "edf+d" in slosched("policies").out
 
 
 def test_instances_are_listed(slosched: Any) -> None:

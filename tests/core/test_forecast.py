@@ -15,8 +15,8 @@ from slosched.core.forecast import (
     OUTLIVED_GROWTH,
     LengthForecast,
     lognormal_atoms,
-    remaining_tokens,
 )
+from slosched.timing.remaining import remaining_tokens
 
 lengths = st.floats(1.0, 1e5)
 samples = st.lists(lengths, min_size=1, max_size=30).map(LengthForecast.sample)

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from slosched.cli import app, main
 from slosched.core.errors import InputError
-from slosched.lab.evidence_config import SMALL, Contender, EvidenceConfig, load_evidence
+from slosched.lab.evidence_config import SMALL, EvidenceConfig, load_evidence
 from slosched.lab.evidence_grid import BOUND, Grid, Store, run_grid
 from slosched.lab.evidence_summary import bootstrap, load_at_target, summarise
+from slosched.policies import PolicySpec
 from slosched.report.evidence_site import write_site
 from slosched.report.metrics import Metrics
 
@@ -137,11 +138,11 @@ def test_site_is_whole(grid: Grid, tmp_path: Path) -> None:
 
 
 def test_contenders() -> None:
-    found = Contender.parse("slosched:starvation_s=60")
+    found = PolicySpec.parse("slosched:starvation_s=60")
     assert (found.name, found.parameters) == ("slosched", {"starvation_s": 60})
     for text in ("nobody", "edf@", "edf@-3", "edf:x=1", "edf:x", "slosched:starvation_s=no"):
         with pytest.raises(InputError):
-            Contender.parse(text)
+            PolicySpec.parse(text)
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,7 @@ def test_load_1_is_what_a_full_engine_can_do(name: str, family: str) -> None:
     )  # fmt: skip
     real = scenario.traffic()
     run = simulate(
-        replace(real.workload, arrival_s=np.zeros(1500)), "fcfs", limits=scenario.engine.limits,
-        step_time=scenario.engine.step_time,
+        replace(real.workload, arrival_s=np.zeros(1500)), "fcfs", engine=scenario.engine,
     )  # fmt: skip
     ratio = float(np.quantile(run.outcomes.finish_s, 0.9)) / (0.9 * real.window_s)
     assert 0.85 < ratio < 1.25

@@ -18,8 +18,7 @@ from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import PrefixBlocks, Workload
-from slosched.lab.evidence_config import Contender
-from slosched.policies import policy
+from slosched.policies import PolicySpec, policy
 from slosched.policies.hopeless import best_chance, patient, refused
 from slosched.policies.programs import ProgramDeadlines
 from slosched.policies.tenants import TenantShares
@@ -211,7 +210,7 @@ def test_the_simulator_shows_programs() -> None:
 
 
 def test_options_have_a_contender_syntax() -> None:
-    made = Contender.parse("slosched:hopeless=reject,fairness=2,programs=true").make(0)
+    made = PolicySpec.parse("slosched:hopeless=reject,fairness=2,programs=true").make(0)
     assert made.rejects
     with pytest.raises(InputError, match="hopeless must be one of keep, demote, reject"):
-        Contender.parse("slosched:hopeless=never")
+        PolicySpec.parse("slosched:hopeless=never")

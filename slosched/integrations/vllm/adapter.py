@@ -17,8 +17,7 @@ from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.controller import Controller
 from slosched.integrations.vllm.probe_forecasts import foretold
 from slosched.integrations.vllm.state import Learned
-from slosched.policies import POLICIES
-from slosched.policies import policy as policy_by_name
+from slosched.policies import PolicySpec
 from slosched.policies.base import Policy
 from slosched.core.snapshot import Snapshot
 
@@ -116,6 +115,9 @@ def attach(
     """Put slosched's queue and controller into a scheduler that has just been made and is empty."""
     from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 
+    if policy.budget_tokens is not None:
+        least = int(scheduler.max_num_scheduled_tokens)
+        scheduler.max_num_scheduled_tokens = min(least, policy.budget_tokens)
     capability = probe(scheduler, vllm_config, RequestQueue)
     if config.observe_only:
         capability = type(capability)(level=OBSERVE_ONLY, reasons=("the configuration asks for it",))
@@ -160,11 +162,9 @@ def make_policy(config: Config) -> Policy:
     InputError
         If the policy or a parameter is unknown.
     """
-    parameters = dict(config.policy_parameters)
-    factory = POLICIES.get(config.policy)
-    if factory is not None and {"clock", "budget_s"} <= set(inspect.signature(factory).parameters):
-        parameters = {"clock": time.perf_counter, "budget_s": config.guards.search_ms / 1e3, **parameters}
-    return policy_by_name(config.policy, seed=config.seed, **parameters)
+    spec = PolicySpec.parse(config.policy)
+    spec.parameters.update(config.policy_parameters)
+    return spec.make(config.seed, clock=time.perf_counter, budget_s=config.guards.search_ms / 1e3)
 
 
 def rehearsal(limits: Any) -> Snapshot:

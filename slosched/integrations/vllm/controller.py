@@ -42,7 +42,6 @@ SWEEP_STEPS = 2048
 SLOTS = ("max_num_running_reqs", "max_num_active_reqs")
 """Limits of running requests, by release; a request passed over keeps its slot."""
 
-BY_SLO = ("slosched", "edf", "least-laxity")
 """Families of policies that order by arrival when nobody has an SLO: no plan is needed then."""
 
 
@@ -84,11 +83,11 @@ class Controller:
         self.limits = limits_of(scheduler)
         self.in_flight: deque[dict[str, int]] = deque()
         self._orders = capability.level != OBSERVE_ONLY
-        self._native = policy.name == "fcfs"
+        self._native = policy.by_arrival
         # Only vLLM itself preempts under FCFS, and releases that track stale output resume at once, safely.
         self._resumes_safely = capability.preempt_keyword
         self._fences = not (self._native and self._resumes_safely)
-        self._by_slo = policy.name.startswith(BY_SLO)
+        self._by_slo = policy.by_slo
         self._paces, self._skips = policy.paces, policy.skips
         self._asks_always = policy.paces or policy.skips
         self._asks_when_full = policy.preempts or policy.rejects or self._asks_always

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slosched.core.forecast import remaining_tokens
+from slosched.timing.remaining import remaining_tokens
 from slosched.integrations.vllm.capability import FULL, Capability
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.ledger import Ledger

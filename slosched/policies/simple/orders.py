@@ -27,6 +27,7 @@ class Fcfs(KeyPolicy):
     """First come, first served: vLLM's default order."""
 
     name: ClassVar[str] = "fcfs"
+    by_arrival: ClassVar[bool] = True
     static: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
@@ -54,6 +55,7 @@ class Edf(KeyPolicy):
     """Earliest deadline first: A + S, else the next token's deadline, else A + E; best effort last."""
 
     name: ClassVar[str] = "edf"
+    by_slo: ClassVar[bool] = True
     steady: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
@@ -65,6 +67,7 @@ class LeastLaxity(KeyPolicy):
     """Least laxity (slack) first: latest start - t; best effort last. Known as LSTF, as in MindIE."""
 
     name: ClassVar[str] = "least-laxity"
+    by_slo: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Slack in seconds."""
@@ -160,6 +163,7 @@ class EdfDemote(_Demoting):
     """Earliest deadline first with hopeless requests demoted."""
 
     name: ClassVar[str] = "edf+d"
+    by_slo: ClassVar[bool] = True
     base: ClassVar[type[KeyPolicy]] = Edf
 
 
@@ -167,6 +171,7 @@ class LeastLaxityDemote(_Demoting):
     """Least laxity first with hopeless requests demoted."""
 
     name: ClassVar[str] = "least-laxity+d"
+    by_slo: ClassVar[bool] = True
     base: ClassVar[type[KeyPolicy]] = LeastLaxity
 
 
