@@ -177,9 +177,8 @@ class PolicySpec:
             for name in chosen:
                 if name not in known or name == "seed":
                     own = [p for p in known if p != "seed"]
-                    domain = f"one of {', '.join(own)}" if own else "absent: there are none"
-                    what = f"parameter of policy {self.name!r} must be {domain}, got {name!r}."
-                    raise InputError(what + _near(name, own))
+                    words = f"one of {', '.join(own) or 'none'}, got {name!r}."
+                    raise InputError(f"parameter of policy {self.name!r} must be {words}" + _near(name, own))
             chosen |= {k: v for k, v in defaults.items() if k in known and k not in chosen}
             if "seed" in known:
                 chosen["seed"] = seed

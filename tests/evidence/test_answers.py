@@ -99,7 +99,7 @@ def test_bad_run_files(tmp_path: Path) -> None:
         (b"\x1f\x8bxx", "JSON"),
         (b"[]", "schema"),
         (b'{"schema": 9}', "schema"),
-        (b'{"schema": 1}', "whole run"),
+        (b'{"schema": 2}', "whole run"),
     ]:
         file.write_bytes(content)
         with pytest.raises(InputError, match=word):

@@ -196,5 +196,7 @@ def test_unknown_parameters_are_refused(name: str) -> None:
 
 def test_unknown_names_are_refused() -> None:
     """An unknown name is answered with the known ones."""
-    with pytest.raises(InputError, match=r"policy must be one of fcfs, .*slosched, got 'SJF'"):
+    with pytest.raises(
+        InputError, match=r"policy must be one of fcfs, .*slosched, or package.module:Class, got 'SJF'"
+    ):
         policy("SJF")
