@@ -52,9 +52,9 @@ def simulate(
     """Replay `workload` under `policy` and return what happened to every request.
 
     The engine is a vLLM V1 scheduler whose steps last as its step-time model says. A turn of a session is
-    sent when the answer before it has ended and its think time has passed; none follows a refused one. The policy
-    sees forecasts, never true output lengths. The result depends on the arguments only, not on the machine:
-    the clock is an integer and policies are given deterministic budgets.
+    sent when the answer before it has ended and its think time has passed; none follows a refused one. The
+    policy sees forecasts, never true output lengths. The result depends on the arguments only, not on the
+    machine: the clock is an integer and policies are given deterministic budgets.
 
     Parameters
     ----------
