@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from slosched.core.engine import Engine as Engine
     from slosched.core.errors import InputError as InputError
     from slosched.core.forecast import LengthForecast as LengthForecast
     from slosched.core.limits import EngineLimits as EngineLimits
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from slosched.core.steptime import StepTimeModel as StepTimeModel
     from slosched.ordering import order as order
     from slosched.planner.plan import Plan as Plan
+    from slosched.policies import KeyPolicy as KeyPolicy
     from slosched.policies import Policy as Policy
+    from slosched.policies import policy as policy
     from slosched.simulator import simulate as simulate
     from slosched.solvers.solve import solve as solve
     from slosched.workloads import Workload as Workload
@@ -27,11 +30,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Engine": "slosched.core.engine",
     "EngineLimits": "slosched.core.limits",
     "InputError": "slosched.core.errors",
+    "KeyPolicy": "slosched.policies",
     "LengthForecast": "slosched.core.forecast",
     "Plan": "slosched.planner.plan",
     "Policy": "slosched.policies",
+    "policy": "slosched.policies",
     "Request": "slosched.core.request",
     "Slo": "slosched.core.slo",
     "Snapshot": "slosched.core.snapshot",
@@ -43,8 +49,10 @@ _HOME = {
 }
 
 __all__ = [
+    "Engine",
     "EngineLimits",
     "InputError",
+    "KeyPolicy",
     "LengthForecast",
     "Plan",
     "Policy",
@@ -55,6 +63,7 @@ __all__ = [
     "Workload",
     "__version__",
     "order",
+    "policy",
     "simulate",
     "solve",
 ]

@@ -425,9 +425,9 @@ def test_same_result_in_another_process() -> None:
     """Times do not depend on the process, the hash seed or the order of imports."""
     code = (
         "from slosched.simulator import simulate; from slosched.workloads import generate;"
-        "from slosched.core.limits import EngineLimits;"
+        "from slosched import Engine, EngineLimits;"
         "w = generate('chat', rate_per_s=40.0, duration_s=2.0, seed=5);"
-        "print(simulate(w, 'slosched', limits=EngineLimits(max_num_seqs=12)).outcomes.finish_s.tolist())"
+        "print(simulate(w, 'slosched', engine=Engine(limits=EngineLimits(max_num_seqs=12))).outcomes.finish_s.tolist())"
     )
     there = subprocess.run(
         [sys.executable, "-c", code],
