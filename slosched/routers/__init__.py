@@ -1,0 +1,51 @@
+"""Routers by name: which engine a request goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from slosched.core.named import make
+from slosched.routers import simple
+from slosched.routers.base import EngineStatus as EngineStatus
+from slosched.routers.base import EngineView as EngineView
+from slosched.routers.base import FleetSnapshot as FleetSnapshot
+from slosched.routers.base import PickRouter as PickRouter
+from slosched.routers.base import Router as Router
+from slosched.routers.base import Routing as Routing
+from slosched.routers.rivals.dynamo import Dynamo
+from slosched.routers.rivals.scores import LlmdHeadroom, LMetric, PolyServe
+from slosched.routers.slosched import Slosched
+
+ROUTERS: dict[str, Callable[..., Router]] = {
+    r.name: r
+    for r in (
+        simple.RoundRobin, simple.Random, simple.PowerOfTwo, simple.LeastRequests, simple.LeastTokens,
+        simple.PrefixAffinity, simple.SessionAffinity, LMetric, PolyServe, LlmdHeadroom, Dynamo, Slosched,
+    )
+}  # fmt: skip
+"""Every router by name; call one to get a fresh object."""
+
+
+def router(name: str, *, seed: int = 0, **parameters: object) -> Router:
+    """A fresh router object by name.
+
+    Parameters
+    ----------
+    name
+        One of `ROUTERS`, with parameters perhaps (``slosched:price=0.02``), or ``package.module:Class``.
+    seed
+        Seed of a router that draws random numbers; others ignore it.
+    parameters
+        The router's own parameters, see its docstring.
+
+    Raises
+    ------
+    InputError
+        If the name or a parameter is unknown; the message lists the known ones.
+
+    Examples
+    --------
+    >>> router("prefix-affinity:share=0.5").name
+    'prefix-affinity'
+    """
+    return make(name, "router", ROUTERS, Router, seed=seed, **parameters)  # type: ignore[type-abstract]

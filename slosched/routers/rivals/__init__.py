@@ -1,0 +1,1 @@
+"""Routers of published systems, each after its paper or code."""

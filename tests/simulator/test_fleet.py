@@ -1,0 +1,222 @@
+"""Several engines on one clock: each as exact as one alone, and what happens when they come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from slosched.core.engine import Engine
+from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.routers import ROUTERS, FleetSnapshot, PickRouter, Router, Routing
+from slosched.simulator import Change, simulate, simulate_fleet
+
+RandomCase = Callable[[int], tuple[Workload, EngineLimits]]
+
+
+def engine(limits: EngineLimits, model: StepTimeModel, name: str = "one") -> Engine:
+    return Engine(name=name, limits=limits, step_time=model)
+
+
+class Fixed(PickRouter):
+    """Sends row i where it was told to."""
+
+    name: ClassVar[str] = "fixed"
+
+    def __init__(self, where: list[int]) -> None:
+        self.where = where
+
+    def pick(self, row: int, fleet: FleetSnapshot) -> int:
+        return self.where[row]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf", "trail", "qoserve", "slosched"])
+@pytest.mark.parametrize("statistics_s", [0.0, 0.05])
+def test_one_engine_is_the_simulator(
+    policy: str, statistics_s: float, random_case: RandomCase, model: StepTimeModel
+) -> None:
+    """A fleet of one engine without delay gives the times of `simulate`, to the digit."""
+    for seed in range(8):
+        work, limits = random_case(seed)
+        alone = simulate(work, policy, limits=limits, step_time=model)
+        fleet = simulate_fleet(
+            work, [engine(limits, model)], "round-robin", policy, delay_s=0.0, statistics_s=statistics_s
+        )
+        assert np.array_equal(alone.outcomes.finish_s, fleet.outcomes.finish_s, equal_nan=True), seed
+        assert np.array_equal(alone.outcomes.first_token_s, fleet.outcomes.first_token_s, equal_nan=True)
+        assert np.array_equal(alone.outcomes.cached_tokens, fleet.outcomes.cached_tokens), seed
+        assert alone.log.steps == fleet.log.steps, seed
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf", "slosched"])
+def test_engines_do_not_touch_each_other(policy: str, random_case: RandomCase, model: StepTimeModel) -> None:
+    """Two engines with fixed shares give the times of two simulations of those shares."""
+    for seed in range(8):
+        work, limits = random_case(seed)
+        where = np.random.default_rng(seed).integers(0, 2, len(work))
+        run = simulate_fleet(
+            work, [engine(limits, model)] * 2, Fixed(where.tolist()), policy, delay_s=0.0, seed=3
+        )
+        assert np.array_equal(run.engine_of, where)
+        for one in range(2):
+            part = work.rows(where == one)
+            alone = simulate(part, policy, limits=limits, step_time=model, seed=3 + one)
+            there = run.outcomes.finish_s[where == one]
+            assert np.array_equal(alone.outcomes.finish_s, there, equal_nan=True), seed
+
+
+def test_delay_is_added(model: StepTimeModel) -> None:
+    """A request to an idle engine has its first token later by just the routing delay."""
+    work = Workload.plain(np.array([0.0]), np.array([50]), np.array([3]))
+    at = [
+        float(simulate_fleet(work, [engine(EngineLimits(), model)], delay_s=d, policy="fcfs").outcomes.ttft_s[0])
+        for d in (0.0, 0.25)
+    ]
+    assert at[1] - at[0] == pytest.approx(0.25, abs=1e-9)
+
+
+def burst(n: int = 40) -> Workload:
+    """Requests over two seconds, with limits."""
+    rng = np.random.default_rng(1)
+    work = Workload.plain(np.sort(rng.random(n) * 2), rng.integers(20, 200, n), rng.integers(5, 60, n))
+    return replace(work, ttft_s=np.full(n, 0.8), weight=rng.choice([1.0, 3.0], n))
+
+
+SMALL = EngineLimits(max_num_seqs=4, max_num_batched_tokens=64, kv_blocks=200)
+
+
+@pytest.mark.parametrize("router", list(ROUTERS))
+def test_nothing_is_lost(router: str, model: StepTimeModel) -> None:
+    """Every request ends once, whatever the router, while engines join and drain."""
+    work = burst()
+    changes = [Change(at_s=0.5, engine=2, kind="join"), Change(at_s=1.0, engine=0, kind="drain")]
+    run = simulate_fleet(work, [engine(SMALL, model)] * 3, router, "edf", changes=changes)
+    assert run.outcomes.finished.all()
+    late = work.arrival_s > 1.06
+    assert not np.any(run.engine_of[late] == 0)
+    assert not np.any(run.engine_of[work.arrival_s < 0.45] == 2) or run.router == "dynamo"
+    again = simulate_fleet(work, [engine(SMALL, model)] * 3, router, "edf", changes=changes)
+    assert np.array_equal(run.outcomes.finish_s, again.outcomes.finish_s)
+
+
+@pytest.mark.parametrize("router", ["round-robin", "slosched", "dynamo"])
+def test_a_failing_engine_loses_only_what_it_was_answering(router: str, model: StepTimeModel) -> None:
+    """Answers that had begun are lost; all others are answered elsewhere, once."""
+    work = burst()
+    run = simulate_fleet(
+        work, [engine(SMALL, model)] * 2, router, "fcfs", changes=[Change(at_s=1.0, engine=0, kind="fail")]
+    )
+    o = run.outcomes
+    assert run.lost.any()
+    assert np.array_equal(o.finished, ~run.lost)
+    assert np.all(o.first_token_s[run.lost] <= 1.0)
+    late = o.finished & (o.finish_s > 1.0)
+    assert np.all(run.engine_of[late] == 1)
+
+
+def test_all_engines_down(model: StepTimeModel) -> None:
+    """With nobody left, what waits has missed; an engine that joins later takes the rest."""
+    work = burst()
+    fail = [Change(at_s=1.0, engine=0, kind="fail")]
+    run = simulate_fleet(work, [engine(SMALL, model)], "least-requests", "fcfs", changes=fail)
+    assert 0 < run.outcomes.finished.sum() < len(work)
+    assert np.all(run.outcomes.finish_s[run.outcomes.finished] <= 1.0)
+    join = [*fail, Change(at_s=3.0, engine=1, kind="join")]
+    run = simulate_fleet(work, [engine(SMALL, model)] * 2, "least-requests", "fcfs", changes=join)
+    assert np.array_equal(run.outcomes.finished, ~run.lost)
+
+
+class Mover(Router):
+    """Sends all to engine 0, then moves what waits to engine 1 at its first look."""
+
+    name: ClassVar[str] = "mover"
+    holds = True
+    tick_s = 0.05
+
+    def route(self, fleet: FleetSnapshot) -> Routing:
+        send = [(int(row), 0) for row in fleet.pending]
+        if not send:
+            send = [(int(row), 1) for row in fleet.engines[0].rows[4:]]
+        return Routing(send=tuple(send))
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf"])
+def test_moves(policy: str, model: StepTimeModel) -> None:
+    """Requests of which nothing was computed change engines; begun ones stay; all are answered once."""
+    work = replace(burst(30), arrival_s=np.zeros(30))
+    run = simulate_fleet(work, [engine(SMALL, model)] * 2, Mover(), policy)
+    assert run.outcomes.finished.all()
+    assert run.moved == int((run.engine_of == 1).sum()) > 15
+    assert run.outcomes.finish_s.max() < simulate(
+        work, policy, limits=SMALL, step_time=model
+    ).outcomes.finish_s.max()
+
+
+class Holder(Router):
+    """Never sends anything."""
+
+    name: ClassVar[str] = "holder"
+    holds = True
+    tick_s = 0.1
+
+    def route(self, fleet: FleetSnapshot) -> Routing:
+        return Routing()
+
+
+class Outside(PickRouter):
+    """Names an engine that is not there."""
+
+    name: ClassVar[str] = "outside"
+
+    def pick(self, row: int, fleet: FleetSnapshot) -> int:
+        return 7
+
+
+def test_bad_routers(model: StepTimeModel) -> None:
+    """A router that holds for ever, or names what is not there, is told so."""
+    for router, words in ((Holder(), "must not hold"), (Outside(), "engines that accept")):
+        with pytest.raises(InputError, match=words):
+            simulate_fleet(burst(), [engine(SMALL, model)] * 2, router, "fcfs")
+
+
+def test_stale_statistics_are_old(model: StepTimeModel) -> None:
+    """No status is younger than the router's clock, and none older than the period, a step and the delay."""
+    ages: list[float] = []
+
+    class Watch(PickRouter):
+        name: ClassVar[str] = "watch"
+
+        def pick(self, row: int, fleet: FleetSnapshot) -> int:
+            for view in fleet.engines:
+                if view.status is not None:
+                    ages.append(fleet.now_s - view.status.at_s)
+            return row % 2
+
+    simulate_fleet(burst(), [engine(SMALL, model)] * 2, Watch(), "fcfs", statistics_s=0.5, delay_s=0.01)
+    assert min(ages) >= 0.01 - 1e-9
+    assert 0.4 < max(ages) < 0.56
+
+
+def test_bad_input(model: StepTimeModel) -> None:
+    """Each argument outside its domain is named."""
+    one = [engine(SMALL, model)]
+    for words, call in {
+        "engines": lambda: simulate_fleet(burst(), []),
+        "delay_s": lambda: simulate_fleet(burst(), one, delay_s=-1.0),
+        "statistics_s": lambda: simulate_fleet(burst(), one, statistics_s=float("nan")),
+        "kind": lambda: Change(at_s=1.0, engine=0, kind="explode"),
+        "at_s": lambda: Change(at_s=-1.0, engine=0, kind="fail"),
+        "index below 1": lambda: simulate_fleet(burst(), one, changes=[Change(at_s=1.0, engine=1, kind="fail")]),
+        "router must be one of": lambda: simulate_fleet(burst(), one, "best"),
+        "max_model_len": lambda: simulate_fleet(
+            burst(), [*one, engine(replace(SMALL, max_model_len=10), model)]
+        ),
+    }.items():
+        with pytest.raises(InputError, match=words):
+            call()
