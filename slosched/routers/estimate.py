@@ -1,4 +1,4 @@
-"""What a router expects of an engine from what it knows: the rivals' own forms of prediction stand on this."""
+"""What a router expects of an engine from what it knows: rivals that predict stand on this."""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ TODO, LENGTH, SPREAD, KEY, FIRST_DUE, TPOT, E2E_DUE, WEIGHT, HAVE, FIRST, GENERA
 WIDTH = 11
 
 # Columns of `Lanes.engines`.
-BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKENS, KNEE_TOKEN, SLOTS, BUDGET, KV_TOKENS = range(10)
+BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKENS, KNEE_TOKEN, SLOTS, BUDGET, KV_TOKENS = range(
+    10
+)
 ENGINE_WIDTH = 10
 
 SOFT_S, SOFT_LEAD, SOFT_TPOT = 0.25, 0.5, 0.1
@@ -75,13 +77,11 @@ def _prompt_s(jobs: Floats, row: int, engine: Floats, todo: float) -> float:
 def _left(jobs: Floats, row: int) -> float:
     """Expected tokens still to come."""
     done = jobs[row, GENERATED]
-    return max(1.0, jobs[row, LENGTH] - done, 0.25 * done)
+    return float(max(1.0, jobs[row, LENGTH] - done, 0.25 * done))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _chance(
-    jobs: Floats, row: int, first_s: float, tokens_s: float, tokens: float, now_s: float
-) -> float:
+def _chance(jobs: Floats, row: int, first_s: float, tokens_s: float, tokens: float, now_s: float) -> float:
     """Chance to keep all limits, if the first token comes at `first_s` and `tokens` more take `tokens_s`."""
     chance = 1.0
     old = jobs[row, FIRST] == jobs[row, FIRST]
@@ -99,8 +99,10 @@ def _chance(
     finish_s = start_s + tokens_s
     tpot = jobs[row, TPOT]
     if tpot < np.inf:
+        # The engine keeps the pace of those it has begun as long as it can: no doubt within the limit.
         all_tokens = max(1.0, jobs[row, GENERATED] + tokens - 1.0)
-        chance *= _soft(tpot * all_tokens - (finish_s - first_s), SOFT_TPOT * tpot * all_tokens)
+        over = (finish_s - first_s) / (tpot * all_tokens) - 1.0
+        chance *= min(1.0, max(0.0, 1.0 - over / SOFT_TPOT))
     if jobs[row, E2E_DUE] < np.inf and chance > 0.0:
         spread_s = jobs[row, SPREAD] * tokens_s / max(1.0, tokens)
         width = SOFT_S + SOFT_LEAD * max(0.0, finish_s - now_s) + spread_s
@@ -135,6 +137,8 @@ def _value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: f
         row = extra if i == waits else lanes.waiting[e, i]
         if row < 0 or row == without:
             continue
+        if jobs[row, KEY] < now_s:  # past its deadline: it gives way to all others
+            continue
         prompts_s += _prompt_s(jobs, row, engine, todo if row == extra else jobs[row, TODO])
         length += jobs[row, LENGTH]
         count += 1.0
@@ -142,7 +146,9 @@ def _value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: f
     mean_left = length / max(1.0, count)
     together = min(engine[SLOTS], count)
     mean_context = context / max(1, runs) if runs > 0 else 0.0
-    free_s = engine[BASE] + engine[SEQUENCE] * together + engine[KV_TOKEN] * max(context, together * mean_context)
+    free_s = (
+        engine[BASE] + engine[SEQUENCE] * together + engine[KV_TOKEN] * max(context, together * mean_context)
+    )
     residence_s = mean_left * 0.5 * (pace_s + free_s)
     value = 0.0
     for i in range(runs):
@@ -221,8 +227,12 @@ def value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: fl
     runs = float(lanes.runs[e])
     alone_s = engine[BASE] + engine[SEQUENCE] * runs + engine[KV_TOKEN] * context
     room = max(1.0, engine[BUDGET] - runs)
-    full_s = alone_s + room * engine[PREFILL_TOKEN] + engine[KNEE_TOKEN] * max(0.0, room + runs - engine[KNEE_TOKENS])
-    best = _value(lanes, e, extra, without, todo, now_s, full_s)
+    full_s = (
+        alone_s
+        + room * engine[PREFILL_TOKEN]
+        + engine[KNEE_TOKEN] * max(0.0, room + runs - engine[KNEE_TOKENS])
+    )
+    best: float = _value(lanes, e, extra, without, todo, now_s, full_s)
     paced_s = max(0.95 * tight, alone_s * 1.05)
     if paced_s < full_s:
         best = max(best, _value(lanes, e, extra, without, todo, now_s, paced_s))

@@ -52,7 +52,7 @@ class PowerOfTwo(PickRouter):
 
     def pick(self, row: int, fleet: FleetSnapshot) -> int:
         """The less loaded of two."""
-        two = self._rng.permutation(fleet.open)[:2].tolist()
+        two: list[int] = self._rng.permutation(fleet.open)[:2].tolist()
         return min(two, key=lambda i: len(fleet.engines[i].rows))
 
 
@@ -80,8 +80,8 @@ class LeastTokens(PickRouter):
 class PrefixAffinity(PickRouter):
     """The engine whose cache holds most of the prompt, unless loads are out of balance.
 
-    As SGLang's gateway (``cache_aware``): where at least `share` of the prompt is cached somewhere, the engine
-    with the longest match; else the one with the fewest requests. Loads are out of balance if the most
+    As SGLang's gateway (``cache_aware``): where at least `share` of the prompt is cached, the engine with the
+    longest match; else the one with the fewest requests. Loads are out of balance if the most
     loaded engine has `absolute` requests more and `relative` times as many as the least loaded one; then the
     fewest requests decide alone.
     """
@@ -106,8 +106,8 @@ class PrefixAffinity(PickRouter):
 class SessionAffinity(PickRouter):
     """Always the same engine for one session: rendezvous hashing of what the prompt begins with.
 
-    A request whose beginning is unknown is a session of its own. When an engine leaves, only its sessions move
-    (Thaler and Ravishankar 1998).
+    A request whose beginning is unknown is a session of its own. When an engine leaves, only its sessions
+    move (Thaler and Ravishankar 1998).
     """
 
     name: ClassVar[str] = "session-affinity"

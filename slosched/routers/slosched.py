@@ -84,9 +84,7 @@ class _LaneBooks:
             if self._seen[e][0] is not view.rows or self._seen[e][1] != said:
                 self._seen[e] = (view.rows, said)
                 self._sort(e, view, fleet)
-        return lane.Lanes(
-            self._jobs, self._engines, self._waiting, self._waits, self._running, self._runs
-        )
+        return lane.Lanes(self._jobs, self._engines, self._waiting, self._waits, self._running, self._runs)
 
     def _sort(self, e: int, view: EngineView, fleet: FleetSnapshot) -> None:
         t, jobs, rows = fleet.table, self._jobs, view.rows

@@ -36,7 +36,7 @@ _PS = 1e-12
 KINDS = ("join", "drain", "fail")
 
 MAX_IDLE_EVENTS = 1000
-"""Looks in a row at which all engines are idle and the router sends nothing: beyond this it holds for ever."""
+"""Looks in a row at which all engines are idle and nothing is sent: beyond this the router holds for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +215,7 @@ class _Fleet:
         self.books = FleetBooks(engines, self.seen, block_tokens=prefix.block_tokens if prefix else 16)
         self.alive = [True] * len(engines)
         self.said: list[_Said] = []
+        self.last_said = [-1] * len(engines)
         self.engine_of = np.full(n, -1, dtype=np.int64)
         self.lost = np.zeros(n, dtype=np.bool_)
         self.moved = 0
@@ -224,7 +225,9 @@ class _Fleet:
     def run(self, changes: Sequence[Change], progress: Callable[[int, int], None] | None) -> None:
         """All events in order of time, then every engine to its end."""
         arrival_ps = self.columns.requests.arrival_ps
-        events: list[tuple[int, int, int]] = [(int(t), _ARRIVAL, i) for i, t in enumerate(arrival_ps.tolist())]
+        events: list[tuple[int, int, int]] = [
+            (int(t), _ARRIVAL, i) for i, t in enumerate(arrival_ps.tolist())
+        ]
         for i, change in enumerate(changes):
             events.append((round(change.at_s / _PS), _CHANGE, i))
             if change.kind == "join":
@@ -304,8 +307,12 @@ class _Fleet:
 
     def _publish(self, now_ps: int) -> None:
         for i, alive in enumerate(self.alive):
-            if alive:
-                heapq.heappush(self.said, self._statement(i, now_ps))
+            if not alive:
+                continue
+            said = self._statement(i, now_ps)
+            if said.seen_ps > self.last_said[i]:  # else a step has lasted longer than the period
+                heapq.heappush(self.said, said)
+                self.last_said[i] = said.seen_ps
 
     def _statement(self, index: int, now_ps: int) -> _Said:
         """What an engine says at the first end of a step from now on."""

@@ -75,7 +75,9 @@ def test_delay_is_added(model: StepTimeModel) -> None:
     """A request to an idle engine has its first token later by just the routing delay."""
     work = Workload.plain(np.array([0.0]), np.array([50]), np.array([3]))
     at = [
-        float(simulate_fleet(work, [engine(EngineLimits(), model)], delay_s=d, policy="fcfs").outcomes.ttft_s[0])
+        float(
+            simulate_fleet(work, [engine(EngineLimits(), model)], delay_s=d, policy="fcfs").outcomes.ttft_s[0]
+        )
         for d in (0.0, 0.25)
     ]
     assert at[1] - at[0] == pytest.approx(0.25, abs=1e-9)
@@ -153,9 +155,10 @@ def test_moves(policy: str, model: StepTimeModel) -> None:
     run = simulate_fleet(work, [engine(SMALL, model)] * 2, Mover(), policy)
     assert run.outcomes.finished.all()
     assert run.moved == int((run.engine_of == 1).sum()) > 15
-    assert run.outcomes.finish_s.max() < simulate(
-        work, policy, limits=SMALL, step_time=model
-    ).outcomes.finish_s.max()
+    assert (
+        run.outcomes.finish_s.max()
+        < simulate(work, policy, limits=SMALL, step_time=model).outcomes.finish_s.max()
+    )
 
 
 class Holder(Router):
@@ -206,17 +209,21 @@ def test_stale_statistics_are_old(model: StepTimeModel) -> None:
 def test_bad_input(model: StepTimeModel) -> None:
     """Each argument outside its domain is named."""
     one = [engine(SMALL, model)]
-    for words, call in {
+    gone = [Change(at_s=1.0, engine=1, kind="fail")]
+    calls: dict[str, Callable[[], object]] = {
         "engines": lambda: simulate_fleet(burst(), []),
         "delay_s": lambda: simulate_fleet(burst(), one, delay_s=-1.0),
         "statistics_s": lambda: simulate_fleet(burst(), one, statistics_s=float("nan")),
         "kind": lambda: Change(at_s=1.0, engine=0, kind="explode"),
         "at_s": lambda: Change(at_s=-1.0, engine=0, kind="fail"),
-        "index below 1": lambda: simulate_fleet(burst(), one, changes=[Change(at_s=1.0, engine=1, kind="fail")]),
+        "index below 1": lambda: simulate_fleet(
+            burst(), one, changes=[Change(at_s=1.0, engine=1, kind="fail")]
+        ),
         "router must be one of": lambda: simulate_fleet(burst(), one, "best"),
         "max_model_len": lambda: simulate_fleet(
             burst(), [*one, engine(replace(SMALL, max_model_len=10), model)]
         ),
-    }.items():
+    }
+    for words, call in calls.items():
         with pytest.raises(InputError, match=words):
             call()

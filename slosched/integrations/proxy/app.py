@@ -1,0 +1,280 @@
+"""The proxy as an ASGI application: receives, has the router choose, relays, and survives what can go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from slosched.core.errors import MissingExtraError
+from slosched.integrations.proxy.asking import PATHS, read_asked
+from slosched.integrations.proxy.dispatch import NOBODY, REFUSED, Dispatcher, Held
+from slosched.integrations.proxy.metrics import RouterMetrics
+from slosched.integrations.proxy.relay import Broken, HungUp, Relay, error_body
+from slosched.integrations.proxy.settings import RouterSettings
+from slosched.integrations.proxy.upstream import Poller, Upstream
+from slosched.integrations.vllm.config import load_config
+from slosched.routers import router as router_by_name
+from slosched.timing.presets import find_engine
+
+if TYPE_CHECKING:
+    import aiohttp
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+ATTEMPTS = 2
+"""Engines that a request may reach; one whose connection was refused was not reached."""
+
+
+class RouterApp:
+    """Reverse proxy for OpenAI-compatible servers.
+
+    Requests to the paths of `slosched.integrations.proxy.asking.PATHS` are routed; ``/health`` and
+    ``/metrics`` are the proxy's own; everything else goes to the first engine that is up.
+
+    Parameters
+    ----------
+    settings
+        Engines, router and limits. Classes and bounds of SLOs come from the file that ``SLOSCHED_CONFIG``
+        names, as in vLLM.
+    """
+
+    def __init__(self, settings: RouterSettings) -> None:
+        if find_spec("aiohttp") is None:
+            raise MissingExtraError("aiohttp", "router")
+        self.settings, self.config, self.metrics = settings, load_config(), RouterMetrics()
+        ranks = range(settings.data_parallel_size) if settings.data_parallel_size > 1 else [None]
+        self.upstreams = [Upstream(url.rstrip("/"), rank) for url in settings.engines for rank in ranks]
+        self.dispatcher = Dispatcher(
+            find_engine(settings.profile),
+            [upstream.name for upstream in self.upstreams],
+            router_by_name(settings.router, seed=settings.seed),
+            time.monotonic,
+        )
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the server's start and end."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+
+    async def start(self) -> None:
+        """Connect, look at every engine once, and keep looking."""
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self.settings.connect_s, sock_read=self.settings.silence_s
+        )
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=timeout, auto_decompress=False
+        )
+        poller = Poller(
+            self._session, self.upstreams, self.settings.statistics_s, time.monotonic, self._looked
+        )
+        await poller.look()
+        self._tasks = [asyncio.create_task(poller.run())]
+        if not math.isinf(self.dispatcher.router.tick_s):
+            self._tasks.append(asyncio.create_task(self._ticks()))
+
+    async def stop(self) -> None:
+        """Stop looking, and close all connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def _looked(self, i: int, status: Any) -> None:
+        upstream = self.upstreams[i]
+        self.dispatcher.said(i, upstream.up, status)
+        self.metrics.up.labels(upstream.name).set(upstream.up)
+        self.metrics.outstanding.labels(upstream.name).set(len(self.dispatcher.books.engines[i].rows))
+        for seconds in self.dispatcher.decisions_s:
+            self.metrics.decision.observe(seconds)
+        self.dispatcher.decisions_s.clear()
+
+    async def _ticks(self) -> None:
+        while True:
+            await asyncio.sleep(self.dispatcher.router.tick_s)
+            self.dispatcher.ask()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.start()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/health":
+            up = self.dispatcher.open > 0
+            await respond(send, 200 if up else 503, b"" if up else error_body("no engine is up", 503))
+        elif path == "/metrics":
+            await respond(send, 200, self.metrics.page(), [(b"content-type", b"text/plain; version=0.0.4")])
+        elif sum(len(n) + len(v) for n, v in scope["headers"]) > self.settings.max_header_bytes:
+            text = f"headers must be at most {self.settings.max_header_bytes} bytes"
+            await respond(send, 431, error_body(text, 431))
+        else:
+            await self._proxied(scope, receive, send)
+
+    async def _proxied(self, scope: Message, receive: Receive, send: Send) -> None:
+        body = await read_body(receive, self.settings.max_body_bytes)
+        if body is None:
+            self.metrics.requests.labels("too large").inc()
+            text = f"the body must be at most {self.settings.max_body_bytes} bytes"
+            await respond(send, 413, error_body(text, 413), [(b"connection", b"close")])
+            return
+        assert self._session is not None
+        relay = Relay(self._session, scope, receive, send)
+        if scope["path"] in PATHS and scope["method"] == "POST":
+            outcome = await self._routed(relay, scope, body)
+        else:
+            outcome = await self._anywhere(relay, body)
+        self.metrics.requests.labels(outcome).inc()
+
+    async def _anywhere(self, relay: Relay, body: bytes) -> str:
+        """Pass on what needs no choice to the first engine that is up."""
+        for upstream in self.upstreams:
+            if upstream.up:
+                try:
+                    await relay.run(upstream, body, lambda count: None)
+                except HungUp:
+                    return "hung up"
+                except Broken as broken:
+                    if broken.begun:
+                        return "cut off"
+                    upstream.up = upstream.up and not broken.refused
+                    continue
+                return "passed on"
+        await relay.fail(503, "no engine is up", retry_after_s=self.settings.statistics_s * 4)
+        return "no engine"
+
+    async def _routed(self, relay: Relay, scope: Message, body: bytes) -> str:
+        """Have the router choose, relay, and go elsewhere if the engine is gone before it said anything."""
+        asked = read_asked(scope["headers"], body, self.config, pass_slo=self.settings.pass_slo)
+        held = self.dispatcher.add(asked)
+        whole = False
+        try:
+            reached = 0
+            while True:
+                placed = asyncio.ensure_future(self.dispatcher.place(held, self.settings.hold_s))
+                await relay.unless_hung_up(placed)
+                engine = placed.result()
+                if engine in (REFUSED, NOBODY):
+                    return await self._no(relay, engine)
+                upstream = self.upstreams[engine]
+                self.metrics.sent.labels(upstream.name).inc()
+                try:
+                    await relay.run(upstream, asked.body, lambda count: self.dispatcher.tokens(held, count))
+                except Broken as broken:
+                    self._down(engine, broken)
+                    reached += not broken.refused
+                    if broken.begun:
+                        return "cut off"
+                    if reached >= ATTEMPTS:
+                        await relay.fail(502, f"the engine did not answer: {broken}")
+                        return "engine failed"
+                    self.metrics.retried.labels("refused" if broken.refused else "broken").inc()
+                    self.dispatcher.back(held)
+                    continue
+                whole = relay.status == 200
+                self._count(held, whole)
+                return "answered" if whole else f"status {relay.status}"
+        except HungUp:
+            return "hung up"
+        finally:
+            self.dispatcher.left(held, whole=whole, tokens=relay.usage_tokens)
+
+    async def _no(self, relay: Relay, reason: int) -> str:
+        if reason == NOBODY:
+            await relay.fail(503, "no engine is up", retry_after_s=self.settings.statistics_s * 4)
+            return "no engine"
+        wait_s = self.dispatcher.wait_s()
+        text = f"refused: the limits cannot be kept; the wait is about {wait_s:.1f} s"
+        await relay.fail(self.settings.refuse_status, text, retry_after_s=wait_s, wait_s=wait_s)
+        return "refused"
+
+    def _down(self, engine: int, broken: Broken) -> None:
+        """An engine that refuses connections is down until a look shows otherwise."""
+        if broken.refused:
+            self.upstreams[engine].up = False
+            self._looked(engine, None)
+
+    def _count(self, held: Held, whole: bool) -> None:
+        t, row, now_s = self.dispatcher.table, held.row, self.dispatcher.clock()
+        first_s = float(t.first_token_s[row])
+        if math.isnan(first_s):
+            return
+        self.metrics.first_token.observe(first_s - float(t.arrival_s[row]))
+        if whole and not held.asked.claim.slo.best_effort:
+            tokens = max(1, int(t.generated_tokens[row]) - 1)
+            met = held.asked.claim.slo.met(
+                ttft_s=first_s - float(t.arrival_s[row]),
+                tpot_s=(now_s - first_s) / tokens,
+                e2e_s=now_s - float(t.arrival_s[row]),
+            )
+            self.metrics.slo.labels(held.asked.claim.slo_class, str(met).lower()).inc()
+
+
+async def respond(
+    send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    """A whole answer of the proxy's own."""
+    fields = [(b"content-length", str(len(body)).encode()), *(headers or [])]
+    if not any(name == b"content-type" for name, _ in fields):
+        fields.append((b"content-type", b"application/json"))
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_body(receive: Receive, most: int) -> bytes | None:
+    """The whole body; None if it is larger than `most`."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            return None
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def serve(settings: RouterSettings, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Run the proxy until interrupted.
+
+    Raises
+    ------
+    MissingExtraError
+        If aiohttp, uvicorn or prometheus-client is not installed.
+    """
+    if find_spec("uvicorn") is None:
+        raise MissingExtraError("uvicorn", "router")
+    import uvicorn
+
+    uvicorn.run(
+        RouterApp(settings), host=host, port=port, log_level="warning", access_log=False,
+        h11_max_incomplete_event_size=4 * settings.max_header_bytes,
+    )  # fmt: skip
+
+
+def to_json(content: object) -> bytes:
+    """Compact JSON."""
+    return json.dumps(content).encode()

@@ -1,0 +1,169 @@
+"""The proxy's books and its router: who is where, who waits for a decision."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from slosched.core.engine import Engine
+from slosched.core.errors import InputError
+from slosched.core.table import RequestTable
+from slosched.integrations.proxy.asking import BLOCK_CHARACTERS, CHARACTERS_PER_TOKEN, Asked
+from slosched.predictors.history import ClassHistory
+from slosched.routers.base import EngineStatus, Router
+from slosched.routers.books import FleetBooks
+
+REFUSED, NOBODY = -1, -2
+"""In place of an engine: the router refuses; no engine takes requests."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A request between its arrival and its end."""
+
+    row: int
+    asked: Asked
+    place: asyncio.Future[int] | None = field(default=None)
+
+
+class Dispatcher:
+    """Keeps the router's books and asks the router.
+
+    Parameters
+    ----------
+    engine
+        Limits and step times, the same for all engines.
+    names
+        Names of the engines.
+    router
+        A fresh router.
+    clock
+        Seconds that never go back.
+    """
+
+    def __init__(
+        self, engine: Engine, names: list[str], router: Router, clock: Callable[[], float]
+    ) -> None:
+        self.engine, self.router, self.clock = engine, router, clock
+        self.table = RequestTable()
+        self.history = ClassHistory()
+        block = int(BLOCK_CHARACTERS / CHARACTERS_PER_TOKEN)
+        self.books = FleetBooks([engine] * len(names), self.table, block_tokens=block)
+        for i in range(len(names)):
+            self.books.accept(i, False)
+        self.held: dict[int, Held] = {}
+        self.decisions_s: list[float] = []
+        self._count = 0
+
+    @property
+    def open(self) -> int:
+        """How many engines take requests."""
+        return sum(view.accepts for view in self.books.engines)
+
+    def said(self, engine: int, up: bool, status: EngineStatus | None) -> None:
+        """What a look at an engine has shown."""
+        if self.books.engines[engine].accepts != up:
+            self.books.accept(engine, up)
+            if not up:
+                self.books.prefixes.lost(engine)
+        if status is not None:
+            self.books.said(engine, status)
+        if up:
+            self.ask()
+
+    def add(self, asked: Asked) -> Held:
+        """A newcomer, pending."""
+        self._count += 1
+        row = self.table.add(asked.request(f"r{self._count}", self.clock(), self.history))
+        if len(asked.ids):
+            self.table.prefix_index[row] = asked.ids[0]
+        self.books.arrived(row, asked.ids)
+        held = Held(row=row, asked=asked)
+        self.held[row] = held
+        return held
+
+    async def place(self, held: Held, patience_s: float) -> int:
+        """Index of the engine of a pending request; `REFUSED`, or `NOBODY` if none takes requests."""
+        held.place = asyncio.get_running_loop().create_future()
+        if self.open == 0:
+            return NOBODY
+        self.ask()
+        if not held.place.done() and not self.router.holds:
+            return NOBODY
+        try:
+            return await asyncio.wait_for(asyncio.shield(held.place), patience_s)
+        except TimeoutError:
+            return REFUSED
+
+    def ask(self) -> None:
+        """Ask the router about everybody who is pending."""
+        if self.open == 0:
+            return
+        now_s = self.clock()
+        waits = [row for row in self.books.pending.all.tolist() if self._undecided(row)]
+        for only in ([None] if self.router.holds else waits):
+            if not waits:
+                return
+            snapshot = self.books.snapshot(now_s, only=only)
+            begun = self.clock()
+            routing = self.router.route(snapshot)
+            self.decisions_s.append(self.clock() - begun)
+            try:
+                routing.check(snapshot)
+            except InputError:  # a router's mistake costs its choice, not the request
+                for row in waits:
+                    self._settle(row, min(snapshot.open, key=lambda i: len(self.books.engines[i].rows)))
+                return
+            for row in routing.refuse:
+                self._settle(row, REFUSED)
+            for row, engine in routing.send:
+                if self._undecided(row):
+                    self._settle(row, engine)
+
+    def _undecided(self, row: int) -> bool:
+        held = self.held.get(row)
+        return held is not None and held.place is not None and not held.place.done()
+
+    def _settle(self, row: int, engine: int) -> None:
+        place = self.held[row].place
+        if place is None or place.done():
+            return
+        if engine != REFUSED:
+            self.books.sent(row, engine)
+        place.set_result(engine)
+
+    def tokens(self, held: Held, count: int) -> None:
+        """`count` more tokens have passed to the client."""
+        if math.isnan(self.table.first_token_s[held.row]):
+            self.table.first_token_s[held.row] = self.clock()
+        self.table.generated_tokens[held.row] += count
+
+    def back(self, held: Held) -> None:
+        """The engine has not answered: the request is pending again."""
+        self.table.first_token_s[held.row] = math.nan
+        self.table.generated_tokens[held.row] = 0
+        self.books.back(held.row)
+
+    def left(self, held: Held, *, whole: bool, tokens: int | None = None) -> None:
+        """A request has ended; its length teaches the forecasts if the answer is `whole`."""
+        count = int(self.table.generated_tokens[held.row]) if tokens is None else tokens
+        if whole and count > 0:
+            claim, asked = held.asked.claim, held.asked
+            cut = asked.max_tokens is not None and count >= asked.max_tokens
+            self.history.observe(claim.slo_class, count, prompt_tokens=asked.prompt_tokens, cut=cut)
+        self.books.ended(held.row)
+        del self.held[held.row]
+        self.table.release(held.row)
+
+    def wait_s(self) -> float:
+        """Seconds until an engine has computed what is there now, the least over engines: for Retry-After."""
+        t, s = self.table, self.engine.step_time
+        waits = []
+        for view in self.books.engines:
+            if view.accepts:
+                rows = view.rows
+                todo = float(t.prompt_tokens[rows][t.generated_tokens[rows] == 0].sum())
+                waits.append(todo * (s.prefill_token_s + s.knee_token_s) + s.base_s * (1 + len(rows)))
+        return min(waits, default=5.0)

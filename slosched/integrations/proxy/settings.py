@@ -1,0 +1,77 @@
+"""Settings of the proxy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from slosched.core.errors import require
+
+REFUSALS = (429, 503)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSettings:
+    """How the proxy routes and what it tolerates.
+
+    Parameters
+    ----------
+    engines
+        Roots of the servers, as ``http://host:port``; at least one, each once.
+    data_parallel_size
+        Ranks of each server, at least 1. Above 1 each rank is an engine of its own, chosen by vLLM's header
+        ``X-data-parallel-rank``.
+    router
+        A router by name, see `slosched.routers`.
+    profile
+        Limits and step times of the engines: a preset's name or a JSON file.
+    refuse_status
+        Status of a refusal, 429 or 503.
+    statistics_s
+        Seconds from one look at an engine's ``/metrics`` to the next, above 0.
+    hold_s
+        Longest time a request may be held by a router that holds, above 0; after it the answer is a refusal.
+    connect_s
+        Seconds to connect to an engine, above 0.
+    silence_s
+        Longest silence of an engine within an answer, above 0.
+    max_body_bytes
+        Largest request body; beyond it the answer is 413.
+    max_header_bytes
+        Largest sum of the request's headers; beyond it the answer is 431.
+    pass_slo
+        Whether SLO headers are also written into the body as ``vllm_xargs``, where vLLM's scheduler sees
+        them.
+    seed
+        Seed of a router that draws random numbers.
+    """
+
+    engines: tuple[str, ...]
+    data_parallel_size: int = 1
+    router: str = "slosched"
+    profile: str = "h100-llama-3.1-8b"
+    refuse_status: int = 429
+    statistics_s: float = 0.25
+    hold_s: float = 30.0
+    connect_s: float = 2.0
+    silence_s: float = 600.0
+    max_body_bytes: int = 64 * 1024 * 1024
+    max_header_bytes: int = 32 * 1024
+    pass_slo: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(len(self.engines) > 0, "engine", "one or more URLs", self.engines)
+        for url in self.engines:
+            parts = urlsplit(url)
+            ok = parts.scheme in ("http", "https") and bool(parts.netloc) and parts.path in ("", "/")
+            require(ok, "engine", "a root like http://host:port", url)
+        roots = [url.rstrip("/") for url in self.engines]
+        require(len(set(roots)) == len(roots), "engine", "distinct URLs", self.engines)
+        require(self.data_parallel_size >= 1, "data_parallel_size", "at least 1", self.data_parallel_size)
+        require(self.refuse_status in REFUSALS, "refuse_status", "429 or 503", self.refuse_status)
+        for name in ("statistics_s", "hold_s", "connect_s", "silence_s"):
+            value = getattr(self, name)
+            require(0 < value < float("inf"), name, "a finite number of seconds above 0", value)
+        for name in ("max_body_bytes", "max_header_bytes"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
