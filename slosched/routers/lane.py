@@ -240,38 +240,26 @@ def value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: fl
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def work_s(lanes: Lanes, e: int, row: int, todo: float) -> float:
-    """Seconds of an engine that a request takes: its prompt, and its share of every step of its answer."""
-    jobs, engine = lanes.jobs, lanes.engines[e]
-    batch = max(8.0, min(engine[SLOTS], float(lanes.runs[e] + lanes.waits[e])))
-    context = jobs[row, HAVE] + todo + 0.5 * jobs[row, LENGTH]
-    token_s = engine[BASE] / batch + engine[SEQUENCE] + engine[KV_TOKEN] * context
-    return float(_prompt_s(jobs, row, engine, todo) + _left(jobs, row) * token_s)
+def load(lanes: Lanes, e: int, row: int, todo: float) -> float:
+    """How full an engine would be: prompt tokens to compute times requests, the newcomer's among them.
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def load_s(lanes: Lanes, e: int) -> float:
-    """Seconds of an engine that everybody there still takes."""
-    total = 0.0
-    for i in range(lanes.waits[e]):
-        row = lanes.waiting[e, i]
-        total += work_s(lanes, e, row, lanes.jobs[row, TODO])
-    for i in range(lanes.runs[e]):
-        total += work_s(lanes, e, lanes.running[e, i], 0.0)
-    return total
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def gains(lanes: Lanes, row: int, todo: Floats, open_: Ints, now_s: float, price: float) -> Floats:
-    """What each open engine gains by a newcomer, shape (len(open_),).
-
-    Gained weight, less `price` per squared second by which the square of an engine's load grows: what the
-    imbalance will cost those who are yet to come.
+    The product is LMetric's (arXiv 2603.15202): short of all models, it keeps both resources in balance.
     """
-    out = np.empty(len(open_))
+    tokens = todo
+    for i in range(lanes.waits[e]):
+        tokens += lanes.jobs[lanes.waiting[e, i], TODO]
+    batch = float(lanes.waits[e] + lanes.runs[e]) + 1.0
+    engine = lanes.engines[e]
+    speed_s = engine[BASE] + engine[PREFILL_TOKEN] * engine[BUDGET]  # a full step: slow engines fill sooner
+    return float(tokens * batch * speed_s)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def gains(lanes: Lanes, row: int, todo: Floats, open_: Ints, now_s: float) -> tuple[Floats, Floats]:
+    """What each open engine gains by a newcomer, and how full it would be; shapes (len(open_),)."""
+    gain, full = np.empty(len(open_)), np.empty(len(open_))
     for i in range(len(open_)):
         e = open_[i]
-        gain = value(lanes, e, row, -1, todo[e], now_s) - value(lanes, e, -1, -1, 0.0, now_s)
-        own = work_s(lanes, e, row, todo[e])
-        out[i] = gain - price * own * (load_s(lanes, e) + 0.5 * own)
-    return out
+        gain[i] = value(lanes, e, row, -1, todo[e], now_s) - value(lanes, e, -1, -1, 0.0, now_s)
+        full[i] = load(lanes, e, row, todo[e])
+    return gain, full

@@ -20,13 +20,14 @@ class Slosched(Router):
 
     Every engine is a lane of requests (`slosched.routers.lane`): those that decode, and those that wait, in
     order of their deadlines, with their own limits, forecasts and cached prefixes. The gain of an engine is
-    the expected met weight with the newcomer less that without it, so harm to others counts. From it goes a
-    price for imbalance.
+    the expected met weight with the newcomer less that without it, so harm to others counts. Engines whose
+    gain is within `tolerance` of the best count as equal, and the least full of them is taken: imbalance is
+    paid by those who are yet to come, of whom the model knows nothing.
 
     Parameters
     ----------
-    price
-        Expected weight that one squared second of load costs, at least 0.
+    tolerance
+        Share of the request's weight within which gains count as equal, at least 0.
     refuse
         Whether to refuse a request whose chance is below `least_chance` on every engine.
     least_chance
@@ -35,11 +36,11 @@ class Slosched(Router):
 
     name: ClassVar[str] = "slosched"
 
-    def __init__(self, *, price: float = 0.01, refuse: bool = False, least_chance: float = 0.05) -> None:
-        require(0 <= price < np.inf, "price", "a finite number of at least 0", price)
+    def __init__(self, *, tolerance: float = 0.1, refuse: bool = False, least_chance: float = 0.05) -> None:
+        require(0 <= tolerance < np.inf, "tolerance", "a finite number of at least 0", tolerance)
         require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
         require(isinstance(refuse, bool), "refuse", "true or false", refuse)
-        self.price, self.refuse, self.least_chance = price, refuse, least_chance
+        self.tolerance, self.refuse, self.least_chance = tolerance, refuse, least_chance
         self._lanes = _LaneBooks()
 
     def route(self, fleet: FleetSnapshot) -> Routing:
@@ -48,8 +49,9 @@ class Slosched(Router):
         lanes = self._lanes.update(fleet)
         todo = self._lanes.newcomer(row, fleet)
         open_ = np.array(fleet.open, dtype=np.int64)
-        gains = lane.gains(lanes, row, todo, open_, fleet.now_s, self.price)
-        best = int(open_[int(np.argmax(gains))])
+        gain, full = lane.gains(lanes, row, todo, open_, fleet.now_s)
+        near = gain >= gain.max() - self.tolerance * float(fleet.table.weight[row])
+        best = int(open_[int(np.argmin(np.where(near, full, np.inf)))])
         self._lanes.placed(row, best, todo[best])
         return Routing(send=((row, best),))
 

@@ -194,16 +194,19 @@ class SimulatedEngine:
             self._key(np.arange(n, dtype=np.int64))
 
     @property
-    def now_ps(self) -> int:
-        """The engine's clock in picoseconds: the end of its last step, or the last arrival to an idle one."""
-        return int(self.state[k.NOW])
-
-    @property
     def idle(self) -> bool:
         """Whether nobody runs, waits or is on the way."""
-        return not (
-            self.state[k.RUNNING] or self.state[k.WAITING] or self.state[k.NEXT] < self.state[k.KNOWN]
-        )
+        return self.next_ps == k.FOREVER
+
+    @property
+    def next_ps(self) -> int:
+        """When its next step begins, in picoseconds: now, at the next arrival, or never if none is known."""
+        state = self.state
+        if state[k.RUNNING] or state[k.WAITING]:
+            return int(state[k.NOW])
+        if state[k.NEXT] < state[k.KNOWN]:
+            return max(int(state[k.NOW]), int(self.queues.inbox_ps[state[k.NEXT]]))
+        return k.FOREVER
 
     def snapshot(self) -> Snapshot:
         """What the policy may see before the next step."""

@@ -199,7 +199,13 @@ class _Fleet:
             its = policy_by_name(policy, seed=seed + i) if isinstance(policy, str) else policy()
             self.engines.append(
                 SimulatedEngine(
-                    workload, self.columns, its, engine.limits, engine.step_time, contents=contents.get(block)
+                    workload,
+                    self.columns,
+                    its,
+                    engine.limits,
+                    engine.step_time,
+                    returns_turns=True,
+                    contents=contents.get(block),
                 )
             )
         self.policy = self.engines[0].policy.name
@@ -220,48 +226,55 @@ class _Fleet:
         self.lost = np.zeros(n, dtype=np.bool_)
         self.moved = 0
         self.route_s: list[float] = []
+        self.turns = bool(self.columns.is_turn.any())
+        self.events: list[tuple[int, int, int]] = []
+        self.coming = 0  # arrivals and changes among the events
         self.idle_events = 0
 
     def run(self, changes: Sequence[Change], progress: Callable[[int, int], None] | None) -> None:
         """All events in order of time, then every engine to its end."""
-        arrival_ps = self.columns.requests.arrival_ps
-        events: list[tuple[int, int, int]] = [
-            (int(t), _ARRIVAL, i) for i, t in enumerate(arrival_ps.tolist())
-        ]
+        requests = self.columns.requests
+        first = np.flatnonzero(~self.columns.is_turn)
+        self.events = [(int(requests.arrival_ps[row]), _ARRIVAL, int(row)) for row in first]
         for i, change in enumerate(changes):
-            events.append((round(change.at_s / _PS), _CHANGE, i))
+            self.events.append((round(change.at_s / _PS), _CHANGE, i))
             if change.kind == "join":
                 self.books.accept(change.engine, False)
-        if self.period_ps:
-            events.append((self.period_ps, _STATISTICS, 0))
+        self.coming = len(self.events)
         tick_ps = 0 if np.isinf(self.router.tick_s) else round(self.router.tick_s / _PS)
-        if tick_ps:
-            events.append((tick_ps, _TICK, 0))
-        heapq.heapify(events)
-        coming = len(arrival_ps) + len(changes)
-        while events and (coming or self._may_still_decide()):
-            now_ps, kind, index = heapq.heappop(events)
-            self._advance(now_ps)
+        for period_ps, kind in ((self.period_ps, _STATISTICS), (tick_ps, _TICK)):
+            if period_ps:
+                self.events.append((period_ps, kind, 0))
+        heapq.heapify(self.events)
+        while True:
+            if not self.events or not (self.coming or self._may_still_decide()):
+                if self._advance(k.FOREVER):
+                    continue
+                break
+            now_ps, kind, index = heapq.heappop(self.events)
+            if self._advance(now_ps):  # a turn comes before
+                heapq.heappush(self.events, (now_ps, kind, index))
+                continue
             self._look(now_ps)
             if kind == _CHANGE:
-                coming -= 1
+                self.coming -= 1
                 self._change(changes[index], now_ps)
             elif kind == _STATISTICS:
                 self._publish(now_ps)
-                heapq.heappush(events, (now_ps + self.period_ps, _STATISTICS, 0))
+                heapq.heappush(self.events, (now_ps + self.period_ps, _STATISTICS, 0))
             elif kind == _TICK:
-                heapq.heappush(events, (now_ps + tick_ps, _TICK, 0))
+                heapq.heappush(self.events, (now_ps + tick_ps, _TICK, 0))
                 self._route(now_ps, asked=True)
             else:
-                coming -= 1
+                self.coming -= 1
+                if requests.arrival_ps[index] != now_ps:  # the answer before it was lost with its engine
+                    continue
                 self.books.arrived(index, self._ids(index))
                 self._route(now_ps, asked=True)
                 if progress is not None and index % 500 == 0:
-                    progress(int((self.columns.requests.finish_ps != -1).sum()), len(arrival_ps))
+                    progress(int((requests.finish_ps != -1).sum()), len(self.workload))
         if len(self.books.pending.all) and any(view.accepts for view in self.books.engines):
             raise InputError(f"router {self.router.name!r} must not hold requests for ever.")
-        for engine in self._living():
-            engine.advance(measure=self.measure)
 
     def _may_still_decide(self) -> bool:
         """Whether the router has something left to do though nobody will come."""
@@ -274,10 +287,31 @@ class _Fleet:
     def _living(self) -> list[SimulatedEngine]:
         return [engine for engine, alive in zip(self.engines, self.alive, strict=True) if alive]
 
-    def _advance(self, now_ps: int) -> None:
-        for engine in self._living():
-            if engine.state[k.NOW] < now_ps and not engine.idle:
+    def _advance(self, now_ps: int) -> bool:
+        """Bring every engine to `now_ps`; True if a turn was sent before that, and engines wait for it.
+
+        Sessions tie the engines together: the one whose clock is behind all others goes first and no further
+        than they are, so that nobody begins a step after a turn that might have come to it.
+        """
+        lagging = [e for e in self._living() if e.next_ps < now_ps]
+        if not self.turns:
+            for engine in lagging:
                 engine.advance(now_ps, measure=self.measure)
+            return False
+        while lagging:
+            engine = min(lagging, key=lambda e: e.next_ps)
+            others = [e.next_ps for e in lagging if e is not engine]
+            engine.advance(min(now_ps, min(others, default=now_ps) + 1), measure=self.measure)
+            sent, engine.turns_sent = engine.turns_sent, []
+            times = [int(self.columns.requests.arrival_ps[row]) for row in sent]
+            for row, ps in zip(sent, times, strict=True):
+                heapq.heappush(self.events, (ps, _ARRIVAL, row))
+            self.coming += len(sent)
+            if times and min(times) < now_ps:
+                return True
+            if engine.next_ps >= now_ps:
+                lagging.remove(engine)
+        return False
 
     def _look(self, now_ps: int) -> None:
         """What the router has learnt by now: tokens that passed it, ends, statistics."""
@@ -394,6 +428,10 @@ class _Fleet:
         """An engine is gone: begun answers are lost, all else comes back; its last step never ended."""
         r = self.columns.requests
         self.alive[index] = False
+        for row in self.books.engines[index].rows.tolist():
+            turn = int(r.next_turn[row])
+            if turn >= 0 and r.finish_ps[row] > now_ps:
+                r.arrival_ps[turn] = -1
         for row in self.books.died(index).tolist():
             if 0 <= r.finish_ps[row] <= now_ps:
                 self.books.ended(row)

@@ -216,9 +216,7 @@ def test_bad_input(model: StepTimeModel) -> None:
         "statistics_s": lambda: simulate_fleet(burst(), one, statistics_s=float("nan")),
         "kind": lambda: Change(at_s=1.0, engine=0, kind="explode"),
         "at_s": lambda: Change(at_s=-1.0, engine=0, kind="fail"),
-        "index below 1": lambda: simulate_fleet(
-            burst(), one, changes=[Change(at_s=1.0, engine=1, kind="fail")]
-        ),
+        "index below 1": lambda: simulate_fleet(burst(), one, changes=gone),
         "router must be one of": lambda: simulate_fleet(burst(), one, "best"),
         "max_model_len": lambda: simulate_fleet(
             burst(), [*one, engine(replace(SMALL, max_model_len=10), model)]
@@ -227,3 +225,46 @@ def test_bad_input(model: StepTimeModel) -> None:
     for words, call in calls.items():
         with pytest.raises(InputError, match=words):
             call()
+
+
+def sessions(n: int = 12, turns: int = 4) -> Workload:
+    """Agents whose next call follows the answer before at once, or after a pause."""
+    rng = np.random.default_rng(5)
+    count = n * turns
+    think = np.where(np.arange(count) % turns == 0, -1.0, rng.choice([0.0, 0.002, 0.3], count))
+    work = Workload.plain(
+        np.repeat(np.sort(rng.random(n)), turns),
+        rng.integers(20, 200, count),
+        rng.integers(5, 40, count),
+        session=np.repeat(np.arange(n), turns),
+        think_s=think,
+    )
+    return replace(work, ttft_s=np.full(count, 0.8))
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf"])
+def test_closed_loops(policy: str, model: StepTimeModel) -> None:
+    """Turns follow their answers to the digit on one engine, and to the pause on several."""
+    work = sessions()
+    alone = simulate(work, policy, limits=SMALL, step_time=model)
+    fleet = simulate_fleet(work, [engine(SMALL, model)], "round-robin", policy, delay_s=0.0)
+    assert np.array_equal(alone.outcomes.finish_s, fleet.outcomes.finish_s)
+    run = simulate_fleet(work, [engine(SMALL, model)] * 3, "least-requests", policy)
+    assert run.outcomes.finished.all()
+    turn = work.previous >= 0
+    waited = run.outcomes.arrival_s[turn] - run.outcomes.finish_s[work.previous[turn]]
+    assert waited == pytest.approx(work.think_s[turn], abs=1e-9)
+    assert np.all(run.outcomes.admitted_s - run.outcomes.arrival_s >= 0.001 - 1e-9)
+
+
+def test_a_lost_answer_ends_its_session(model: StepTimeModel) -> None:
+    """A turn is not sent if the answer before it was cut off; it has missed, and nothing waits for it."""
+    work = sessions()
+    fail = [Change(at_s=0.7, engine=0, kind="fail")]
+    run = simulate_fleet(work, [engine(SMALL, model)] * 2, "round-robin", "edf", changes=fail)
+    assert run.lost.any()
+    after = np.flatnonzero(work.previous >= 0)
+    cut = after[run.lost[work.previous[after]]]
+    assert np.all(np.isnan(run.outcomes.arrival_s[cut]))
+    sent = np.isfinite(run.outcomes.arrival_s)
+    assert np.array_equal(run.outcomes.finished, sent & ~run.lost)

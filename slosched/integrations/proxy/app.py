@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from slosched.core.engine import Engine
 from slosched.core.errors import MissingExtraError
 from slosched.integrations.proxy.asking import PATHS, read_asked
 from slosched.integrations.proxy.dispatch import NOBODY, REFUSED, Dispatcher, Held
@@ -19,7 +19,7 @@ from slosched.integrations.proxy.settings import RouterSettings
 from slosched.integrations.proxy.upstream import Poller, Upstream
 from slosched.integrations.vllm.config import load_config
 from slosched.routers import router as router_by_name
-from slosched.timing.presets import find_engine
+from slosched.timing.presets import PRESETS
 
 if TYPE_CHECKING:
     import aiohttp
@@ -52,7 +52,7 @@ class RouterApp:
         ranks = range(settings.data_parallel_size) if settings.data_parallel_size > 1 else [None]
         self.upstreams = [Upstream(url.rstrip("/"), rank) for url in settings.engines for rank in ranks]
         self.dispatcher = Dispatcher(
-            find_engine(settings.profile),
+            PRESETS.get(settings.profile) or Engine.load(settings.profile),
             [upstream.name for upstream in self.upstreams],
             router_by_name(settings.router, seed=settings.seed),
             time.monotonic,
@@ -273,8 +273,3 @@ def serve(settings: RouterSettings, *, host: str = "127.0.0.1", port: int = 8080
         RouterApp(settings), host=host, port=port, log_level="warning", access_log=False,
         h11_max_incomplete_event_size=4 * settings.max_header_bytes,
     )  # fmt: skip
-
-
-def to_json(content: object) -> bytes:
-    """Compact JSON."""
-    return json.dumps(content).encode()

@@ -43,9 +43,7 @@ class Dispatcher:
         Seconds that never go back.
     """
 
-    def __init__(
-        self, engine: Engine, names: list[str], router: Router, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, engine: Engine, names: list[str], router: Router, clock: Callable[[], float]) -> None:
         self.engine, self.router, self.clock = engine, router, clock
         self.table = RequestTable()
         self.history = ClassHistory()
@@ -103,7 +101,7 @@ class Dispatcher:
             return
         now_s = self.clock()
         waits = [row for row in self.books.pending.all.tolist() if self._undecided(row)]
-        for only in ([None] if self.router.holds else waits):
+        for only in [None] if self.router.holds else waits:
             if not waits:
                 return
             snapshot = self.books.snapshot(now_s, only=only)

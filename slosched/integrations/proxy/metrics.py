@@ -19,28 +19,41 @@ class RouterMetrics:
         import prometheus_client as prometheus
 
         self.registry = prometheus.CollectorRegistry()
-        keep = {"registry": self.registry}
         self.requests = prometheus.Counter(
-            "slosched_router_requests", "Requests by how they ended.", ["outcome"], **keep
+            "slosched_router_requests", "Requests by how they ended.", ["outcome"], registry=self.registry
         )
         self.sent = prometheus.Counter(
-            "slosched_router_sent", "Requests sent to an engine.", ["engine"], **keep
+            "slosched_router_sent", "Requests sent to an engine.", ["engine"], registry=self.registry
         )
         self.retried = prometheus.Counter(
-            "slosched_router_retried", "Requests sent to another engine, by reason.", ["reason"], **keep
+            "slosched_router_retried",
+            "Requests sent to another engine, by reason.",
+            ["reason"],
+            registry=self.registry,
         )
         self.slo = prometheus.Counter(
-            "slosched_router_slo", "Answered requests with an SLO.", ["slo_class", "met"], **keep
+            "slosched_router_slo",
+            "Answered requests with an SLO.",
+            ["slo_class", "met"],
+            registry=self.registry,
         )
         self.first_token = prometheus.Histogram(
-            "slosched_router_first_token_seconds", "Arrival to first token.", buckets=SECONDS, **keep
+            "slosched_router_first_token_seconds",
+            "Arrival to first token.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.decision = prometheus.Histogram(
-            "slosched_router_decision_seconds", "Routing decisions.", buckets=DECISION_SECONDS, **keep
+            "slosched_router_decision_seconds",
+            "Routing decisions.",
+            buckets=DECISION_SECONDS,
+            registry=self.registry,
         )
-        self.up = prometheus.Gauge("slosched_router_engine_up", "Whether it is up.", ["engine"], **keep)
+        self.up = prometheus.Gauge(
+            "slosched_router_engine_up", "Whether it is up.", ["engine"], registry=self.registry
+        )
         self.outstanding = prometheus.Gauge(
-            "slosched_router_outstanding", "Requests at an engine.", ["engine"], **keep
+            "slosched_router_outstanding", "Requests at an engine.", ["engine"], registry=self.registry
         )
 
     def page(self) -> bytes:

@@ -134,9 +134,7 @@ class Relay:
 
     async def _start(self, answer: aiohttp.ClientResponse, length: int | None = None) -> None:
         headers = [
-            (name.lower(), value)
-            for name, value in answer.raw_headers
-            if name.lower() not in HOP_BY_HOP
+            (name.lower(), value) for name, value in answer.raw_headers if name.lower() not in HOP_BY_HOP
         ]
         if length is not None:
             headers.append((b"content-length", str(length).encode()))
