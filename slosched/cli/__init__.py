@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from slosched.cli import data, evidence, instances, order, predictors, probe, runs, serving, tools
+from slosched.cli import data, evidence, instances, order, predictors, probe, router, runs, serving, tools
 from slosched.core.errors import InputError, MissingExtraError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (runs, order, serving, tools, instances, evidence, probe, predictors):
+for module in (runs, order, serving, router, tools, instances, evidence, probe, predictors):
     for command in module.COMMANDS:
         app.command()(command)
 _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}

@@ -1,4 +1,4 @@
-"""The proxy as an ASGI application: receives, has the router choose, relays, and survives what can go wrong."""
+"""The proxy as an ASGI application: receives, has the router choose, relays, survives what can go wrong."""
 
 from __future__ import annotations
 

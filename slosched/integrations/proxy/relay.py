@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -117,7 +118,11 @@ class Relay:
         url = upstream.url + self.scope["path"] + (f"?{query}" if query else "")
         try:
             async with self.session.request(
-                self.scope["method"], url, data=body or None, headers=headers, allow_redirects=False
+                self.scope["method"],
+                url,
+                data=io.BytesIO(body) if body else None,
+                headers=headers,
+                allow_redirects=False,
             ) as answer:
                 if answer.status in UNAVAILABLE:
                     raise Broken(f"{upstream.name} answered with status {answer.status}")
