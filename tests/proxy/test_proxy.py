@@ -1,4 +1,4 @@
-"""The proxy before engines that behave, die, stall and lie: each request is answered once, or told why not."""
+"""The proxy before engines that behave, die, stall and lie: one answer for each request, or why not."""
 
 from __future__ import annotations
 
