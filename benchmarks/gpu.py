@@ -8,8 +8,8 @@ In at most ten minutes on one GPU, with torch and slosched alone (vLLM only wher
 - ``planner``: an engine loop that keeps the GPU busy, alone and with our planner beside it;
 - ``vllm``: identity, cost of a step, and attainment of stock at its best and of ours.
 
-The rest of the table says what the card can do at best. Each part is written as soon as it is done. On a
-machine without a GPU ``--tiny`` goes through all of it with models that mean nothing.
+The rest of the table says what the card can do at best. Each part is written as soon as it is done, the steps
+of each model too. On a machine without a GPU ``--tiny`` goes through all of it with models that mean nothing.
 
 Run: python benchmarks/gpu.py [--parts steps probe ...] [--tiny] [--out benchmarks/results/gpu.json]
 """
@@ -102,11 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "environment": environment("torch", "triton", "transformers", "vllm"),
     }  # fmt: skip
     for name in given.parts:
-        begin = time.perf_counter()
+        begin, found[name] = time.perf_counter(), {}
         try:
-            found[name] = getattr(import_module(f"gpu_parts.{PARTS[name]}"), name)(settings)
+            result = getattr(import_module(f"gpu_parts.{PARTS[name]}"), name)(settings)
+            for some in [result] if isinstance(result, dict) else result:
+                write_json(given.out, found | {name: found[name] | some})
+                found[name] |= some
         except Exception as error:  # the other parts can still tell something
-            found[name] = {"error": f"{type(error).__name__}: {error}"[:1000]}
+            found[name]["error"] = f"{type(error).__name__}: {error}"[:1000]
             say(f"{name}: {found[name]['error']}")
         found[name]["wall_s"] = round(time.perf_counter() - begin, 1)
         say(f"{name}: {found[name]['wall_s']} s")

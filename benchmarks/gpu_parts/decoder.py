@@ -28,7 +28,7 @@ ROTARY_BASE = 500_000.0
 CACHES = 4
 """KV caches that the layers use in turn, so that none is found in the L2 cache."""
 
-MOST_S = 0.4
+MOST_S = 0.25
 """Seconds of one measurement, beyond its least repeats."""
 
 BACKENDS = {

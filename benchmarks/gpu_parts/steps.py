@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,8 @@ def works(settings: Settings) -> dict[str, list[Any]]:
     }
 
 
-def steps(settings: Settings) -> dict[str, Any]:
-    """Each model's steps, the fitted coefficients, and the presets' errors on them."""
-    found = {}
+def steps(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Each model's steps, the fitted coefficients, and the presets' errors on them, one model at a time."""
     family = settings.gpu
     for name, (shape, gpus) in settings.models.items():
         named = f"{family}{name}" if name.startswith("x") else f"{family}-{name}"
@@ -52,13 +52,13 @@ def steps(settings: Settings) -> dict[str, Any]:
         except InputError:  # no such model on this GPU
             continue
         decoder = settings.decoder(shape, gpus)
-        found[named] = of_model(settings, decoder, model)
-        found[named]["launched"] = launched(settings, decoder)
-        say(f"{named}: {json.dumps(found[named]['coefficients'])}")
+        found = of_model(settings, decoder, model)
+        found["launched"] = launched(settings, decoder)
+        say(f"{named}: {json.dumps(found['coefficients'])}")
+        yield {named: found}
         del decoder
         if settings.device == "cuda":
             torch.cuda.empty_cache()
-    return found
 
 
 def of_model(settings: Settings, decoder: Any, given: StepTimeModel) -> dict[str, Any]:

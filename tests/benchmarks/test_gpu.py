@@ -220,6 +220,23 @@ def test_a_part_that_fails_costs_the_others_nothing(tmp_path: Path, monkeypatch:
     assert found["ceilings"]["copy_tb_per_s"] > 0
 
 
+def test_models_measured_before_a_failure_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu
+    from gpu_parts import steps
+
+    def some(settings: Any) -> Any:
+        yield {"first": 1.0}
+        yield {"second": float("nan")}
+
+    monkeypatch.setattr(steps, "steps", some)
+    with pytest.raises(SystemExit, match="failed: steps"):
+        gpu.main(["--tiny", "--parts", "steps", "--out", str(tmp_path / "gpu.json")])
+    found = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    assert found["first"] == 1.0
+    assert "second" not in found
+    assert "JSON" in found["error"]
+
+
 def test_a_compiler_that_does_not_work_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpu_parts.settings import TINY, Settings
 
