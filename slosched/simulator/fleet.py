@@ -31,6 +31,7 @@ from slosched.simulator.engine import (
     outcomes_of,
     refuse_oversize,
 )
+from slosched.timing.presets import find_engine
 
 _PS = 1e-12
 KINDS = ("join", "drain", "fail")
@@ -93,7 +94,7 @@ class FleetRun(Run):
 
 def simulate_fleet(
     workload: Workload,
-    engines: Sequence[Engine],
+    engines: Sequence[Engine | str],
     router: str | Router = "slosched",
     policy: str | Callable[[], Policy] = "slosched",
     *,
@@ -111,7 +112,7 @@ def simulate_fleet(
     workload
         Requests to replay; each must fit every engine.
     engines
-        The engines, at least one.
+        The engines, at least one: each an engine, or the name of a preset or of a JSON file.
     router
         A router by name or a fresh object.
     policy
@@ -149,11 +150,12 @@ def simulate_fleet(
         require(0 <= value < np.inf, name, "a finite number of seconds of at least 0", value)
     for change in changes:
         require(0 <= change.engine < len(engines), "engine", f"an index below {len(engines)}", change.engine)
-    for engine in engines:
+    found = [find_engine(engine) for engine in engines]
+    for engine in found:
         refuse_oversize(workload, engine.limits)
     chosen = router_by_name(router, seed=seed) if isinstance(router, str) else router
     begin = time.perf_counter()
-    fleet = _Fleet(workload, engines, chosen, policy, seed, delay_s, statistics_s, measure)
+    fleet = _Fleet(workload, found, chosen, policy, seed, delay_s, statistics_s, measure)
     fleet.run(changes, progress)
     return fleet.result(time.perf_counter() - begin)
 
@@ -202,8 +204,7 @@ class _Fleet:
                     workload,
                     self.columns,
                     its,
-                    engine.limits,
-                    engine.step_time,
+                    engine,
                     returns_turns=True,
                     contents=contents.get(block),
                 )
@@ -360,7 +361,7 @@ class _Fleet:
             at_s=at_ps * _PS,
             waiting=len(waiting),
             running=len(running),
-            kv_used=1.0 - float(state[k.FREE]) / engine.limits.kv_blocks,
+            kv_used=1.0 - float(state[k.FREE]) / engine.engine.limits.kv_blocks,
             prompt_tokens=int(todo.sum() + (total[waiting] - requests.cached[waiting]).sum()),
         )
         return _Said(

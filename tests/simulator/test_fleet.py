@@ -44,7 +44,7 @@ def test_one_engine_is_the_simulator(
     """A fleet of one engine without delay gives the times of `simulate`, to the digit."""
     for seed in range(8):
         work, limits = random_case(seed)
-        alone = simulate(work, policy, limits=limits, step_time=model)
+        alone = simulate(work, policy, engine=engine(limits, model))
         fleet = simulate_fleet(
             work, [engine(limits, model)], "round-robin", policy, delay_s=0.0, statistics_s=statistics_s
         )
@@ -66,7 +66,7 @@ def test_engines_do_not_touch_each_other(policy: str, random_case: RandomCase, m
         assert np.array_equal(run.engine_of, where)
         for one in range(2):
             part = work.rows(where == one)
-            alone = simulate(part, policy, limits=limits, step_time=model, seed=3 + one)
+            alone = simulate(part, policy, engine=engine(limits, model), seed=3 + one)
             there = run.outcomes.finish_s[where == one]
             assert np.array_equal(alone.outcomes.finish_s, there, equal_nan=True), seed
 
@@ -157,7 +157,7 @@ def test_moves(policy: str, model: StepTimeModel) -> None:
     assert run.moved == int((run.engine_of == 1).sum()) > 15
     assert (
         run.outcomes.finish_s.max()
-        < simulate(work, policy, limits=SMALL, step_time=model).outcomes.finish_s.max()
+        < simulate(work, policy, engine=engine(SMALL, model)).outcomes.finish_s.max()
     )
 
 
@@ -246,7 +246,7 @@ def sessions(n: int = 12, turns: int = 4) -> Workload:
 def test_closed_loops(policy: str, model: StepTimeModel) -> None:
     """Turns follow their answers to the digit on one engine, and to the pause on several."""
     work = sessions()
-    alone = simulate(work, policy, limits=SMALL, step_time=model)
+    alone = simulate(work, policy, engine=engine(SMALL, model))
     fleet = simulate_fleet(work, [engine(SMALL, model)], "round-robin", policy, delay_s=0.0)
     assert np.array_equal(alone.outcomes.finish_s, fleet.outcomes.finish_s)
     run = simulate_fleet(work, [engine(SMALL, model)] * 3, "least-requests", policy)

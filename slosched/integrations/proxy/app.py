@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from slosched.core.engine import Engine
 from slosched.core.errors import MissingExtraError
 from slosched.integrations.proxy.asking import PATHS, read_asked
 from slosched.integrations.proxy.dispatch import NOBODY, REFUSED, Dispatcher, Held
@@ -19,7 +18,7 @@ from slosched.integrations.proxy.settings import RouterSettings
 from slosched.integrations.proxy.upstream import Poller, Upstream
 from slosched.integrations.vllm.config import load_config
 from slosched.routers import router as router_by_name
-from slosched.timing.presets import PRESETS
+from slosched.timing.presets import find_engine
 
 if TYPE_CHECKING:
     import aiohttp
@@ -52,7 +51,7 @@ class RouterApp:
         ranks = range(settings.data_parallel_size) if settings.data_parallel_size > 1 else [None]
         self.upstreams = [Upstream(url.rstrip("/"), rank) for url in settings.engines for rank in ranks]
         self.dispatcher = Dispatcher(
-            PRESETS.get(settings.profile) or Engine.load(settings.profile),
+            find_engine(settings.profile),
             [upstream.name for upstream in self.upstreams],
             router_by_name(settings.router, seed=settings.seed),
             time.monotonic,
