@@ -73,7 +73,7 @@ def demand(prompt_tokens: Ints, output_tokens: Ints, cached_tokens: Ints, engine
     >>> from slosched.timing.presets import preset
     >>> one = demand(np.array([1000]), np.array([200]), np.array([0]), preset("h100-llama-3.1-8b"))
     >>> round(one.sustained_rps, 1), one.running
-    (17.0, 256.0)
+    (19.9, 256.0)
     """
     require(len(prompt_tokens) > 0, "prompt_tokens", "not empty", len(prompt_tokens))
     model, limits = engine.step_time, engine.limits
