@@ -6,9 +6,13 @@ import json
 import os
 import platform
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from slosched.core.limits import EngineLimits
+from slosched.timing.presets import preset
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -18,6 +22,15 @@ def data_folder() -> Path | None:
     """Folder of the public data (SLOSCHED_DATA, or ../shared/data beside the repository); None if absent."""
     folder = Path(os.environ.get("SLOSCHED_DATA") or ROOT.parent / "shared" / "data")
     return folder if folder.is_dir() else None
+
+
+def engine_limits(preset_name: str, mix: str) -> EngineLimits:
+    """The engine of a mix: those with shared prefixes have the prefix cache, agents 64k of context."""
+    limits = preset(preset_name).limits
+    if mix in ("mooncake", "agentic"):
+        limits = replace(limits, prefix_cache=True)
+    # Contexts beyond 64k tokens leave room for three requests at a time.
+    return replace(limits, max_model_len=65_536) if mix == "agentic" else limits
 
 
 def cpu_model() -> str:

@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import quality
-from common import RESULTS, data_folder, environment, write_json
+from common import RESULTS, data_folder, engine_limits, environment, write_json
 from rich.progress import Progress
 
 from slosched.core.engine import Engine
 from slosched.lab.bound import attainment_bound
-from slosched.lab.evidence_config import engine_limits
 from slosched.lab.parallel import Workers, cores
 from slosched.policies.base import KeyPolicy
 from slosched.simulator import simulate

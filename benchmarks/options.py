@@ -23,13 +23,12 @@ from typing import Any
 
 import numpy as np
 import quality
-from common import RESULTS, data_folder, environment, write_json
+from common import RESULTS, data_folder, engine_limits, environment, write_json
 from rich.progress import Progress
 
 from slosched.core.engine import Engine
 from slosched.core.outcome import Outcomes, Run
 from slosched.core.snapshot import Snapshot
-from slosched.lab.evidence_config import engine_limits
 from slosched.lab.parallel import Workers, cores
 from slosched.planner.plan import Plan
 from slosched.policies import PolicySpec

@@ -25,12 +25,11 @@ from unittest.mock import patch
 
 import numpy as np
 import quality
-from common import RESULTS, data_folder, environment, write_json
+from common import RESULTS, data_folder, engine_limits, environment, write_json
 from numba import njit
 from rich.progress import Progress
 
 from slosched.core.engine import Engine
-from slosched.lab.evidence_config import engine_limits
 from slosched.lab.parallel import Workers, cores
 from slosched.planner import model as c
 from slosched.planner.planner import PlannerParams

@@ -18,11 +18,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from common import RESULTS, data_folder, environment, write_json
+from common import RESULTS, data_folder, engine_limits, environment, write_json
 
 from slosched.cli.common import progress_bar, say
 from slosched.core.outcome import Run
-from slosched.lab.evidence_config import engine_limits
 from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
 from slosched.timing.presets import preset

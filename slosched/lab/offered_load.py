@@ -17,7 +17,8 @@ own. Each step costs its base, and what exceeds the knee costs more:
     seconds per request = mean work + s·base + knee_token·max(0, mean tokens - s·knee_tokens)
 
 and load = seconds per request · requests per second. Above 1 no policy can keep up; the queue grows as long
-as it lasts. Limits on TPOT forbid full batches, so a tight pace may overload an engine far below 1.
+as it lasts. (Closed loops send less when answers come late; their load is that of turns sent as planned.)
+Limits on TPOT forbid full batches, so a tight pace may overload an engine far below 1.
 """
 
 from __future__ import annotations

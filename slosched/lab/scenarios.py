@@ -262,9 +262,9 @@ def _timed(
 ) -> Workload:
     """One class with arrivals and limits, in order of arrival.
 
-    A session's turn comes its pause after the answer before it would be there on an idle engine. Turns past
-    the end of the window are those that a session begun earlier would send: they come at its beginning, as a
-    session of their own.
+    Sessions are closed loops: a turn is sent its pause after the answer before. It is planned as if answers
+    took what they take on an idle engine. Turns planned past the end of the window are those that a session
+    begun earlier would send: they come at its beginning, as a session of their own.
     """
     plain = Workload.plain(np.zeros(len(drawn)), drawn.prompt_tokens, drawn.output_tokens)
     alone = unloaded_latency(plain, engine.step_time, chunk_tokens=engine.limits.max_num_batched_tokens)
@@ -276,11 +276,12 @@ def _timed(
     clock = starts[np.cumsum(first) - 1] + passed - passed[began][np.cumsum(first) - 1]
     lap, clock = np.divmod(clock, window_s)
     order = np.lexsort((drawn.turn, drawn.session, clock))
-    prefix = None
+    prefix = session = None
     if drawn.shared:
         laps = int(lap.max(initial=0)) + 1
+        session = (drawn.session * laps + lap.astype(np.int64))[order]
         prefix = shared_prefix(
-            (drawn.session * laps + lap.astype(np.int64))[order],
+            session,
             drawn.prompt_tokens[order],
             drawn.reused_tokens[order],
             BLOCK_TOKENS,
@@ -292,6 +293,8 @@ def _timed(
         drawn.output_tokens[order],
         name=traffic.name,
         slo_class=traffic.name,
+        session=session,
+        think_s=drawn.pause_s[order] if drawn.shared else None,
         prefix=prefix,
         source=f"generated; {drawn.source}",
     )

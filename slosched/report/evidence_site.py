@@ -6,50 +6,57 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from slosched.core.files import write_files
-from slosched.lab.evidence_config import OURS, REFERENCE
-from slosched.lab.evidence_grid import BOUND, Grid
-from slosched.lab.evidence_summary import CellSummary, Summary
-from slosched.report.comparison import Comparison, Point
+from slosched.lab.evidence import (
+    LIGHT,
+    LIGHT_LOAD,
+    MEANS,
+    OURS,
+    REFERENCE,
+    Evidence,
+    Summary,
+    headline,
+    provenance_of,
+)
+from slosched.lab.scenarios import Scenario
+from slosched.lab.statistics import Interval, League
 from slosched.report.environment import environment
 from slosched.report.export import flatten
-from slosched.report.html import METHOD, bullets, page, picture, report_html, table
-from slosched.report.plots import all_pngs, panels_png
-from slosched.workloads.mixes import MIXES
+from slosched.report.html import METHOD, bullets, page, table
 
 METHODS = (
-    *METHOD,
-    "Load 1 is the highest rate at which first come, first served still lets 90 % of the requests, by "
-    "weight, keep their limits (oracle lengths, mean over three seeds that are not used afterwards).",
-    "The best rival of a cell is the other policy with the highest mean attainment there, chosen after the "
-    "fact: that favours the rivals.",
-    "Advantages are paired: the same requests, arrivals and forecasts under both policies, seed by seed; "
-    "their 95 % interval is a bootstrap over seeds.",
-    "A cell is lost if that interval lies below zero, won if it lies above, and tied otherwise.",
-    "Nobody can do better than the bound: a linear programme over windows of time that knows all lengths and "
-    "arrivals (slosched/lab/bound.py). It is loose where steps are not full, and where the prefix cache "
-    "is too small for all that could be shared; benchmarks/hindsight.py measures by how much at most.",
-    "How far our order is from the best one at a step, proven: benchmarks/step_gaps.py, docs/solver.md.",
-    "Saturated: under first come, first served somebody waited at least 90 % of the time. Where nobody waits "
-    "no policy can differ.",
+    *METHOD[:2],
+    "A draw is a scenario, a load and a seed together: engine, classes, arrivals, limits, weights, tenants "
+    "and forecasts are drawn at random (slosched/lab/population.py). Every policy runs it once.",
+    "Load 1 is the traffic that keeps the engine busy with batches as full as slots, memory and token budget "
+    "allow, by its step-time model: no policy, limit or seed enters (slosched/lab/offered_load.py).",
+    "Counted are the requests planned within the window less its first and last tenth; a short burst counts "
+    "whole.",
+    "The best rival of a draw is chosen after the fact, which favours the rivals; regret is what a policy is "
+    "behind it. Variants of one policy are no rivals of each other.",
+    "Intervals are 95 %: a paired bootstrap over draws, Student's t over the seeds of a named cell.",
+    "Policies that may refuse requests are a league of their own: a refusal counts as missed, and shortens "
+    "the queue for everybody else.",
     "Policies named NAME@TOKENS run on an engine whose token budget a step the operator has cut by hand.",
 )
 
 
-def write_site(grid: Grid, summary: Summary, folder: Path, complaints: Sequence[str] = ()) -> Path:
-    """Write index.html, a page for each mix and forecast, results.json, runs.csv and summary.csv.
+def write_site(study: Evidence, summary: Summary, folder: Path, complaints: Sequence[str] = ()) -> Path:
+    """Write index.html, results.json, runs.csv and scenarios.yaml.
 
     Parameters
     ----------
-    grid
+    study
         The finished study.
     summary
-        What `summarise` made of it.
+        What it says.
     folder
         Made if absent.
     complaints
@@ -60,235 +67,224 @@ def write_site(grid: Grid, summary: Summary, folder: Path, complaints: Sequence[
     Path
         The index page.
     """
-    files: dict[str, bytes] = {
-        "index.html": _index(grid, summary, complaints),
-        "results.json": json.dumps(_results(grid, summary), indent=1, allow_nan=False).encode(),
-        "runs.csv": _runs_csv(grid),
-        "summary.csv": _summary_csv(summary),
+    scenarios = yaml.safe_dump_all(
+        [s.model_dump(mode="json") for s in study.scenarios], sort_keys=False, default_flow_style=None
+    )
+    files = {
+        "index.html": _index(study, summary, complaints),
+        "results.json": json.dumps(results(study, summary), indent=1, allow_nan=False).encode(),
+        "runs.csv": _runs_csv(study),
+        "scenarios.yaml": scenarios.encode(),
     }
-    for name in grid.config.mixes:
-        for forecast in grid.config.forecasts:
-            comparison = _comparison(grid, summary, name, forecast)
-            files[_page_name(name, forecast)] = report_html(comparison, all_pngs(comparison))
     write_files(folder, files)
     return folder / "index.html"
 
 
-def _page_name(mix: str, forecast: str) -> str:
-    return f"{mix}-{forecast.replace(':', '-')}.html"
+def results(study: Evidence, summary: Summary) -> dict[str, Any]:
+    """A study as plain values: what was asked, what came out, and where it was made."""
+    return {
+        "config": study.config.model_dump(mode="json"),
+        "headline": headline(summary),
+        "digest": study.digest,
+        "provenance": provenance_of(study.records),
+        "policy_code": {
+            label: study.records[label, 0].key["policy_code"] for label in study.labels if study.scenarios
+        },
+        "leagues": {title: found.to_dict() for title, found in summary.leagues.items()},
+        "light_draws": summary.light_draws,
+        "light": {p: {f: _interval_dict(i) for f, i in row.items()} for p, row in summary.light.items()},
+        "means": summary.means,
+        "queues": summary.queues,
+        "cells": {c: {p: _interval_dict(i) for p, i in row.items()} for c, row in summary.cells.items()},
+        "draws": [
+            {"name": s.name, "load": s.load, "about": describe(s)}
+            | {"weighted": {label: study.records[label, place].result["weighted"] for label in study.labels}}
+            for place, s in enumerate(study.scenarios)
+        ],
+        "plan_us": {label: _plan_us(study, label) for label in study.labels},
+    }
 
 
-def _comparison(grid: Grid, summary: Summary, mix: str, forecast: str) -> Comparison:
-    bounds = ", ".join(
-        f"{c.load:g}x {100 * c.bound:.1f} %" for c in summary.cells if (c.mix, c.forecast) == (mix, forecast)
-    )
-    return Comparison(
-        points=tuple(
-            Point(policy=cell.policy, load=cell.load, rate_rps=cell.rate_rps, seed=cell.seed, metrics=metrics)
-            for cell, metrics in grid.metrics(mix, forecast)
-        ),
-        workload=f"{mix}, forecasts: {forecast}",
-        source=MIXES[mix][2],
-        about=(f"Nobody can do better than: {bounds}.",),
-        capacity_rps=grid.capacity_rps[mix],
-    )
+def describe(scenario: Scenario) -> str:
+    """A scenario in one line.
+
+    Examples
+    --------
+    >>> from slosched.lab.named_cells import named
+    >>> describe(named("heavy-minority"))
+    'h100-llama-3.1-8b, 1024 slots, budget 8192; conversation TTFT+TPOT; 10 % of weight 10'
+    """
+    classes = []
+    for traffic in scenario.classes:
+        kinds = [k.upper() for k in ("ttft", "tpot", "e2e") if getattr(traffic, f"{k}_x") is not None]
+        shape = "" if len(traffic.profile) <= 2 and traffic.cv == 1 else " (uneven)"
+        classes.append(f"{traffic.family} {'+'.join(kinds) or 'best effort'}{shape}")
+    engine = f"{scenario.preset}, {scenario.max_num_seqs} slots, budget {scenario.max_num_batched_tokens}"
+    parts = [engine, ", ".join(classes)]
+    if scenario.heavy_share:
+        parts.append(f"{100 * scenario.heavy_share:.0f} % of weight {scenario.heavy_weight:g}")
+    if scenario.greedy_share:
+        parts.append(f"a tenant with {100 * scenario.greedy_share:.0f} %")
+    return "; ".join(parts)
 
 
-def _index(grid: Grid, summary: Summary, complaints: Sequence[str]) -> bytes:
-    config = grid.config
-    runs = sum(cell.policy != BOUND for cell in grid.cells)
+def _index(study: Evidence, summary: Summary, complaints: Sequence[str]) -> bytes:
+    made = provenance_of(study.records)
     body = [
         "<h1>slosched: the evidence</h1>",
-        f'<p class="faint">{runs} runs: {len(config.policies)} policies, {len(config.mixes)} mixes, '
-        f"{len(config.loads)} loads, {len(config.forecasts)} forecasts, {config.seeds} seeds of "
-        f"{config.requests} requests; engine preset {escape(config.preset)}.</p>",
+        f'<p class="faint">{len(study.records)} runs: {len(study.labels)} policies, {study.random} random '
+        f"scenarios, {len(study.scenarios) - study.random} others. Results {study.digest}.</p>",
         "<h2>In short</h2>",
-        bullets(headline_words(summary)),
-        *(picture(f"Attainment by load; forecasts: {f}.", _panels(summary, f)) for f in config.forecasts),
-        "<h2>Every cell</h2>",
-        _filters(summary),
-        _cell_table(summary.cells),
-        "<h2>Highest load with 90 % attainment</h2>",
-        _capacity_table(grid, summary),
-        "<h2>Pages</h2>",
-        "<ul>"
-        + "".join(
-            f'<li><a href="{_page_name(m, f)}">{escape(m)}, forecasts: {escape(f)}</a>: '
-            f"{escape(MIXES[m][2])}</li>"
-            for m in config.mixes
-            for f in config.forecasts
-        )
-        + "</ul>",
+        bullets(headline(summary)),
+    ]
+    for title, found in summary.leagues.items():
+        body += [
+            f"<h2>Policies that {'may refuse' if 'refuse' in title else 'serve everybody'}</h2>",
+            _league(found),
+        ]
+    if summary.light:
+        body += ["<h2>Where nothing is short</h2>", _light(summary)]
+    if summary.means:
+        body += ["<h2>Means over the random scenarios</h2>", _means(study, summary)]
+    if summary.cells:
+        body += ["<h2>Named cells</h2>", _cells(summary, study.labels)]
+    body += [
+        "<h2>Every scenario</h2>",
+        _draws(study),
         '<p>Raw: <a href="results.json">results.json</a>, <a href="runs.csv">runs.csv</a>, '
-        '<a href="summary.csv">summary.csv</a>.</p>',
+        '<a href="scenarios.yaml">scenarios.yaml</a>.</p>',
         "<h2>Method</h2>",
         bullets(METHODS),
         *([f"<h2>Remarks</h2>{bullets(complaints)}"] if complaints else []),
-        "<h2>Environment</h2>",
+        "<h2>Provenance</h2>",
+        bullets([f"{name}: {', '.join(values)}" for name, values in made.items()]),
         bullets([f"{key}: {value}" for key, value in flatten(environment()).items()]),
-        _SCRIPT,
     ]
     return page("slosched: the evidence", body)
 
 
-def _panels(summary: Summary, forecast: str) -> bytes:
-    """Ours, the reference, the best rival of each cell, and the bound, in a panel for each mix."""
-    panels = {}
-    for mix in dict.fromkeys(c.mix for c in summary.cells):
-        cells = [c for c in summary.cells if (c.mix, c.forecast) == (mix, forecast)]
-        loads = [c.load for c in cells]
-        known = {OURS: [c.attainment[OURS] for c in cells]}
-        if all(REFERENCE in c.attainment for c in cells):
-            known[REFERENCE] = [c.attainment[REFERENCE] for c in cells]
-        known["best rival of each load"] = [c.attainment[c.best_rival] for c in cells]
-        known["nobody can beat"] = [c.bound for c in cells]
-        panels[mix] = {name: (loads, values) for name, values in known.items()}
-    return panels_png(panels)
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}" if math.isfinite(value) else "–"
 
 
-def headline_words(summary: Summary) -> list[str]:
-    """The headline in sentences, losses first."""
-    h = summary.headline
-    lost = [f"{c['mix']} {c['load']:g}x {c['forecast']} to {c['rival']}" for c in h["cells_lost"]]
-    words = [
-        f"Lost {len(lost)} of {h['cells']} cells" + (f": {'; '.join(lost)}." if lost else "."),
-        f"Won {h['cells_won']}, tied the others.",
-        f"Misses over the best rival's in overload: geometric mean "
-        f"{_number(h['overload_miss_ratio_geometric_mean'])} "
-        f"({h['overload_cells_without_misses_of_the_rival']} cells where the rival misses nothing left out).",
-        f"Left of what nobody can beat: median {100 * h['gap_to_bound_median']:.1f} %.",
-        "Load with 90 % attainment over that of "
-        + ", ".join(f"{k}: {_number(v)}" for k, v in h["capacity_gain_geometric_mean"].items())
-        + " (geometric means).",
-    ]
-    if math.isfinite(h["tails_no_worse"]):
-        words.append(
-            "Tails (p99 e2e, p99 TTFT, longest wait) no worse than those of "
-            f"{', '.join(h['tail_rivals'])} in "
-            f"{100 * h['tails_no_worse']:.0f} % of comparisons; worse in {len(h['tails_worse'])}, "
-            "all listed in results.json."
-        )
-    return words
+def _between(interval: Interval, *, sign: str = "") -> str:
+    """An interval in points."""
+    if not math.isfinite(interval.mean):
+        return "–"
+    mean, low, high = (f"{100 * v:{sign}.1f}" for v in (interval.mean, interval.low, interval.high))
+    return f"{mean} ({low} to {high})"
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "–"
+def _html_row(policy: str, values: Sequence[str]) -> str:
+    mark = ' class="ours"' if policy.startswith(OURS) else ""
+    return f"<tr{mark}><td>{escape(policy)}</td>" + "".join(f"<td>{escape(v)}</td>" for v in values) + "</tr>"
 
 
-_HEADS = (
-    "mix", "load", "forecast", "slosched %", "best rival", "its %", "advantage, points", "95 % interval",
-    "misses, ratio", "bound %", "gap to bound %", "queue",
-)  # fmt: skip
-
-
-def _cell_table(cells: Sequence[CellSummary]) -> str:
+def _league(found: League) -> str:
+    heads = [
+        "policy", "attainment %", "less the best rival's", "ahead %", "level %", "behind %", "regret mean",
+        "p90", "worst", "where", "to",
+    ]  # fmt: skip
+    if found.ours is not None:
+        heads.append(f"{found.ours} less it")
     rows = []
-    for c in cells:
-        verdict = "lost" if c.lost else "won" if c.advantage_low > 0 else "tied"
+    for s in found.standings:
         values = [
-            c.mix, f"{c.load:g}x", c.forecast, f"{100 * c.attainment[OURS]:.1f}", c.best_rival,
-            f"{100 * c.attainment[c.best_rival]:.1f}", f"{100 * c.advantage:+.1f}",
-            f"{100 * c.advantage_low:+.1f} to {100 * c.advantage_high:+.1f} ({verdict})",
-            _number(c.miss_ratio),
-            f"{100 * c.bound:.1f}", f"{100 * c.gap:.1f}", "saturated" if c.saturated else "",
+            _between(s.attainment), _between(s.advantage, sign="+"), _points(s.ahead), _points(s.level),
+            _points(s.behind), _points(s.regret_mean), _points(s.regret_p90), _points(s.regret_worst),
+            s.worst_draw, s.worst_rival,
         ]  # fmt: skip
-        rows.append(
-            f'<tr data-mix="{escape(c.mix)}" data-forecast="{escape(c.forecast)}" data-load="{c.load:g}x" '
-            f'data-verdict="{verdict}">' + "".join(f"<td>{escape(v)}</td>" for v in values) + "</tr>"
-        )
-    return table(_HEADS, rows, "Attainment by weight, means over seeds. Ratio: our misses over the rival's.")
-
-
-def _capacity_table(grid: Grid, summary: Summary) -> str:
-    policies = sorted(
-        grid.config.policies,
-        key=lambda p: -sum(v for loads in summary.capacity_load.values() if math.isfinite(v := loads[p])),
-    )
-    rows = [
-        ('<tr class="ours">' if p == OURS else "<tr>")
-        + f"<td>{escape(p)}</td>"
-        + "".join(f"<td>{_number(loads[p])}</td>" for loads in summary.capacity_load.values())
-        + "</tr>"
-        for p in policies
-    ]
+        if found.ours is not None:
+            values.append(_between(found.duels[s.policy], sign="+") if s.policy in found.duels else "")
+        rows.append(_html_row(s.policy, values))
     return table(
-        ["policy", *summary.capacity_load], rows,
-        "Multiples of the capacity under first come, first served, linear between the loads run; a policy "
-        "that still attains 90 % at the highest load run shows that load, – one that does not at the lowest.",
+        heads, rows,
+        f"Weighted attainment over {len(found.draws)} draws; ahead and behind: by more than two points.",
     )  # fmt: skip
 
 
-def _filters(summary: Summary) -> str:
-    """Selections that only JavaScript shows: without it the whole table stands there."""
-    groups = {
-        "mix": dict.fromkeys(c.mix for c in summary.cells),
-        "forecast": dict.fromkeys(c.forecast for c in summary.cells),
-        "load": dict.fromkeys(f"{c.load:g}x" for c in summary.cells),
-        "verdict": ("won", "tied", "lost"),
-    }
-    selects = "".join(
-        f'<label>{name} <select data-filter="{name}"><option value="">all</option>'
-        + "".join(f"<option>{escape(v)}</option>" for v in values)
-        + "</select></label> "
-        for name, values in groups.items()
-    )
-    return f'<p id="filters" hidden>{selects}</p>'
+def _light(summary: Summary) -> str:
+    rows = [
+        _html_row(
+            policy,
+            [
+                f"{i.mean:.2f} ({i.low:.2f} to {i.high:.2f})" if math.isfinite(i.mean) else "–"
+                for i in row.values()
+            ],
+        )
+        for policy, row in summary.light.items()
+        if policy != REFERENCE
+    ]
+    return table(
+        ["policy", *LIGHT], rows,
+        f"Latency over that of FCFS, geometric mean over the {summary.light_draws} draws below load "
+        f"{LIGHT_LOAD:g} whose queue is stable under it.",
+    )  # fmt: skip
 
 
-_SCRIPT = """<script>
-const filters = document.getElementById("filters");
-filters.hidden = false;
-filters.addEventListener("change", () => {
-  const wanted = [...filters.querySelectorAll("select")].filter(s => s.value);
-  for (const row of document.querySelectorAll("tr[data-mix]"))
-    row.hidden = wanted.some(s => row.dataset[s.dataset.filter] !== s.value);
-});
-</script>"""
+def _means(study: Evidence, summary: Summary) -> str:
+    shown = [figure for figure in MEANS if any(figure in row for row in summary.means.values())]
+    rows = []
+    for policy, row in summary.means.items():
+        plan = _plan_us(study, policy)
+        queue = ", ".join(f"{count} {word}" for word, count in summary.queues[policy].items())
+        values = [f"{row[f]:.3g}" if f in row else "–" for f in shown]
+        rows.append(_html_row(policy, [*values, "–" if plan is None else f"{plan:.0f}", queue]))
+    return table(
+        ["policy", *shown, "plan p50, µs", "queues"], rows,
+        "Shares from 0 to 1, seconds, per second; the median wall time of a plan is of the machine below.",
+    )  # fmt: skip
 
 
-def _results(grid: Grid, summary: Summary) -> dict[str, Any]:
-    return {
-        "environment": environment(),
-        "config": grid.config.model_dump(mode="json"),
-        "capacity_rps": grid.capacity_rps,
-        **summary.to_dict(),
-    }
+def _cells(summary: Summary, labels: Sequence[str]) -> str:
+    rows = []
+    for name, row in summary.cells.items():
+        best = max(labels, key=lambda label: row[label].mean)
+        values = "".join(
+            f"<td>{'<b>' * (label == best)}{_between(row[label])}{'</b>' * (label == best)}</td>"
+            for label in labels
+        )
+        rows.append(f"<tr><td>{escape(name)}</td>{values}</tr>")
+    return table(["cell", *labels], rows, "Weighted attainment in %, means over seeds.")
 
 
-def _rows(grid: Grid) -> Iterator[dict[str, Any]]:
-    for cell, result in zip(grid.cells, grid.results, strict=True):
-        key = {
-            "mix": cell.mix, "load": cell.load, "rate_rps": cell.rate_rps, "run_seed": cell.seed,
-            "forecast": cell.forecast, "run_policy": cell.policy,
-        }  # fmt: skip
-        yield key | flatten(result)
+def _draws(study: Evidence) -> str:
+    labels = study.labels
+    rows = []
+    for place, scenario in enumerate(study.scenarios[: study.random]):
+        values = [study.records[label, place].result["weighted"] for label in labels]
+        cells = "".join(f"<td>{100 * v:.1f}</td>" for v in values)
+        rows.append(
+            f"<tr><td>{escape(scenario.name)}</td><td>{scenario.load:g}</td>{cells}"
+            f"<td>{escape(describe(scenario))}</td></tr>"
+        )
+    return table(["draw", "load", *labels, "what"], rows, "Weighted attainment in %.")
 
 
-def _runs_csv(grid: Grid) -> bytes:
-    rows = list(_rows(grid))
-    heads = list(dict.fromkeys(name for row in rows for name in row))
+def _plan_us(study: Evidence, label: str) -> float | None:
+    """Mean over scenarios of the median plan time in microseconds."""
+    known = [
+        p
+        for place in range(len(study.scenarios))
+        if (p := study.records[label, place].provenance.get("plan_p50_us")) is not None
+    ]
+    return sum(known) / len(known) if known else None
+
+
+def _interval_dict(interval: Interval) -> dict[str, float | None]:
+    values = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _runs_csv(study: Evidence) -> bytes:
+    rows = [
+        {"scenario": study.scenarios[place].name, "seed": study.scenarios[place].seed,
+         "load": study.scenarios[place].load, "policy": label, **record.result,
+         **{k: record.provenance[k] for k in ("wall_s", "plan_p50_us", "plan_p99_us")}}
+        for (label, place), record in study.records.items()
+    ]  # fmt: skip
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, heads, restval="", lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(rows[0]), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return buffer.getvalue().encode()
-
-
-def _summary_csv(summary: Summary) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["mix", "load", "forecast", "policy", "attainment", "best_rival", "bound", "saturated"])
-    for c in summary.cells:
-        for policy, value in c.attainment.items():
-            line = [
-                c.mix,
-                c.load,
-                c.forecast,
-                policy,
-                f"{value:.6f}",
-                c.best_rival,
-                f"{c.bound:.6f}",
-                c.saturated,
-            ]
-            writer.writerow(line)
     return buffer.getvalue().encode()

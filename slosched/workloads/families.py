@@ -96,7 +96,7 @@ def agents(n: int, longest_tokens: int, rng: np.random.Generator) -> Sessions:
 
     first = SYSTEM_TOKENS + AGENT_CONTEXT_SHARE * from_quantiles(rng.random(n), law["first_prompt_tokens"])
     output = from_quantiles(rng.random(n), law["output_tokens"])
-    pause = from_quantiles(rng.random(n), law["gap_s"])
+    pause = from_quantiles(rng.random(n), law["think_s"])
     drawn = _sessions(first, grown(n), output, pause, AGENT_TURNS, longest_tokens, rng)
     return replace(drawn, common_tokens=SYSTEM_TOKENS, source=law["source"])
 

@@ -1,4 +1,4 @@
-"""Simple orders with paced prefill: the shortest rules that respect both first tokens and the pace of answers."""
+"""Simple orders with paced prefill: short rules that respect both first tokens and the pace of answers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import ClassVar
 import numpy as np
 
 from slosched.core.errors import require
-from slosched.core.forecast import remaining_tokens
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
-from slosched.planner.pacing import SAFE_SHARE
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
 from slosched.policies.fill import admissible, fill, todo_tokens
 from slosched.policies.hopeless import refused
 from slosched.policies.pace import in_decode
 from slosched.timing.estimate import deadline_s, decode_step_s, hopeless, prefill_s
+from slosched.timing.remaining import remaining_tokens
 
+SAFE_SHARE = 0.9
+"""Share of the tightest pace that a step may take: the rest is for errors of the step-time model."""
 LEAST_TOKENS = 16
 """Prompt tokens of a step in which no pace leaves room for more: prompts go on, whatever the token budget."""
 FATES = ("last", "refuse")
@@ -192,10 +193,10 @@ def work_s(snapshot: Snapshot, rows: Ints) -> Floats:
 
     Examples
     --------
-    >>> from slosched import LengthForecast, Request, StepTimeModel
+    >>> from slosched import Engine, LengthForecast, Request, StepTimeModel
     >>> one = Request(request_id="a", prompt_tokens=100, forecast=LengthForecast.point(11))
-    >>> model = StepTimeModel(base_s=0.01, prefill_token_s=1e-4)
-    >>> work_s(Snapshot.of([one], step_time=model), np.arange(1)).round(3).tolist()
+    >>> engine = Engine(step_time=StepTimeModel(base_s=0.01, prefill_token_s=1e-4))
+    >>> work_s(Snapshot.of([one], engine=engine), np.arange(1)).round(3).tolist()
     [0.12]
     """
     t = snapshot.table

@@ -1,0 +1,209 @@
+"""Cells of a study: one scenario under one policy, and the loop that runs them, resumable from its store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from slosched.core.engine import Engine
+from slosched.core.errors import require
+from slosched.lab.digests import ROOT, code_digest, policy_digest
+from slosched.lab.figures import figures, plan_times_us
+from slosched.lab.parallel import Progress, Workers
+from slosched.lab.scenarios import Scenario
+from slosched.lab.store import Plain, Record, Store, digest_of
+from slosched.policies.base import Policy
+from slosched.policies.registry import PolicySpec
+from slosched.report.environment import environment
+from slosched.simulator import simulate
+
+ENGINE_MODULES = ("slosched.simulator.engine", "slosched.lab.scenarios", "slosched.lab.figures")
+"""With all they import: the code behind every result, whatever the policy."""
+GENERATED = "generators of this package"
+"""Source of the data behind a scenario."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A policy with its parameters and the knobs of the engine that its operator would set by hand.
+
+    Parameters
+    ----------
+    policy
+        As on the command line: ``name``, ``name:key=value``, ``package.module:Class``, with ``@TOKENS``.
+    long_prefill_token_threshold
+        vLLM's limit on the prompt tokens of one request per step; 0 for none.
+
+    Examples
+    --------
+    >>> Contender.parse("priority@512, long_prefill_token_threshold=256").long_prefill_token_threshold
+    256
+    """
+
+    policy: str
+    long_prefill_token_threshold: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the words of a policy, perhaps followed by ``, long_prefill_token_threshold=TOKENS``."""
+        words, comma, tokens = text.partition(f", {LONG_PREFILL}=")
+        require(not comma or tokens.isdigit(), LONG_PREFILL, "an integer of at least 0", text)
+        PolicySpec.parse(words)
+        return cls(policy=words.strip(), long_prefill_token_threshold=int(tokens) if comma else 0)
+
+    @property
+    def label(self) -> str:
+        """How tables call it: as it is written in a configuration."""
+        long = self.long_prefill_token_threshold
+        return f"{self.policy}, {LONG_PREFILL}={long}" if long else self.policy
+
+    @property
+    def family(self) -> str:
+        """Name of the policy without its parameters: variants of it are no rivals of each other."""
+        return PolicySpec.parse(self.policy).name
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether it may refuse requests: such policies form a league of their own."""
+        return self.make(0).rejects
+
+    def make(self, seed: int) -> Policy:
+        """A fresh policy object."""
+        return PolicySpec.parse(self.policy).make(seed)
+
+    def engine(self, engine: Engine) -> Engine:
+        """The engine with this contender's knobs; the token budget comes with the policy."""
+        if not self.long_prefill_token_threshold:
+            return engine
+        limits = replace(engine.limits, long_prefill_token_threshold=self.long_prefill_token_threshold)
+        return replace(engine, limits=limits)
+
+    def key(self) -> Plain:
+        """What decides its behaviour: its words, and the code behind it."""
+        return {"contender": self.label, "policy_code": _policy_code(self.policy)}
+
+
+LONG_PREFILL = "long_prefill_token_threshold"
+
+
+@lru_cache(maxsize=1024)
+def _policy_code(policy: str) -> str:
+    return policy_digest(PolicySpec.parse(policy).make(0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One scenario under one contender."""
+
+    scenario: Scenario
+    contender: Contender
+
+    def key(self) -> Plain:
+        """All that the result depends on."""
+        return {
+            "scenario": self.scenario.name,
+            "seed": self.scenario.seed,
+            "parameters": digest_of(self.scenario.model_dump(mode="json")),
+            "data": GENERATED,
+            "code": code_digest(*ENGINE_MODULES),
+        } | self.contender.key()
+
+    def record(self) -> Record:
+        """Run it, and keep its figures."""
+        scenario = self.scenario
+        real = scenario.traffic()
+        run = simulate(
+            real.workload,
+            self.contender.make(scenario.seed),
+            engine=self.contender.engine(scenario.engine),
+            seed=scenario.seed,
+            measure_plans=True,
+        )
+        result = figures(run, window_s=real.window_s, burst=scenario.burst)
+        # Wall times differ from run to run: they are no part of the result.
+        wall = {"wall_s": round(run.log.wall_s, 3)} | plan_times_us(run.log)
+        return Record(key=self.key(), result=result, provenance=dict(provenance()) | wall)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    store: Store,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    workers: Callable[[None, int], Workers[None]] = Workers,
+) -> list[Record]:
+    """Results of cells in their order: those that the store has, and those that are run now.
+
+    Parameters
+    ----------
+    cells
+        What to run; a cell that stands twice is run once.
+    store
+        Results so far; each new one is added at once, so that an interrupted study goes on where it stopped.
+    jobs
+        Processes.
+    progress
+        Called after each run with (done, all).
+    workers
+        What makes the processes; `slosched.lab.parallel.RayWorkers` spreads them over machines.
+    """
+    keys = [cell.key() for cell in cells]
+    missing = _first_of_each((cell, key) for cell, key in zip(cells, keys, strict=True) if key not in store)
+    done = len(cells) - len(missing)
+    if progress is not None:
+        progress(done, len(cells))
+    if missing:
+        with workers(None, min(jobs, len(missing))) as pool:
+            for _, record in pool.each(_record, missing):
+                store.add(record)
+                done += 1
+                if progress is not None:
+                    progress(done, len(cells))
+    return [store[key] for key in keys]
+
+
+def _first_of_each(pairs: Iterable[tuple[Cell, Plain]]) -> list[Cell]:
+    found: dict[str, Cell] = {}
+    for cell, key in pairs:
+        found.setdefault(digest_of(key), cell)
+    return list(found.values())
+
+
+def _record(_: None, cell: Cell) -> Record:
+    return cell.record()
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, Any]:
+    """Where results of this process are made: commit, whether files differ from it, versions, machine."""
+    about = environment()
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no") or ""),
+        "python": about["python"],
+        "packages": json.loads(json.dumps(about["packages"])),
+        "machine": f"{about['cores']} cores of {about['cpu']}, {about['system']}",
+    }
+
+
+def _git(*words: str) -> str | None:
+    """Answer of git about the folder this package lies in; None outside a checkout."""
+    if not (ROOT.parent / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(ROOT.parent)), *words],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
