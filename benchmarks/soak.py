@@ -126,6 +126,7 @@ def main() -> None:
     ends = {
         "finished": counts.finished, "hung_up_early": counts.aborted, "lost_patience": counts.timeouts,
         "refused": sum(counts.refused.values()), "errors": sum(counts.errors.values()),
+        "cut_off": sum(counts.cut_off.values()),
     }  # fmt: skip
     result: dict[str, Any] = {
         "server": arguments.server, "minutes": arguments.minutes, "rate_rps": round(rate, 3),

@@ -18,8 +18,11 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def load(
-    url: Annotated[str, typer.Argument(help="Root of an OpenAI-compatible server: http://localhost:8000")],
-    rate: Annotated[float, typer.Option(help="Requests per second.")] = 1.0,
+    url: Annotated[str, typer.Argument(help="OpenAI-compatible server: http://localhost:8000, or with /v1")],
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second; 1 by default, or a trace's own times.", show_default=False),
+    ] = None,
     workload: c.WorkloadName = "mixed",
     trace: c.Traces = None,
     slo: c.Slos = None,
@@ -37,9 +40,18 @@ def load(
     ] = None,
     label: Annotated[str, typer.Option(help="Name of this run in reports.")] = "server",
     warm_up: Annotated[int, typer.Option(min=0, help="Requests sent first and not counted.")] = 2,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a request is given up, of warm-up too.")
+    ] = 600.0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Times a request is sent again after a 429 or 503 with Retry-After.")
+    ] = 2,
     abort_share: Annotated[float, typer.Option(help="Share of requests whose client hangs up early.")] = 0.0,
     text: Annotated[bool, typer.Option("--text", help="Send words, not token numbers.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask for chat completions; sends words.")] = False,
+    open_loop: Annotated[
+        bool, typer.Option("--open-loop", help="Send turns of sessions at their recorded times.")
+    ] = False,
     plain: Annotated[
         bool, typer.Option("--plain", help="Send no SLO, forecast or priority: for servers without vLLM.")
     ] = False,
@@ -52,24 +64,31 @@ def load(
 ) -> None:
     """Send a workload to a live server at its own pace and report which requests met their SLOs.
 
-    Open loop: requests leave at their arrival times whatever the server does, and latencies count from
-    those. The report is that of `compare`.
+    Requests leave at their arrival times whatever the server does; a turn of a session leaves think time
+    after the answer before. Latencies count from the planned times. The report is that of `compare`.
+
+    Every request ends in one of: finished, refused, cut off, failed, timed out, hung up on purpose, not sent;
+    each with its reason. Ctrl-C reports what has ended by then. Exit code 1 if nothing finished, 130 after
+    Ctrl-C.
 
     Example: slosched load http://localhost:8000 --workload chat --rate 4 --duration 60 --out out/load
+
+    Example: slosched load http://localhost:8000/v1 --chat --trace today.jsonl.gz=chat
     """
     from dataclasses import replace
 
     from slosched.core.errors import require
-    from slosched.lab.load import LoadCounts, LoadSettings
+    from slosched.lab.load import Interrupted, LoadCounts, LoadSettings
     from slosched.lab.load import load as send
     from slosched.report.bundle import check_folder
 
     require(not (as_json and as_csv), "format", "one of --json and --csv", "both")
-    require(0 < rate < float("inf"), "rate", "a finite number of requests per second above 0", rate)
     require(url.startswith(("http://", "https://")), "url", "one that begins with http:// or https://", url)
+    rate_rps = c.rate_of(rate, trace, 1.0)
     settings = LoadSettings(
-        model=model, timeout_s=timeout, warm_up=warm_up, abort_share=abort_share, prompt_text=text,
-        send_slo=not plain, send_forecast=not plain, send_priority=not plain, api_key=api_key, seed=seed,
+        model=model, timeout_s=timeout, warm_up=warm_up, abort_share=abort_share, prompt_text=text, chat=chat,
+        retries=retries, send_slo=not plain, send_forecast=not plain, send_priority=not plain,
+        api_key=api_key, seed=seed,
     )  # fmt: skip
     if out is not None:
         check_folder(out)
@@ -80,11 +99,23 @@ def load(
         engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
-    sent = source(rate, seed)
-    counts = LoadCounts()
-    with c.progress_bar("sending") as bar:
-        run = send(url, sent, settings, policy=label, progress=bar, counts=counts)
-    _report(run, rate, counts, out=out, as_json=as_json, as_csv=as_csv)
+    sent = source(rate_rps, seed)
+    if open_loop:
+        sent = sent.open_loop()
+    counts, code = LoadCounts(), 0
+    try:
+        with c.progress_bar("sending") as bar:
+            run = send(url, sent, settings, policy=label, progress=bar, counts=counts)
+    except Interrupted as stop:
+        run, code = stop.run, 130
+        c.say(f"Stopped: the report holds the {len(run.outcomes.workload)} requests that had ended.")
+    c.say(f"Workload: {len(sent)} requests, {sent.source}.")
+    _report(run, counts, out=out, as_json=as_json, as_csv=as_csv)
+    if code == 0 and counts.finished == 0:
+        c.say("No request finished.")
+        code = 1
+    if code:
+        raise typer.Exit(code)
 
 
 def doctor(as_json: c.AsJson = False) -> None:
@@ -116,9 +147,7 @@ def doctor(as_json: c.AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _report(
-    run: Run, rate: float, counts: LoadCounts, *, out: Path | None, as_json: bool, as_csv: bool
-) -> None:
+def _report(run: Run, counts: LoadCounts, *, out: Path | None, as_json: bool, as_csv: bool) -> None:
     import json
     from dataclasses import asdict
 
@@ -126,43 +155,37 @@ def _report(
     from slosched.report.export import results_csv, results_json
     from slosched.report.table import run_table
 
-    comparison = _comparison(run, rate, counts)
+    if len(run.outcomes.workload) == 0:
+        print(counts.sentences())
+        return
+    comparison = _comparison(run, counts)
     if as_json:
         content: dict[str, Any] = json.loads(results_json(comparison))
         c.print_json(content | {"client": asdict(counts)})
     elif as_csv:
         print(results_csv(comparison).decode(), end="")
+        c.say(counts.sentences())
     else:
         c.print_table(run_table(comparison.points[0].metrics))
-        print(_words(counts))
+        print(counts.sentences())
     if out is not None:
         c.say(f"Report: {write_bundle(comparison, out)[0]}")
 
 
-def _comparison(run: Run, rate: float, counts: LoadCounts) -> Comparison:
+def _comparison(run: Run, counts: LoadCounts) -> Comparison:
     """One run as a comparison of its own, so that reports are those of `compare`."""
     import math
 
     from slosched.report.comparison import Comparison, Point
     from slosched.report.metrics import Metrics
 
-    work = run.outcomes.workload
-    point = Point(policy=run.policy, load=math.nan, rate_rps=rate, seed=run.seed, metrics=Metrics.of(run))
+    work, metrics = run.outcomes.workload, Metrics.of(run)
+    rate = metrics.offered_rps
+    point = Point(policy=run.policy, load=math.nan, rate_rps=rate, seed=run.seed, metrics=metrics)
     return Comparison(
         points=(point,), workload=work.name, source=work.source, details=(run,), detail_rate_rps=rate,
-        about=(f"Engine: the live server {run.engine}, measured at the client. {_words(counts)}",),
+        about=(f"Engine: the live server {run.engine}, measured at the client. {counts.sentences()}",),
     )  # fmt: skip
-
-
-def _words(counts: LoadCounts) -> str:
-    """What happened at the client, in a sentence."""
-    bad = [f"{n} refused with status {status}" for status, n in sorted(counts.refused.items())]
-    bad += [f"{n} failed with {name}" for name, n in sorted(counts.errors.items())]
-    return (
-        f"Client: {counts.finished} finished, {counts.aborted} aborted, {counts.timeouts} timed out"
-        + "".join(f", {words}" for words in bad)
-        + f"; sent at most {1000 * counts.latest_send_s:.0f} ms late."
-    )
 
 
 COMMANDS = (load, doctor)

@@ -38,6 +38,9 @@ class Outcomes:
         Prompt tokens served from the prefix cache at its first admission.
     rejected
         Which requests the policy refused, or None where no engine could refuse any.
+    first_tokens
+        Tokens that came together with the first one, itself included, where a server sends several at once;
+        None where each comes by itself.
     """
 
     workload: Workload
@@ -49,6 +52,7 @@ class Outcomes:
     recomputed_tokens: Ints
     cached_tokens: Ints
     rejected: NDArray[np.bool_] | None = None
+    first_tokens: Ints | None = None
 
     @property
     def finished(self) -> NDArray[np.bool_]:
@@ -62,10 +66,10 @@ class Outcomes:
 
     @property
     def tpot_s(self) -> Floats:
-        """Mean time per output token after the first; 0 for one-token answers, NaN where unfinished."""
-        return np.asarray(
-            (self.finish_s - self.first_token_s) / np.maximum(1, self.workload.output_tokens - 1)
-        )
+        """Mean time per output token after those that came first; 0 if none did, NaN where unfinished."""
+        first = 1 if self.first_tokens is None else self.first_tokens
+        later = np.maximum(1, self.workload.output_tokens - first)
+        return np.asarray((self.finish_s - self.first_token_s) / later)
 
     @property
     def e2e_s(self) -> Floats:
@@ -95,7 +99,7 @@ class RunLog:
     depth_time_s, depth_waiting, depth_running
         Samples of the queue: clock time, waiting and running requests.
     busy_s
-        Clock time during which a step was executing.
+        Clock time during which a step was executing; NaN where that is not known, as of a live server.
     wall_s
         Wall time of the whole simulation.
     """

@@ -23,6 +23,7 @@ from typing import Any
 
 from slosched.core.errors import DataError, InputError, MissingExtraError, require
 from slosched.core.files import json_object, text_lines
+from slosched.integrations.openai_client import Client, RequestError
 from slosched.predictors.states import load_states
 
 Record = dict[str, Any]
@@ -152,9 +153,7 @@ def collect_server(
     InputError
         If the server cannot be reached.
     """
-    if find_spec("aiohttp") is None:
-        raise MissingExtraError("aiohttp", "load")
-    return asyncio.run(_Asker(url.rstrip("/"), list(prompts), settings or CollectSettings(), progress).run())
+    return asyncio.run(_Asker(url, list(prompts), settings or CollectSettings(), progress).run())
 
 
 class _Asker:
@@ -171,61 +170,34 @@ class _Asker:
 
     async def run(self) -> Collected:
         """Ask; records by prompt, then sample."""
-        import aiohttp
-
         s = self.settings
-        headers = {"Authorization": f"Bearer {s.api_key}"} if s.api_key else {}
-        timeout = aiohttp.ClientTimeout(total=s.timeout_s)
         todo = iter([(i, sample) for i in range(len(self.prompts)) for sample in range(s.samples)])
-        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-            if self.model is None:
-                self.model = await self.first_model(session)
-            await asyncio.gather(*(self.work(session, todo) for _ in range(min(s.concurrency, self.total))))
+        async with Client(self.url, api_key=s.api_key, timeout_s=s.timeout_s) as client:
+            self.model = self.model or await client.first_model()
+            await asyncio.gather(*(self.work(client, todo) for _ in range(min(s.concurrency, self.total))))
         return Collected([self.found[key] for key in sorted(self.found)], self.failed)
 
-    async def first_model(self, session: Any) -> str:
-        """Name of the model that the server lists first."""
-        try:
-            async with session.get(f"{self.url}/v1/models") as answer:
-                return str((await answer.json())["data"][0]["id"])
-        except _failures() as error:
-            raise InputError(
-                f"url must be that of an OpenAI-compatible server, got {self.url!r}: {error}"
-            ) from error
-
-    async def work(self, session: Any, todo: Iterator[tuple[int, int]]) -> None:
+    async def work(self, client: Client, todo: Iterator[tuple[int, int]]) -> None:
         """Ask for one answer after the other until nothing is left to do."""
         for i, sample in todo:
             try:
-                await self.ask(session, i, sample)
-            except _failures() as error:
+                answer = await client.complete(self.question(i, sample))
+                self.found[i, sample] = _of_response(self.prompts[i], answer, sample, str(self.model))
+            except RequestError as error:
+                self.failed[str(error.args[0])] += 1
+            except (TimeoutError, KeyError, IndexError, TypeError, ValueError) as error:
                 self.failed[type(error).__name__] += 1
             if self.progress is not None:
                 self.progress(len(self.found) + self.failed.total(), self.total)
 
-    async def ask(self, session: Any, i: int, sample: int) -> None:
-        """Ask for one answer to prompt `i` and note its length."""
+    def question(self, i: int, sample: int) -> Record:
+        """The request for one answer to prompt `i`."""
         s, prompt = self.settings, self.prompts[i]
         asked: Record = {
             "model": self.model, "max_tokens": s.max_tokens, "seed": s.seed + sample,
             "temperature": s.temperature,
         }  # fmt: skip
-        if s.chat:
-            path, asked["messages"] = "chat/completions", [{"role": "user", "content": prompt}]
-        else:
-            path, asked["prompt"] = "completions", prompt
-        async with session.post(f"{self.url}/v1/{path}", json=asked) as answer:
-            if answer.status == 200:
-                self.found[i, sample] = _of_response(prompt, await answer.json(), sample, str(self.model))
-            else:
-                self.failed[f"HTTP {answer.status}"] += 1
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What a server that does not answer, or not as it should, raises."""
-    import aiohttp
-
-    return (aiohttp.ClientError, TimeoutError, KeyError, IndexError, TypeError, ValueError)
+        return asked | ({"messages": [{"role": "user", "content": prompt}]} if s.chat else {"prompt": prompt})
 
 
 def _of_response(prompt: str, response: Any, sample: int, model: str) -> Record:

@@ -108,18 +108,18 @@ def _run_rows(m: Metrics) -> list[tuple[str, str]]:
         ("e2e", _latency(m.e2e_s, 1.0, "s")),
         ("longest wait", f"{_number(m.max_wait_s)} s"),
         ("best-effort p99 e2e", f"{_number(m.best_effort_p99_e2e_s)} s"),
-        ("preemptions", f"{m.preemptions}, {m.recomputed_tokens} tokens recomputed"),
         (
             "queue",
             f"mean {m.queue.mean:.1f}, most {m.queue.max}, present {m.queue.time_share:.0%} of the time",
         ),
-        ("planning", f"{m.plans} plans, p50 {_number(m.plan_p50_us)} µs, p99 {_number(m.plan_p99_us)} µs"),
-        (
-            "engine",
-            f"{m.steps} steps, busy {m.busy_share:.0%} of {_number(m.span_s)} s, run in {m.wall_s:.2f} s",
-        ),
     ]
-    return rows
+    if not math.isfinite(m.busy_share):
+        # A live server, seen from outside: what it did inside is not known.
+        return [*rows, ("run", f"{_number(m.span_s)} s, {m.wall_s:.1f} s with warm-up")]
+    planning = f"{m.plans} plans, p50 {_number(m.plan_p50_us)} µs, p99 {_number(m.plan_p99_us)} µs"
+    engine = f"{m.steps} steps, busy {m.busy_share:.0%} of {_number(m.span_s)} s, run in {m.wall_s:.2f} s"
+    preempted = f"{m.preemptions}, {m.recomputed_tokens} tokens recomputed"
+    return [*rows, ("preemptions", preempted), ("planning", planning), ("engine", engine)]
 
 
 def _share(share: Share) -> str:

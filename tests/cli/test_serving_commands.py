@@ -84,7 +84,7 @@ def test_load_reports_what_clients_saw(slosched: Any, server: Any, trace: str, t
     assert ended.code == 0, ended.err
     told = json.loads(ended.out)
     odd = sum(len(b["prompt"]) % 2 for b in bodies if b.get("stream"))
-    assert told["client"]["refused"] == {"503": odd}
+    assert told["client"]["refused"] == {"HTTP 503": odd}
     assert 0 < odd < 12
     assert told["client"]["finished"] == 12 - odd
     assert len(bodies) == 12 + 3
@@ -97,7 +97,7 @@ def test_load_reports_what_clients_saw(slosched: Any, server: Any, trace: str, t
     assert [row["policy"] for row in rows] == ["mine"]
     ended = slosched(*arguments, "--plain")
     assert f"{12 - odd} finished" in ended.out
-    assert f"{odd} refused with status 503" in ended.out
+    assert f"{odd} refused (HTTP 503)" in ended.out
     assert "vllm_xargs" not in bodies[-1]
 
 

@@ -143,7 +143,8 @@ def test_aborts_timeouts_and_refusals_are_counted(server: Server) -> None:
     server.status = 503
     counts = LoadCounts()
     load(server.url, WORK, counts=counts)
-    assert counts.refused == {"503": 12}
+    assert counts.refused == {"HTTP 503": 12}
+    assert counts.total == 12
 
 
 def test_a_dead_server_is_an_input_error() -> None:
