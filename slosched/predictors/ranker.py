@@ -53,6 +53,8 @@ _TYPES: dict[str, Any] = {
     "deciles": np.float64, "lexical_weights": np.float64,
 }  # fmt: skip
 
+FORMAT = "slosched-ranker-2"
+
 Progress = Callable[[int, int], None]
 
 
@@ -133,10 +135,14 @@ class Ranker:
     def save(self, folder: str | Path) -> Path:
         """Write ``ranker.safetensors`` and ``predictor.json``; returns the folder."""
         target = Path(folder)
-        arrays = {name: getattr(self.linear, name) for name in _TYPES}
+        arrays: dict[str, Any] = {name: getattr(self.linear, name) for name in _TYPES}
+        # Most buckets hold nothing: only the others are written.
+        used = np.flatnonzero(self.linear.rarity)
+        arrays |= {"buckets": used.astype(np.int32), "rarity": self.linear.rarity[used]}
+        arrays |= {"weights": self.linear.weights[used]}
         arrays |= {"scores": self.calibration.scores, "log_atoms": self.calibration.log_atoms}
         target.mkdir(parents=True, exist_ok=True)
-        write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-ranker-1"})
+        write_tensors(target / "ranker.safetensors", arrays, {"format": FORMAT})
         about = {"kind": "light", "report": self.report}
         write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
         return target
@@ -152,8 +158,16 @@ class Ranker:
         """
         about = about_of(folder)
         path = Path(folder) / "ranker.safetensors"
-        arrays, _ = read_tensors(path)
+        arrays, about_tensors = read_tensors(path)
+        if about_tensors.get("format") != FORMAT:
+            found = about_tensors.get("format")
+            raise InputError(f"{path}: format must be {FORMAT!r}, got {found!r}; train the ranker anew.")
         try:
+            used = arrays["buckets"]
+            for name in ("rarity", "weights"):
+                whole = np.zeros(BUCKETS, dtype=np.float32)
+                whole[used] = arrays[name]
+                arrays[name] = whole
             linear = Linear(**{name: np.asarray(arrays[name], dtype) for name, dtype in _TYPES.items()})
             scores, log_atoms = (np.asarray(arrays[k], np.float64) for k in ("scores", "log_atoms"))
             return cls(linear, Calibration(scores, log_atoms), about.get("report", {}))
@@ -161,10 +175,17 @@ class Ranker:
             raise InputError(f"{path}: tensor {error} is missing.") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        except (IndexError, ValueError) as error:
+            raise InputError(f"{path}: tensors must fit each other: {error}.") from None
 
 
 def train_ranker(
-    answers: Answers, *, objective: str = "listmle", seed: int = 0, progress: Progress | None = None
+    answers: Answers,
+    *,
+    objective: str = "listmle",
+    rarest: int = RAREST,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Ranker:
     """Train on all answers; calibrate on scores of each fifth by the rankers of the other four.
 
@@ -174,6 +195,8 @@ def train_ranker(
         Prompts and lengths; several samples of one prompt stand in the list side by side.
     objective
         One of `OBJECTIVES`.
+    rarest
+        Prompts that must hold an n-gram for it to count, at least 1.
     seed
         Of the folds.
     progress
@@ -187,8 +210,20 @@ def train_ranker(
     >>> bool(few < many)
     True
     """
+    return scored_out_of_fold(answers, objective=objective, rarest=rarest, seed=seed, progress=progress)[0]
+
+
+def scored_out_of_fold(
+    answers: Answers,
+    *,
+    objective: str = "listmle",
+    rarest: int = RAREST,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Ranker, Floats]:
+    """What `train_ranker` gives, and each prompt's score by one that has not seen it, shape (prompts,)."""
     require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
-    design = _Design(answers)
+    design = _Design(answers, rarest)
     weights, scores, penalty = design.best(objective, seed, progress)
     made = calibrate(scores[answers.prompt], answers.output_tokens, answers.cut, seed=seed)
     report = {
@@ -197,7 +232,7 @@ def train_ranker(
         "tau_out_of_fold": tau(scores[answers.prompt], answers.output_tokens),
         "tau_trained_on": tau((design.matrix @ weights)[answers.prompt], answers.output_tokens),
     }  # fmt: skip
-    return Ranker(design.linear(weights), made, report)
+    return Ranker(design.linear(weights), made, report), scores
 
 
 def fit(
@@ -221,7 +256,7 @@ def tau(scores: Floats, tokens: NDArray[np.generic]) -> float:
     return found if np.isfinite(found) else 0.0
 
 
-def _folds(answers: Answers, seed: int) -> Ints:
+def folds(answers: Answers, seed: int) -> Ints:
     """Fold of each prompt; equal texts share one."""
     texts = {prompt.text: i for i, prompt in enumerate(answers.prompts)}
     group = np.array([texts[prompt.text] for prompt in answers.prompts], dtype=np.int64)
@@ -231,14 +266,14 @@ def _folds(answers: Answers, seed: int) -> Ints:
 class _Design:
     """The prompts as one sparse matrix: n-grams, then lexical counts and steps."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: Answers, rarest: int = RAREST) -> None:
         from scipy.sparse import csr_matrix, hstack
 
         self.answers = answers
         n = len(answers.prompts)
         offsets, buckets, counts, lexical = featurise([prompt.text for prompt in answers.prompts])
         holders = np.bincount(buckets, minlength=BUCKETS)
-        kept = holders >= RAREST
+        kept = holders >= rarest
         rarity = np.where(kept, 1.0 + np.log((1.0 + n) / (1.0 + holders)), 0.0)
         self.rarity = rarity.astype(np.float32)
         row = np.repeat(np.arange(n), np.diff(offsets))
@@ -258,7 +293,7 @@ class _Design:
         self, objective: str, seed: int, progress: Progress | None = None
     ) -> tuple[Floats, Floats, float]:
         """Weights, each prompt's score by a ranker that has not seen it, and the penalty taken."""
-        fold = _folds(self.answers, seed)
+        fold = folds(self.answers, seed)
         done, steps = 0, len(PENALTIES) * FOLDS + 1
         found = []
         for penalty in PENALTIES:
@@ -279,20 +314,7 @@ class _Design:
 
     def weights(self, prompts: Ints, objective: str, penalty: float, seed: int) -> Floats:
         """Weights trained on the answers of some prompts."""
-        from scipy.optimize import minimize
-
-        answers = self.answers.select(prompts)
-        matrix = self.matrix[prompts]
-        turned = matrix.T.tocsr()
-        loss = _loss(answers, objective, seed)
-        strength = penalty / len(prompts)
-
-        def value(w: Floats) -> tuple[float, Floats]:
-            cost, slope = loss(matrix @ w)
-            return cost + 0.5 * strength * float(w @ w), turned @ slope + strength * w
-
-        start = np.zeros(matrix.shape[1])
-        return np.asarray(minimize(value, start, jac=True, method="L-BFGS-B", options={"maxiter": 100}).x)
+        return fitted(self.matrix[prompts], self.answers.select(prompts), objective, penalty, seed)
 
     def linear(self, weights: Floats) -> Linear:
         """The score with these weights."""
@@ -300,6 +322,26 @@ class _Design:
         table = np.zeros(BUCKETS, dtype=np.float32)
         table[self.columns] = weights[:k]
         return Linear(self.rarity, table, self.mean, self.scale, self.deciles, weights[k:])
+
+
+def fitted(
+    matrix: csr_matrix | Floats, answers: Answers, objective: str, penalty: float, seed: int
+) -> Floats:
+    """Weights of a linear score of the answers' prompts, one row of `matrix` each, that make the loss and
+    `penalty` times their squares least.
+    """
+    from scipy.optimize import minimize
+
+    turned = matrix.T if isinstance(matrix, np.ndarray) else matrix.T.tocsr()
+    loss = _loss(answers, objective, seed)
+    strength = penalty / len(answers.prompts)
+
+    def value(w: Floats) -> tuple[float, Floats]:
+        cost, slope = loss(matrix @ w)
+        return cost + 0.5 * strength * float(w @ w), turned @ slope + strength * w
+
+    start = np.zeros(matrix.shape[1])
+    return np.asarray(minimize(value, start, jac=True, method="L-BFGS-B", options={"maxiter": 100}).x)
 
 
 def _loss(answers: Answers, objective: str, seed: int) -> Callable[[Floats], tuple[float, Floats]]:

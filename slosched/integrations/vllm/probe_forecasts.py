@@ -1,4 +1,6 @@
-"""Takes up a probe's forecasts, which ride on the runner's output, into the scheduler's table."""
+"""Takes up forecasts that come late into the scheduler's table: a slow ranker's, and a probe's, which ride on
+the runner's output.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from slosched.integrations.vllm.probe_settings import ATTRIBUTE, SECONDS
 
 
 def foretold(controller: Any, output: Any = None, *_: Any) -> None:
-    """Replace the forecasts of running requests by those that came with a step's output.
+    """Replace forecasts by better ones; those of running requests by what came with a step's output.
 
     Parameters
     ----------
@@ -20,10 +22,11 @@ def foretold(controller: Any, output: Any = None, *_: Any) -> None:
     output
         vLLM's runner output; most steps carry no forecasts.
     """
+    ledger, stats = controller.ledger, controller.stats
+    ledger.take_up()
     found = getattr(output, ATTRIBUTE, None)
     if not found:
         return
-    ledger, stats = controller.ledger, controller.stats
     stats.forecasts["probe"] = stats.forecasts.get("probe", 0) + len(found)
     stats.forecast_s["probe"] = getattr(output, SECONDS, 0.0)
     known = {ledger.rows[name]: atoms for name, atoms in found.items() if name in ledger.rows}

@@ -1,0 +1,245 @@
+"""One forecast from several sources, each weighed by how right it has been in its class.
+
+Sources are the class's history, a ranker, a client's hint. What a source says is tried in three forms: as it
+is, with its level and spread corrected by the latest answers, and so corrected but moved half way to the
+class's history. Two sources together are tried as their geometric mean. Every answer that ends is scored
+under each form by its pinball loss, and weights fall exponentially with the losses so far (Hedge: Freund and
+Schapire 1997, https://doi.org/10.1006/jcss.1997.1504). A ranker from another world so loses its say within
+some dozens of answers, and the class's history, which knows nothing of the prompt, is what remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slosched.core.errors import require
+from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.table import Floats
+from slosched.predictors.calibration import LEVELS, censored_quantiles
+
+HISTORY = "history"
+"""Name of the source that is always there."""
+
+RATE = 4.0
+"""Weights are exp(-RATE x loss), losses being pinball losses of the logarithm of the length, about 0.2 an
+answer. Between 3 and 20 the loss of the blend differs by less than 1 % (``benchmarks/cold_start.py``)."""
+
+HALF_LIFE = 128
+"""Answers after which a loss counts half."""
+
+KEPT = 256
+"""Latest answers of a class that correct a source."""
+
+LEAST = 16
+"""Answers of a class before a source is corrected by them."""
+
+EVERY = 8
+"""Answers after which corrections are made anew."""
+
+POOLED = 32
+"""Answers of its own after which a class's losses count as much as those of all classes together."""
+
+TRUST = 0.6
+"""What a source is believed before any answer, if nothing else is said: its share of the weight that more
+trusted sources leave. The history has what is left in the end."""
+
+JOINT_TRUST = 0.05
+"""The same for two sources together."""
+
+_STRENGTHS = np.array([0.5, 1.0])
+"""How far a corrected source is followed, from the history's middle (0) to its own (1)."""
+
+_FIRST = np.array([0.7, 0.1, 0.2])
+"""How a source's trust is shared by its forms: as it is, half way, all the way."""
+
+_FORMS = 1 + len(_STRENGTHS)
+_FADE = 0.5 ** (1.0 / HALF_LIFE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What each source said of one request, kept until its answer's length is known.
+
+    Parameters
+    ----------
+    slo_class
+        Its class.
+    names
+        Sources, the history first.
+    logs
+        Logarithms of their atoms, shape (sources, FORECAST_ATOMS).
+    forms
+        The same in every form tried, shape (sources, forms, FORECAST_ATOMS).
+    """
+
+    slo_class: str
+    names: tuple[str, ...]
+    logs: Floats
+    forms: Floats
+
+
+@dataclass(slots=True)
+class _Class:
+    """Losses of the forms of each source, and the latest misses of its corrected ones."""
+
+    answers: int = 0
+    since: int = 0
+    # By source: losses of each form; rings of misses with a mark for cut answers, and how many were noted;
+    # logarithms of the corrections.
+    losses: dict[str, Floats] = field(default_factory=dict)
+    misses: dict[str, Floats] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    factors: dict[str, Floats] = field(default_factory=dict)
+
+
+class Blend:
+    """Learns online which sources to follow, class by class; new classes begin with what all have shown.
+
+    Parameters
+    ----------
+    trust
+        What a source is believed before any answer, from 0 to 1, by name; `TRUST` if not named.
+
+    Examples
+    --------
+    A ranker that says the opposite of the truth is soon not listened to:
+
+    >>> blend, history = Blend(), np.repeat([20.0, 500.0], 4)
+    >>> for i in range(100):
+    ...     said = np.full(8, (20.0, 500.0)[i % 2])
+    ...     told = blend.tell("chat", {"history": history, "ranker": said})
+    ...     blend.observe(told, (500, 20)[i % 2])
+    >>> blend.weights("chat")["ranker"] < 0.05
+    True
+    """
+
+    def __init__(self, trust: Mapping[str, float] | None = None) -> None:
+        self.trust = dict(trust or {})
+        for name, value in self.trust.items():
+            require(0 <= value <= 1, f"trust of {name}", "from 0 to 1", value)
+        self._classes: dict[str, _Class] = {}
+        self._all = _Class()
+
+    def tell(self, slo_class: str, sources: Mapping[str, Floats]) -> Told:
+        """Take down what sources say of a request: atoms by name, shape (FORECAST_ATOMS,), `HISTORY` among
+        them. Two or more besides it are joined by their geometric mean, one more source.
+        """
+        require(HISTORY in sources, "sources", f"with {HISTORY}", tuple(sources))
+        others = sorted(name for name in sources if name != HISTORY)
+        logs = np.log([sources[name] for name in (HISTORY, *others)])
+        if len(others) > 1:
+            logs = np.concatenate([logs, logs[1:].mean(axis=0, keepdims=True)])
+            others.append("+".join(others))
+        names = (HISTORY, *others)
+        return Told(slo_class, names, logs, self._forms(slo_class, names, logs))
+
+    def atoms(self, told: Told) -> Floats:
+        """The blended forecast, shape (FORECAST_ATOMS,), ascending, at least 1."""
+        weights = self._weights(told.slo_class, told.names)
+        mixed = weights.ravel() @ told.forms.reshape(-1, FORECAST_ATOMS)
+        return np.maximum.accumulate(np.maximum(np.exp(mixed), 1.0))
+
+    def again(self, told: Told, history: Floats) -> Told:
+        """The same with what has been learned since, and the class's history as it is now."""
+        logs = told.logs.copy()
+        logs[0] = np.log(history)
+        return replace(told, logs=logs, forms=self._forms(told.slo_class, told.names, logs))
+
+    def observe(self, told: Told, tokens: float, *, cut: bool = False) -> None:
+        """Learn from an answer; `cut` if it did not end by itself, so that its length is a lower bound."""
+        y = float(np.log(max(1.0, tokens)))
+        # Beyond a cut nothing is known: a longer forecast is not blamed.
+        miss = np.maximum(y - told.forms, 0.0) if cut else y - told.forms
+        loss = np.maximum(LEVELS * miss, (LEVELS - 1.0) * miss).mean(axis=2)
+        mine = self._classes.setdefault(told.slo_class, _Class())
+        silent = self._all.losses.keys() - set(told.names)
+        mixed = float((self._weights(told.slo_class, told.names) * loss).sum()) if silent else 0.0
+        for state in (mine, self._all):
+            state.answers += 1
+            for name in state.losses:
+                state.losses[name] *= _FADE
+                if name in silent:  # it said nothing: as good as the blend
+                    state.losses[name] += mixed
+            for name, found in zip(told.names, loss, strict=True):
+                if name not in state.losses:
+                    # A source that comes late starts level with the best.
+                    best = min((v.min() for v in state.losses.values()), default=0.0)
+                    state.losses[name] = np.full(_FORMS, best)
+                state.losses[name] += found
+        self._note(mine, told, y, cut)
+
+    def weights(self, slo_class: str) -> dict[str, float]:
+        """Weight of each source known so far, its forms together; they sum to 1."""
+        names = tuple(self._all.losses) or (HISTORY,)
+        return dict(zip(names, self._weights(slo_class, names).sum(axis=1).tolist(), strict=True))
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _weights(self, slo_class: str, names: tuple[str, ...]) -> Floats:
+        """Shape (sources, forms); the history has one form only."""
+        mine = self._classes.get(slo_class, self._all)
+        share = 0.0 if mine is self._all else POOLED / (POOLED + mine.answers)
+        cost = np.zeros((len(names), _FORMS))
+        prior = np.zeros((len(names), _FORMS))
+        left = 1.0
+        for i, name in enumerate(names):
+            cost[i] = mine.losses.get(name, 0.0)
+            if share:
+                cost[i] += share * (self._all.losses.get(name, 0.0) - _least(self._all))
+        for trust, i in sorted(((self._trust(n), i) for i, n in enumerate(names) if i), reverse=True):
+            prior[i] = trust * left * _FIRST
+            left *= 1.0 - trust
+        prior[0, 0] = max(left, 0.01)  # however trusted, all can be unlearned
+        known = prior > 0
+        lowest = cost[known].min()
+        made = np.where(known, prior * np.exp(-RATE * (cost - lowest)), 0.0)
+        return np.asarray(made / made.sum())
+
+    def _trust(self, name: str) -> float:
+        return self.trust.get(name, JOINT_TRUST if "+" in name else TRUST)
+
+    def _forms(self, slo_class: str, names: tuple[str, ...], logs: Floats) -> Floats:
+        """Logarithms of the atoms of each source and form, shape (sources, forms, FORECAST_ATOMS)."""
+        state = self._classes.get(slo_class)
+        middles = _middle(logs)
+        found = np.empty((len(names), _FORMS, FORECAST_ATOMS))
+        found[:] = logs[:, None, :]
+        shape = logs[0] - middles[0]
+        for i, name in enumerate(names[1:], start=1):
+            places = middles[0] + _STRENGTHS * (middles[i] - middles[0])
+            factors = None if state is None else state.factors.get(name)
+            spread = np.stack([shape, logs[i] - middles[i]]) if factors is None else factors
+            found[i, 1:] = places[:, None] + spread
+        return found
+
+    def _note(self, state: _Class, told: Told, y: float, cut: bool) -> None:
+        middles = _middle(told.logs)
+        for i, name in enumerate(told.names[1:], start=1):
+            ring = state.misses.setdefault(name, np.zeros((KEPT, 1 + len(_STRENGTHS))))
+            at = state.filled.get(name, 0)
+            ring[at % KEPT, :-1] = y - middles[0] - _STRENGTHS * (middles[i] - middles[0])
+            ring[at % KEPT, -1] = cut
+            state.filled[name] = at + 1
+        state.since += 1
+        if state.since < EVERY:
+            return
+        state.since = 0
+        for name, ring in state.misses.items():
+            known = ring[: min(KEPT, state.filled[name])]
+            if len(known) >= LEAST:
+                cuts: NDArray[np.bool_] = known[:, -1] > 0
+                columns = range(len(_STRENGTHS))
+                state.factors[name] = np.log([censored_quantiles(np.exp(known[:, k]), cuts) for k in columns])
+
+
+def _middle(logs: Floats) -> Floats:
+    half = FORECAST_ATOMS // 2
+    return np.asarray(logs[..., half - 1 : half + 1].mean(axis=-1))
+
+
+def _least(state: _Class) -> float:
+    return min((float(v.min()) for v in state.losses.values()), default=0.0)

@@ -1,0 +1,250 @@
+"""Rankers that read prompts with a pretrained encoder, beside the light ranker's words and counts.
+
+Two rungs above the light one. ``frozen``: a linear score of the encoder's vectors as they are. ``tuned``: the
+encoder itself is trained to rank (ListMLE, as Fu et al. 2024, arXiv 2408.15792, but mean pooling and a higher
+rate). Either is added to the light ranker's score, each in units of its own spread, so that neither drowns
+the other.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slosched.core.errors import InputError, require
+from slosched.core.files import write_files
+from slosched.core.table import Floats
+from slosched.predictors.answers import LEAST_PROMPTS, Answers
+from slosched.predictors.base import ABOUT, Prompt, about_of
+from slosched.predictors.calibration import Calibration, calibrate
+from slosched.predictors.encoder import ENCODER, TOKENIZER, WINDOW_TOKENS, Encoder, export_encoder
+from slosched.predictors.ranker import FOLDS, Progress, Ranker, fitted, folds, tau, train_ranker
+from slosched.predictors.states import read_tensors, write_tensors
+
+METHODS = ("frozen", "tuned")
+
+PENALTY = 2.0
+"""Weight of the squared weights of a frozen encoder's score, whose inputs have length 1: 1 and 3 rank alike
+(``benchmarks/rungs.py --part frozen``)."""
+
+SHARES = (0.5, 1.0, 2.0)
+"""Weights of the encoder's score, the light one's being 1; the best on prompts held out is taken."""
+
+EPOCHS = 5
+LEARNING_RATE = 1e-4
+"""Of a tuned encoder; the paper's 2e-5 learns too little from some hundred prompts."""
+
+QUICK = "light"
+"""Folder of the light ranker within an encoder ranker's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncoderRanker:
+    """A pretrained encoder beside the light ranker, a `slosched.predictors.Predictor`.
+
+    Parameters
+    ----------
+    quick
+        The light ranker alone: its forecast costs a hundredth, for the time until this one's is there.
+    encoder
+        Turns prompts into vectors.
+    head
+        Weight of each number of a vector, shape (hidden size,).
+    normalised
+        Whether vectors are scaled to length 1 first.
+    spread
+        Standard deviations of the light and of the encoder's score on prompts not trained on, shape (2,).
+    share
+        Weight of the encoder's score, the light one's being 1.
+    calibration
+        What lengths a sum stands for.
+    report
+        Measures of its training.
+    """
+
+    quick: Ranker
+    encoder: Encoder
+    head: Floats
+    normalised: bool
+    spread: Floats
+    share: float
+    calibration: Calibration
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        size = self.encoder.hidden_size
+        require(self.head.shape == (size,), "head", f"of shape ({size},), as the encoder", self.head.shape)
+        ok = self.spread.shape == (2,) and bool(np.all(self.spread > 0) and np.isfinite(self.head).all())
+        require(ok, "encoder ranker", "finite weights and two spreads above 0", self.spread)
+
+    def score(self, texts: Sequence[str]) -> Floats:
+        """Score of each text, higher means longer, shape (n,)."""
+        apart = np.stack([self.quick.score(texts), self.encoded(texts)], axis=1) / self.spread
+        return np.asarray(apart @ np.array([1.0, self.share]))
+
+    def encoded(self, texts: Sequence[str]) -> Floats:
+        """The encoder's score of each text, shape (n,)."""
+        return np.asarray(_vectors(self.encoder, texts, self.normalised) @ self.head)
+
+    def forecast(self, prompts: Sequence[Prompt]) -> Floats:
+        """Atoms for each prompt, shape (n, FORECAST_ATOMS)."""
+        return self.calibration.atoms(self.score([prompt.text for prompt in prompts]))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the encoder's files, ``ranker.safetensors``, ``predictor.json`` and the light ranker."""
+        target = Path(folder)
+        self.quick.save(target / QUICK)
+        for name in (ENCODER, TOKENIZER):
+            if (self.encoder.folder / name).resolve() != (target / name).resolve():
+                shutil.copyfile(self.encoder.folder / name, target / name)
+        arrays = {
+            "head": self.head, "spread": self.spread, "scores": self.calibration.scores,
+            "log_atoms": self.calibration.log_atoms,
+        }  # fmt: skip
+        write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-encoder-1"})
+        about = {
+            "kind": "encoder", "normalised": self.normalised, "share": self.share,
+            "window_tokens": self.encoder.window_tokens, "report": self.report,
+        }  # fmt: skip
+        write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
+        return target
+
+    @classmethod
+    def load(cls, folder: str | Path) -> EncoderRanker:
+        """Read what `save` wrote; needs onnxruntime and tokenizers.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or does not fit the others.
+        """
+        source = Path(folder)
+        about = about_of(source)
+        arrays, _ = read_tensors(source / "ranker.safetensors")
+        try:
+            head, spread, scores, log_atoms = (
+                np.asarray(arrays[name], np.float64) for name in ("head", "spread", "scores", "log_atoms")
+            )
+            window, share = int(about["window_tokens"]), float(about["share"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source}: {error} is missing or is not a number.") from None
+        return cls(
+            Ranker.load(source / QUICK), Encoder(source, window), head, bool(about.get("normalised")), spread,
+            share, Calibration(scores, log_atoms), about.get("report", {}),
+        )  # fmt: skip
+
+
+def train_encoder(
+    answers: Answers,
+    model: str | Path,
+    out: str | Path,
+    *,
+    method: str = "frozen",
+    window_tokens: int = WINDOW_TOKENS,
+    epochs: int = EPOCHS,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = 0,
+    device: str = "cpu",
+    download: bool = False,
+    progress: Progress | None = None,
+) -> EncoderRanker:
+    """Train one of the two rungs; what is deployed, 8-bit weights and all, is also what is calibrated.
+
+    Parameters
+    ----------
+    answers
+        Prompts and lengths.
+    model
+        Folder of a Hugging Face encoder, or an installed package that carries one.
+    out
+        Folder for the ranker; the encoder's files are written there at once.
+    method
+        ``frozen`` or ``tuned``.
+    window_tokens
+        Tokens read of a prompt.
+    epochs, learning_rate
+        Of ``tuned``.
+    seed
+        Of the folds, or of the split and the order.
+    device
+        Where torch trains; serving always runs on the processor.
+    download
+        Let the model be fetched.
+    progress
+        Told of each step.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be read or written as ONNX, or there are too few prompts.
+    MissingExtraError
+        If a package of the extra ``encoder`` is not installed.
+    """
+    require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
+    ok = len(answers.prompts) >= LEAST_PROMPTS
+    require(ok, "prompts", f"at least {LEAST_PROMPTS}", len(answers.prompts))
+    from slosched.predictors.transformer import TRAINED_ON, open_model, train_transformer
+
+    if method == "frozen":
+        export_encoder(*open_model(model, download=download), out)
+        encoder = Encoder(out, window_tokens)
+        vectors = _vectors(encoder, [prompt.text for prompt in answers.prompts], True)
+        head, apart, quick = _frozen(answers, vectors, seed, progress)
+        watched = answers
+    else:
+        tuned = train_transformer(
+            answers, model, epochs=epochs, learning_rate=learning_rate, pooling="mean", seed=seed,
+            most_tokens=window_tokens, device=device, download=download, progress=progress,
+        )  # fmt: skip
+        export_encoder(tuned.body, tuned.tokenizer, out)
+        encoder = Encoder(out, window_tokens)
+        head = tuned.head.weight.detach().cpu().double().numpy()[0]
+        known, watched = answers.split(TRAINED_ON, seed)
+        quick = train_ranker(known, seed=seed)
+        texts = [prompt.text for prompt in watched.prompts]
+        apart = np.stack([quick.score(texts), _vectors(encoder, texts, False) @ head], axis=1)
+    spread = np.maximum(apart.std(axis=0), 1e-9)
+    lengths = watched.output_tokens
+    sums = {share: (apart / spread) @ np.array([1.0, share]) for share in SHARES}
+    order = {share: tau(score[watched.prompt], lengths) for share, score in sums.items()}
+    share = max(SHARES, key=lambda s: (order[s], -abs(np.log(s))))
+    made = calibrate(sums[share][watched.prompt], lengths, watched.cut, seed=seed)
+    report = {
+        "prompts": len(answers.prompts), "answers": len(answers.output_tokens),
+        "cut": int(answers.cut.sum()), "model": Path(model).name, "method": method, "share": share,
+        "tau_held_out": order[share], "tau_light": tau(apart[watched.prompt, 0], lengths),
+        "tau_encoder": tau(apart[watched.prompt, 1], lengths),
+    }  # fmt: skip
+    return EncoderRanker(quick, encoder, head, method == "frozen", spread, share, made, report)
+
+
+def _frozen(
+    answers: Answers, vectors: Floats, seed: int, progress: Progress | None
+) -> tuple[Floats, Floats, Ranker]:
+    """Weights of the encoder's score; light and encoder's scores of each prompt by rankers that have not seen
+    it, shape (prompts, 2); the light ranker.
+    """
+    from slosched.predictors.ranker import scored_out_of_fold
+
+    quick, light = scored_out_of_fold(answers, seed=seed, progress=progress)
+    fold = folds(answers, seed)
+    encoded = np.zeros(len(fold))
+    for k in range(FOLDS):
+        inside, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        weights = fitted(vectors[inside], answers.select(inside), "listmle", PENALTY, seed)
+        encoded[held] = vectors[held] @ weights
+    head = fitted(vectors, answers, "listmle", PENALTY, seed)
+    return head, np.stack([light, encoded], axis=1), quick
+
+
+def _vectors(encoder: Encoder, texts: Sequence[str], normalised: bool) -> Floats:
+    found = encoder.embed(texts).astype(np.float64)
+    if normalised:
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    return found
