@@ -1,15 +1,25 @@
 """An upper bound on attainment that no schedule can beat, not even one that knows the future.
 
-The engine is relaxed to a divisible resource. Whoever keeps a deadline has had, between its arrival and that
-deadline, the engine time that its own tokens cost even in the fullest step; the requests whose spans lie
-inside a window cannot have more of it than the window is long. The same holds for the memory their contexts
-occupy. The heaviest set of requests that satisfies all windows, fractions allowed, is a linear programme;
-its value bounds every policy on every engine with these limits and step times.
+Whoever keeps its limits has had its prompt computed between its arrival and its first token's deadline, and
+its answer between the end of its prompt, computed alone, and its last token's deadline. The steps that do so
+for all requests whose spans lie inside a window of time fit into the window. What a request costs of a step
+is the time that grows with its tokens, and a part of the step's constant time. There are several lawful ways
+to share out the constant time, called accounts here, and each gives one constraint per window:
+
+- tokens: by the token, of which a step holds at most the token budget;
+- slots: by the answer being decoded. At most so many share a step as there are slots, as are alive at once
+  with hope, and on average as the request's own pace allows: a step that is to last at most ``pace`` has room
+  for no more;
+- memory: by the KV tokens that a decoded answer holds, of which there are as many as the cache has;
+- work: in proportion to the time that grows with tokens. A request that must keep a pace takes part in steps
+  that do, on average, at most ``pace`` less the constant time of it.
+
+The heaviest set of requests that satisfies all windows, fractions allowed, is a linear programme. Its value
+bounds every policy on every engine with these limits and step times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,30 +28,52 @@ from numpy.typing import NDArray
 
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 
-WINDOW_ENDS = 160
-"""Starts and ends of windows: so many quantiles of the releases and of the deadlines."""
+WINDOW_ENDS = 240
+"""Starts and ends of windows: so many quantiles of the releases and of the deadlines. Any number is valid."""
 
-BASE_SHARES = (0.0, 0.5, 1.0)
-"""Shares of a step's constant time charged to decodes, the rest to prefill: each is a valid account."""
+CUTS, ROUNDS = 40, 40
+"""Windows added at a time, those violated most, and how often at most. Fewer leave a valid, higher bound."""
 
-CUTS = 60
-"""Windows added at a time, those violated most."""
-
-TOLERANCE = 1e-7
+TOLERANCE = 1e-6
+"""Overload of a window, relative, that is let pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Jobs:
-    """Work with a release and a deadline; two for a request: its prefill and its decode steps."""
+    """Work with a release and a deadline; two for a request: its prompt and its answer."""
 
     request: Ints
     release_s: Floats
     deadline_s: Floats
-    demands: Floats
-    """Shape (resources, jobs), in units of the resource's capacity a second."""
+    demand_s: Floats
+    """Shape (accounts, jobs): seconds of the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spans:
+    """What each request needs of an engine of its own, and when; columns over the requests."""
+
+    hit: Ints
+    """Prompt tokens that a prefix cache may provide."""
+    new: Ints
+    decodes: Ints
+    """Prompt tokens and decode steps to compute."""
+    work: Floats
+    contexts: Floats
+    """Attention work of the prompt, in pairs of tokens, and context tokens read by all decode steps."""
+    prefill_s: Floats
+    """Seconds of the prompt alone."""
+    first_s: Floats
+    last_s: Floats
+    """Seconds from arrival to the latest first and last token with which all limits can be kept."""
+    pace_s: Floats
+    """Mean seconds that its decode steps may last at most."""
+    possible: NDArray[np.bool_]
+    """Whether it could keep its limits on an idle engine."""
 
 
 def attainment_bound(workload: Workload, engine: Engine) -> float:
@@ -52,7 +84,7 @@ def attainment_bound(workload: Workload, engine: Engine) -> float:
     workload
         Requests with their true output lengths and arrivals, which the bound may know.
     engine
-        The engine.
+        Limits and step times.
 
     Returns
     -------
@@ -61,12 +93,10 @@ def attainment_bound(workload: Workload, engine: Engine) -> float:
 
     Notes
     -----
-    Relaxed: a request may be served in fractions, steps are shared as if always full (the constant time of a
-    step is spread over as many decodes as can be
-    in the engine with hope, or over the whole token budget), cached prefixes are taken to be
-    hit whenever any other request has them, and a TPOT limit counts only through the deadline it gives the
-    last token. Only windows between `WINDOW_ENDS` quantiles are looked at. Each of these can only raise the
-    bound.
+    Relaxed: requests may be served in fractions, steps start and end where a window does, a prefix is taken
+    to be cached whenever another request has it, and a TPOT limit counts through a request's pace and last
+    deadline. A turn in a closed loop counts only if it is hopeless alone, since the schedule itself decides
+    when it is sent. Each of these can only raise the bound.
 
     Examples
     --------
@@ -76,85 +106,117 @@ def attainment_bound(workload: Workload, engine: Engine) -> float:
     >>> from dataclasses import replace
     >>> work = Workload.plain(np.zeros(10), np.full(10, 1000), np.ones(10, dtype=np.int64))
     >>> work = replace(work, ttft_s=np.full(10, 4.0))
-    >>> engine = Engine(step_time=StepTimeModel(base_s=0.0, prefill_token_s=1e-3))
+    >>> engine = Engine(limits=EngineLimits(), step_time=StepTimeModel(base_s=0.0, prefill_token_s=1e-3))
     >>> round(attainment_bound(work, engine), 6)
     0.4
     """
     from scipy.optimize import linprog
-    from scipy.sparse import vstack
+    from scipy.sparse import csr_array, vstack
 
-    n, weight = len(workload), workload.weight
+    weight = workload.weight
     total = float(weight.sum())
-    if n == 0 or total <= 0:
+    if len(workload) == 0 or total <= 0:
         return 1.0
-    jobs, possible = _jobs(workload, engine)
-    value = np.where(possible, 1.0, 0.0)
-    windows = _windows(jobs)
+    spans = _spans(workload, engine.limits, engine.step_time)
+    jobs = _jobs(workload, spans, engine.limits, engine.step_time)
+    windows = _Windows(jobs)
+    value = np.where(spans.possible, 1.0, 0.0)
     rows: list[Any] = []
-    used: set[tuple[int, int]] = set()
-    while rows_new := _violated(jobs, windows, value, used):
-        rows += rows_new
-        matrix = vstack(rows, format="csr")
-        bounds = [(0.0, float(most)) for most in possible]
-        solved: Any = linprog(-weight, A_ub=matrix, b_ub=np.ones(len(rows)), bounds=bounds)
+    used: set[tuple[int, int, int]] = set()
+    for _ in range(ROUNDS):
+        cuts = [cut for cut in windows.violated(value) if cut not in used][:CUTS]
+        if not cuts:
+            break
+        used.update(cuts)
+        rows += [csr_array(windows.constraint(cut, len(value))) for cut in cuts]
+        bounds = np.column_stack([np.zeros(len(value)), spans.possible])
+        solved: Any = linprog(
+            -weight, A_ub=vstack(rows, format="csr"), b_ub=np.ones(len(rows)), bounds=bounds
+        )
         value = solved.x
     return float(min(1.0, weight @ np.asarray(value) / total))
 
 
-def _jobs(workload: Workload, engine: Engine) -> tuple[_Jobs, NDArray[np.bool_]]:
-    """The work of every request with a deadline, and who could keep its limits on an idle engine."""
-    w, s, limits = workload, engine.step_time, engine.limits
+def _spans(w: Workload, limits: EngineLimits, s: StepTimeModel) -> _Spans:
     hit = _shareable(w, limits)
-    prompt, decodes = w.prompt_tokens - hit, w.output_tokens - 1
+    new, decodes = w.prompt_tokens - hit, w.output_tokens - 1
     contexts = decodes * w.prompt_tokens + decodes * (decodes - 1) / 2
-    work = prompt * (hit + prompt / 2)
-    steps = np.ceil(prompt / limits.max_num_batched_tokens)
-    alone_prefill_s = steps * s.base_s + s.prefill_token_s * prompt + s.attention_work_s * work
-    alone_decode_s = decodes * (s.base_s + s.sequence_s) + s.kv_token_s * contexts
-    pace_s = np.where(decodes > 0, w.tpot_s, 0.0)
-    last_s = np.minimum(w.e2e_s, w.ttft_s + decodes * pace_s)
-    first_s = np.minimum(w.ttft_s, last_s - alone_decode_s)
-    possible = (alone_prefill_s <= first_s) & (alone_prefill_s + alone_decode_s <= last_s)
-    possible &= alone_decode_s <= decodes * pace_s
+    work = new * (hit + new / 2)
+    steps = np.ceil(new / limits.max_num_batched_tokens)
+    prefill_s = steps * s.base_s + s.prefill_token_s * new + s.attention_work_s * work
+    decode_s = decodes * (s.base_s + s.sequence_s) + s.kv_token_s * contexts
+    paced_s = np.where(decodes > 0, w.tpot_s, 0.0)
+    last_s = np.minimum(w.e2e_s, w.ttft_s + decodes * paced_s)
+    first_s = np.minimum(w.ttft_s, last_s - decode_s)
+    possible = (prefill_s <= first_s) & (prefill_s + decode_s <= last_s) & (decode_s <= decodes * paced_s)
+    left_s = (last_s - prefill_s) / np.maximum(1, decodes)
+    return _Spans(
+        hit=hit, new=new, decodes=decodes, work=work, contexts=contexts, prefill_s=prefill_s,
+        first_s=first_s, last_s=last_s, pace_s=np.where(decodes > 0, np.minimum(w.tpot_s, left_s), np.inf),
+        possible=possible,
+    )  # fmt: skip
 
+
+def _jobs(w: Workload, spans: _Spans, limits: EngineLimits, s: StepTimeModel) -> _Jobs:
+    """The prompts and answers that have a deadline, with what they cost in each account."""
+    new, decodes, contexts = spans.new, spans.decodes, spans.contexts
     # A step lasts base + knee·max(0, tokens - knee_tokens) + linear terms; the knee is a line below it.
     slope = min(1.0, s.base_s / (s.knee_token_s * s.knee_tokens)) if s.knee_token_s * s.knee_tokens else 1.0
     token_s = slope * s.knee_token_s
     base_s = s.base_s - token_s * s.knee_tokens
-    beside = np.minimum(limits.max_num_seqs, _most_alive(w.arrival_s, w.arrival_s + last_s, possible))
-    demands = []
-    for share in BASE_SHARES:
-        prefill = prompt * (
-            s.prefill_token_s + token_s + (1 - share) * base_s / limits.max_num_batched_tokens
-        )
-        decode = decodes * (s.sequence_s + token_s + share * base_s / beside)
-        demands.append((prefill + s.attention_work_s * work, decode + s.kv_token_s * contexts))
-    own = contexts - decodes * hit
-    lasting_s = s.base_s + s.sequence_s
-    squares = decodes * w.prompt_tokens.astype(np.float64) * (w.prompt_tokens - hit)
-    demands.append((np.zeros(len(w)), (own * lasting_s + s.kv_token_s * squares) / limits.kv_tokens))
+    prompt_s = new * (s.prefill_token_s + token_s) + s.attention_work_s * spans.work
+    answer_s = decodes * (s.sequence_s + token_s) + s.kv_token_s * contexts
 
-    some = np.flatnonzero(possible & (np.isfinite(first_s) | np.isfinite(last_s)))
-    jobs = _Jobs(
-        request=np.concatenate([some, some]),
-        release_s=np.concatenate([w.arrival_s[some], (w.arrival_s + alone_prefill_s)[some]]),
-        deadline_s=np.concatenate([(w.arrival_s + first_s)[some], (w.arrival_s + last_s)[some]]),
-        demands=np.stack([np.concatenate([p[some], d[some]]) for p, d in demands]),
+    longest = float((w.prompt_tokens + w.output_tokens).max())
+    least, most = float(w.prompt_tokens.min()), min(limits.max_num_seqs, limits.max_num_batched_tokens)
+    read = most * longest if w.prefix is not None and limits.prefix_cache else float(limits.kv_tokens)
+    busiest_s = limits.max_num_batched_tokens * (s.prefill_token_s + token_s + s.attention_work_s * longest)
+    busiest_s += most * (s.sequence_s + token_s) + s.kv_token_s * min(read, most * longest)
+    room_s = np.minimum(busiest_s, spans.pace_s - base_s)
+
+    one_s = s.sequence_s + token_s
+    mean = contexts / np.maximum(1, decodes)
+    others = np.maximum(0.0, spans.pace_s - base_s - one_s - s.kv_token_s * mean) + 1e-15
+    fit = 1.0 + others / (one_s + s.kv_token_s * least + 1e-15)
+    beside = np.minimum(np.minimum(limits.max_num_seqs, _most_alive(w, spans)), fit)
+    # Σ √(cost of a decode step), from below: costs rise along a line, and the root is concave.
+    roots = np.sqrt(one_s + s.kv_token_s * w.prompt_tokens)
+    roots = decodes / 2 * (roots + np.sqrt(one_s + s.kv_token_s * (w.prompt_tokens + decodes - 1)))
+    shares = (
+        (new / limits.max_num_batched_tokens, decodes / limits.max_num_batched_tokens),
+        (0.0 * new, decodes / beside),
+        (0.0 * new, (contexts - decodes * spans.hit) / limits.kv_tokens),
+        (prompt_s / (busiest_s + 1e-15), roots**2 / (np.maximum(1, decodes) * room_s + 1e-15)),
     )
-    return jobs, possible
+    limited = np.isfinite(spans.first_s) | np.isfinite(spans.last_s)
+    some = np.flatnonzero(spans.possible & limited & (w.previous < 0))
+    costs = [
+        np.concatenate([(prompt_s + base_s * p)[some], (answer_s + base_s * d)[some]]) for p, d in shares
+    ]
+    arrival = w.arrival_s
+    return _Jobs(
+        request=np.concatenate([some, some]),
+        release_s=np.concatenate([arrival[some], (arrival + spans.prefill_s)[some]]),
+        deadline_s=np.concatenate([(arrival + spans.first_s)[some], (arrival + spans.last_s)[some]]),
+        demand_s=np.stack(costs),
+    )
 
 
-def _most_alive(arrival_s: Floats, end_s: Floats, possible: NDArray[np.bool_]) -> Floats:
-    """Most requests, for each over its span, that can be in the engine and still keep their limits."""
-    starts, ends = np.sort(arrival_s[possible]), np.sort(end_s[possible])
+def _most_alive(w: Workload, spans: _Spans) -> Floats:
+    """Most requests, for each over its span, that can be in the engine and still keep their limits.
+
+    Of every session one turn more may be there at any time: when it is sent is up to the schedule.
+    """
+    turns = w.previous >= 0
+    known = spans.possible & ~turns
+    end_s = w.arrival_s + spans.last_s
+    starts, ends = np.sort(w.arrival_s[known]), np.sort(end_s[known])
     # The count rises at arrivals only: a span's most is the most at an arrival within it.
     alive = np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="left")
-    first = np.searchsorted(starts, arrival_s, side="left")
+    first = np.searchsorted(starts, w.arrival_s, side="left")
     last = np.maximum(np.searchsorted(starts, end_s, side="right"), first + 1)
-    return np.array(
-        [alive[i:j].max(initial=1) for i, j in zip(first.tolist(), last.tolist(), strict=True)],
-        dtype=np.float64,
-    )
+    most = [alive[i:j].max(initial=1) for i, j in zip(first.tolist(), last.tolist(), strict=True)]
+    return np.array(most, dtype=np.float64) + len(np.unique(w.session[turns]))
 
 
 def _shareable(workload: Workload, limits: EngineLimits) -> Ints:
@@ -173,46 +235,48 @@ def _shareable(workload: Workload, limits: EngineLimits) -> Ints:
     return np.minimum(hit * blocks.block_tokens, workload.prompt_tokens - 1)
 
 
-def _windows(jobs: _Jobs) -> Floats:
-    """Start and end of every window, shape (windows, 2)."""
-    finite = np.isfinite(jobs.deadline_s)
-    if not finite.any():
-        return np.empty((0, 2))
-    starts, ends = jobs.release_s[finite], jobs.deadline_s[finite]
-    levels = np.linspace(0, 1, WINDOW_ENDS)
-    # Starts round down and ends up to a real one: a window just missing a job's end holds nothing of it.
-    a = np.unique(np.quantile(starts, levels, method="lower"))
-    b = np.unique(np.quantile(ends, levels, method="higher"))
-    grid = np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1).reshape(-1, 2)
-    return np.asarray(grid[grid[:, 1] > grid[:, 0]])
+class _Windows:
+    """All windows between some releases and some deadlines, and what the jobs inside need of them."""
 
-
-def _violated(jobs: _Jobs, windows: Floats, value: Floats, used: set[tuple[int, int]]) -> list[Any]:
-    """Constraints the solution breaks, the worst first, as sparse rows over the requests."""
-    from scipy.sparse import csr_array
-
-    found: list[tuple[float, int, int]] = []
-    for resource, load in _loads(jobs, windows, jobs.demands * value[jobs.request]):
-        for at in np.flatnonzero(load > 1 + TOLERANCE).tolist():
-            if (resource, at) not in used:
-                found.append((-float(load[at]), resource, at))
-    rows = []
-    for _, resource, at in sorted(found)[:CUTS]:
-        used.add((resource, at))
-        start, end = windows[at]
-        inside = np.flatnonzero((jobs.release_s >= start) & (jobs.deadline_s <= end))
-        share = jobs.demands[resource, inside] / (end - start)
-        rows.append(
-            csr_array(
-                (share, (np.zeros(len(inside), dtype=np.int64), jobs.request[inside])), shape=(1, len(value))
-            )
+    def __init__(self, jobs: _Jobs) -> None:
+        finite = np.isfinite(jobs.deadline_s)
+        self.jobs = _Jobs(
+            request=jobs.request[finite],
+            release_s=jobs.release_s[finite],
+            deadline_s=jobs.deadline_s[finite],
+            demand_s=jobs.demand_s[:, finite],
         )
-    return rows
+        levels = np.linspace(0, 1, WINDOW_ENDS)
+        release, deadline = self.jobs.release_s, self.jobs.deadline_s
+        if not len(release):
+            release = deadline = np.zeros(1)
+        # Starts round down and ends up to a real one: a window just missing a job's end holds nothing of it.
+        self.starts = np.unique(np.quantile(release, levels, method="lower"))
+        self.ends = np.unique(np.quantile(deadline, levels, method="higher"))
+        self.length_s = self.ends[None, :] - self.starts[:, None]
+        # A job is inside the windows that start at its place or before, and end at its place or after.
+        self.start_of = np.searchsorted(self.starts, self.jobs.release_s, side="right") - 1
+        self.end_of = np.searchsorted(self.ends, self.jobs.deadline_s, side="left")
 
+    def violated(self, value: Floats) -> list[tuple[int, int, int]]:
+        """Accounts and windows that the jobs overload, the worst first: (account, start, end)."""
+        found: list[tuple[float, tuple[int, int, int]]] = []
+        shape = (len(self.starts), len(self.ends))
+        place = np.ravel_multi_index((self.start_of, self.end_of), shape)
+        for account, demand_s in enumerate(self.jobs.demand_s):
+            each = np.bincount(place, weights=demand_s * value[self.jobs.request], minlength=np.prod(shape))
+            inside = np.cumsum(np.cumsum(each.reshape(shape)[::-1], axis=0)[::-1], axis=1)
+            excess = np.divide(inside, self.length_s, out=np.zeros(shape), where=self.length_s > 0)
+            # In each row only the worst end: its neighbours say nearly the same.
+            worst = np.argmax(excess, axis=1)
+            for start, end in enumerate(worst.tolist()):
+                if excess[start, end] > 1 + TOLERANCE:
+                    found.append((-float(excess[start, end]), (account, start, end)))
+        return [cut for _, cut in sorted(found)]
 
-def _loads(jobs: _Jobs, windows: Floats, demands: Floats) -> Iterator[tuple[int, Floats]]:
-    """Share of each window that the jobs inside it need, resource by resource."""
-    inside = (jobs.release_s >= windows[:, :1]) & (jobs.deadline_s <= windows[:, 1:])
-    length = windows[:, 1] - windows[:, 0]
-    for resource in range(len(demands)):
-        yield resource, (inside @ demands[resource]) / length
+    def constraint(self, cut: tuple[int, int, int], n: int) -> Floats:
+        """What each request needs of a window, as a share of its length, shape (1, n)."""
+        account, start, end = cut
+        inside = (self.start_of >= start) & (self.end_of <= end)
+        share = self.jobs.demand_s[account, inside] / self.length_s[start, end]
+        return np.bincount(self.jobs.request[inside], weights=share, minlength=n)[None, :]

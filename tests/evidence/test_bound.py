@@ -1,6 +1,8 @@
 """No schedule may beat the bound; where the optimum is known, the bound is it."""
 
+import itertools
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.bound import attainment_bound
 from slosched.simulator import simulate
-from slosched.workloads import Workload
+from slosched.workloads import PrefixBlocks, Workload
 
 ENGINE = EngineLimits(max_num_seqs=4, max_num_batched_tokens=64, kv_blocks=60, block_tokens=16)
 STEPS = StepTimeModel(
@@ -34,6 +36,15 @@ def workloads(draw: st.DrawFn) -> Workload:
         weight=rng.uniform(0.1, 3, n),
     )
     kinds = rng.integers(0, 2, (3, n)).astype(bool)
+    if draw(st.booleans()):
+        session, think = rng.integers(-1, 3, n), rng.choice([-1.0, 0.0, 0.3], n)
+        limited = replace(limited, session=session, think_s=think)
+    if draw(st.booleans()):
+        counts = rng.integers(0, 1 + limited.prompt_tokens // 16)
+        ids = [np.arange(c) + 100 * int(rng.integers(2)) for c in counts]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        shared = PrefixBlocks(offsets=offsets, ids=np.concatenate(ids).astype(np.int64), block_tokens=16)
+        limited = replace(limited, prefix=shared)
     return replace(
         limited,
         ttft_s=np.where(kinds[0], rng.uniform(0.02, 1.5, n), np.inf),
@@ -42,12 +53,168 @@ def workloads(draw: st.DrawFn) -> Workload:
     )
 
 
-@settings(max_examples=60, deadline=None)
-@given(workloads(), st.sampled_from(["fcfs", "edf+d", "sjf+d", "slosched"]))
-def test_no_policy_beats_it(workload: Workload, policy: str) -> None:
-    run = simulate(workload, policy, engine=Engine(limits=ENGINE, step_time=STEPS))
+POLICIES = ["fcfs", "edf+d", "sjf+d", "qoserve", "slos-serve", "scorpio", "slidingserve", "slosched"]
+
+
+@settings(max_examples=120, deadline=None)
+@given(workloads(), st.sampled_from(POLICIES), st.booleans())
+def test_no_policy_beats_it(workload: Workload, policy: str, prefix_cache: bool) -> None:
+    limits = replace(ENGINE, prefix_cache=prefix_cache)
+    run = simulate(workload, policy, engine=Engine(limits=limits, step_time=STEPS))
     met = float(workload.weight[run.outcomes.met].sum() / workload.weight.sum())
-    assert met <= attainment_bound(workload, Engine(limits=ENGINE, step_time=STEPS)) + 1e-9
+    assert met <= attainment_bound(workload, Engine(limits=limits, step_time=STEPS)) + 1e-9
+
+
+def optimum(work: Workload, limits: EngineLimits, m: StepTimeModel) -> float:
+    """Largest share of the weight that keeps its limits, over all ways to fill every step: brute force.
+
+    A step gives any requests that are there tokens of their prompts, or one of their answers, within slots,
+    token budget and memory; waiting for the next arrival is allowed.
+    """
+    n = len(work)
+    weight, ttft, tpot, e2e = (getattr(work, c).tolist() for c in ("weight", "ttft_s", "tpot_s", "e2e_s"))
+    prompt, output = work.prompt_tokens.tolist(), work.output_tokens.tolist()
+    arrival = work.arrival_s.tolist()
+
+    def blocks(tokens: int) -> int:
+        return -(-tokens // limits.block_tokens)
+
+    def kept(i: int, first: float, now: float) -> bool:
+        pace = (now - first) / max(1, output[i] - 1)
+        return first - arrival[i] <= ttft[i] and pace <= tpot[i] and now - arrival[i] <= e2e[i]
+
+    @cache
+    def best(now: float, done: tuple[int, ...], first: tuple[float, ...]) -> float:
+        # done: tokens in the cache, -1 when the answer is complete; first: time of the first token.
+        value = 0.0
+        later = [a for i, a in enumerate(arrival) if a > now and done[i] >= 0]
+        if later:
+            value = best(min(later), done, first)
+        choices = []
+        for i in range(n):
+            there = arrival[i] <= now and done[i] >= 0
+            if not there:
+                choices.append([0])
+            elif done[i] < prompt[i]:
+                choices.append(list(range(prompt[i] - done[i] + 1)))
+            else:
+                choices.append([0, 1])
+        for tokens in itertools.product(*choices):
+            busy = [i for i in range(n) if tokens[i]]
+            held = sum(blocks(done[i] + tokens[i]) for i in busy)
+            if not busy or sum(tokens) > limits.max_num_batched_tokens or len(busy) > limits.max_num_seqs:
+                continue
+            if held > limits.kv_blocks:
+                continue
+            prefill = [i for i in busy if done[i] < prompt[i]]
+            decode = [i for i in busy if done[i] >= prompt[i]]
+            tokens_p, read = sum(tokens[i] for i in prefill), sum(done[i] for i in decode)
+            pairs = sum(tokens[i] * (done[i] + tokens[i] / 2) for i in prefill)
+            end = now + m.base_s + m.prefill_token_s * tokens_p + m.attention_work_s * pairs
+            end += m.sequence_s * len(decode) + m.kv_token_s * read
+            end += m.knee_token_s * max(0, tokens_p + len(decode) - m.knee_tokens)
+            after, firsts, gained = list(done), list(first), 0.0
+            for i in busy:
+                after[i] += tokens[i]
+                if after[i] < prompt[i]:
+                    continue
+                if after[i] == prompt[i]:
+                    firsts[i] = end
+                if after[i] == prompt[i] + output[i] - 1:
+                    gained += weight[i] * kept(i, firsts[i], end)
+                    after[i] = -1
+            value = max(value, gained + best(round(end, 9), tuple(after), tuple(round(f, 9) for f in firsts)))
+        return value
+
+    return best(0.0, (0,) * n, (0.0,) * n) / sum(weight)
+
+
+TINY = EngineLimits(max_num_seqs=2, max_num_batched_tokens=3, kv_blocks=4, block_tokens=2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.01, 0.05]), st.booleans())
+def test_not_below_the_optimum(seed: int, base_s: float, knee: bool) -> None:
+    """Against all schedules of a tiny engine, whatever of a step costs time."""
+    rng = np.random.default_rng(seed)
+    steps = StepTimeModel(
+        base_s=base_s, prefill_token_s=rng.uniform(0, 0.02), attention_work_s=rng.uniform(0, 0.002),
+        sequence_s=rng.uniform(0, 0.02), kv_token_s=rng.uniform(0, 0.005),
+        knee_tokens=2 * knee, knee_token_s=0.01 * knee,
+    )  # fmt: skip
+    n = 3
+    kinds = rng.integers(0, 2, (3, n)).astype(bool)
+    work = replace(
+        Workload.plain(
+            np.round(np.sort(rng.choice([0.0, 0.02, 0.1], n)), 9),
+            rng.integers(1, 4, n),
+            rng.integers(1, 4, n),
+        ),
+        weight=rng.choice([1.0, 2.0, 5.0], n),
+        ttft_s=np.where(kinds[0], rng.uniform(0.01, 0.3, n), np.inf),
+        tpot_s=np.where(kinds[1], rng.uniform(0.01, 0.15, n), np.inf),
+        e2e_s=np.where(kinds[2], rng.uniform(0.02, 0.5, n), np.inf),
+    )
+    assert attainment_bound(work, Engine(limits=TINY, step_time=steps)) >= optimum(work, TINY, steps) - 1e-6
+
+
+def decoders(n: int, answer: int, pace_s: float, due_s: float) -> Workload:
+    """So many requests of one prompt token at time 0, due after `due_s`, that keep `pace_s`."""
+    work = Workload.plain(np.zeros(n), np.ones(n, dtype=np.int64), np.full(n, answer))
+    return replace(work, ttft_s=np.full(n, due_s), tpot_s=np.full(n, pace_s))
+
+
+def test_pace_limits_company() -> None:
+    """At three bare steps, 40 of 1,000 answers a step: two thirds of the engine's time are its tokens'."""
+    steps = StepTimeModel(base_s=0.02, prefill_token_s=0.0, sequence_s=0.001)
+    limits = replace(ENGINE, max_num_seqs=1024, max_num_batched_tokens=8192, kv_blocks=100_000)
+    work = decoders(1000, 101, 0.06, 0.5)
+    # All within 0.5 + 100 x 0.06 s; a decode step of 40 answers takes 0.06 s: 650 token seconds x 2 / 3.
+    assert attainment_bound(work, Engine(limits=limits, step_time=steps)) == pytest.approx(
+        6.5 * (2 / 3) / 0.001 / 100 / 1000, abs=2e-3
+    )
+
+
+def test_slots_limit_company() -> None:
+    """With two slots the constant time is shared by two."""
+    steps = StepTimeModel(base_s=0.1, prefill_token_s=0.0, sequence_s=0.0)
+    work = replace(decoders(10, 11, np.inf, np.inf), e2e_s=np.full(10, 2.1))
+    bound = attainment_bound(work, Engine(limits=replace(ENGINE, max_num_seqs=2), step_time=steps))
+    assert bound == pytest.approx(2 * 2.0 / (10 * 0.1) / 10, abs=1e-6)
+
+
+def test_memory_limits_company() -> None:
+    """With memory for two contexts the constant time is shared by two, however many slots there are."""
+    steps = StepTimeModel(base_s=0.1, prefill_token_s=0.0, sequence_s=0.0)
+    work = replace(decoders(10, 11, np.inf, np.inf), e2e_s=np.full(10, 2.1), prompt_tokens=np.full(10, 475))
+    limits = replace(ENGINE, max_num_seqs=100, kv_blocks=60, max_num_batched_tokens=100_000)
+    share = np.mean([475 + k for k in range(10)]) / 960
+    assert attainment_bound(work, Engine(limits=limits, step_time=steps)) == pytest.approx(
+        2.0 / (10 * 0.1 * share) / 10, abs=1e-6
+    )
+
+
+def test_tokens_limit_prompts() -> None:
+    """With a budget of 64 tokens a prompt of 640 needs ten steps."""
+    steps = StepTimeModel(base_s=0.1, prefill_token_s=0.0)
+    work = Workload.plain(np.zeros(10), np.full(10, 640), np.ones(10, dtype=np.int64))
+    work = replace(work, ttft_s=np.full(10, 5.0))
+    assert attainment_bound(work, Engine(limits=ENGINE, step_time=steps)) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_turns_of_a_closed_loop_are_free() -> None:
+    """When a turn is sent is up to the schedule, so no window holds it; hopeless ones are missed."""
+    steps = StepTimeModel(base_s=0.0, prefill_token_s=1e-2)
+    work = Workload.plain(np.zeros(10), np.full(10, 100), np.ones(10, dtype=np.int64))
+    work = replace(work, ttft_s=np.full(10, 1.0), session=np.zeros(10, dtype=np.int64), think_s=np.zeros(10))
+    assert attainment_bound(work, Engine(limits=ENGINE, step_time=steps)) == 1.0
+    assert attainment_bound(work.open_loop(), Engine(limits=ENGINE, step_time=steps)) == pytest.approx(
+        0.1, abs=1e-6
+    )
+    assert (
+        attainment_bound(replace(work, ttft_s=np.full(10, 0.5)), Engine(limits=ENGINE, step_time=steps))
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize("due_s", [1.0, 3.0, 7.0])
