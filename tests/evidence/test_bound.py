@@ -83,9 +83,15 @@ def optimum(work: Workload, limits: EngineLimits, m: StepTimeModel) -> float:
         pace = (now - first) / max(1, output[i] - 1)
         return first - arrival[i] <= ttft[i] and pace <= tpot[i] and now - arrival[i] <= e2e[i]
 
+    def hopeless(i: int, tokens: int, first: float, now: float) -> bool:
+        started = tokens >= prompt[i]
+        return not kept(i, first if started else now, now) if started or now > arrival[i] else False
+
     @cache
     def best(now: float, done: tuple[int, ...], first: tuple[float, ...]) -> float:
         # done: tokens in the cache, -1 when the answer is complete; first: time of the first token.
+        lost = [done[i] >= 0 and hopeless(i, done[i], first[i], now) for i in range(n)]
+        done = tuple(-1 if gone else d for gone, d in zip(lost, done, strict=True))
         value = 0.0
         later = [a for i, a in enumerate(arrival) if a > now and done[i] >= 0]
         if later:
@@ -126,7 +132,11 @@ def optimum(work: Workload, limits: EngineLimits, m: StepTimeModel) -> float:
             value = max(value, gained + best(round(end, 9), tuple(after), tuple(round(f, 9) for f in firsts)))
         return value
 
-    return best(0.0, (0,) * n, (0.0,) * n) / sum(weight)
+    # Who has no limits has only to finish, which it can do when all others are gone.
+    free = [min(ttft[i], tpot[i], e2e[i]) == np.inf for i in range(n)]
+    start = tuple(-1 if none else 0 for none in free)
+    gained = sum(w for w, none in zip(weight, free, strict=True) if none)
+    return (gained + best(0.0, start, (0.0,) * n)) / sum(weight)
 
 
 TINY = EngineLimits(max_num_seqs=2, max_num_batched_tokens=3, kv_blocks=4, block_tokens=2)
