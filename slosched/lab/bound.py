@@ -129,7 +129,7 @@ def attainment_bound(workload: Workload, engine: Engine) -> float:
             break
         used.update(cuts)
         rows += [csr_array(windows.constraint(cut, len(value))) for cut in cuts]
-        bounds = np.column_stack([np.zeros(len(value)), spans.possible])
+        bounds: Any = np.column_stack([np.zeros(len(value)), spans.possible])
         solved: Any = linprog(
             -weight, A_ub=vstack(rows, format="csr"), b_ub=np.ones(len(rows)), bounds=bounds
         )
@@ -279,4 +279,4 @@ class _Windows:
         account, start, end = cut
         inside = (self.start_of >= start) & (self.end_of <= end)
         share = self.jobs.demand_s[account, inside] / self.length_s[start, end]
-        return np.bincount(self.jobs.request[inside], weights=share, minlength=n)[None, :]
+        return np.asarray(np.bincount(self.jobs.request[inside], share, n)[None, :], dtype=np.float64)

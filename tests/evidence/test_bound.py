@@ -81,7 +81,7 @@ def optimum(work: Workload, limits: EngineLimits, m: StepTimeModel) -> float:
 
     def kept(i: int, first: float, now: float) -> bool:
         pace = (now - first) / max(1, output[i] - 1)
-        return first - arrival[i] <= ttft[i] and pace <= tpot[i] and now - arrival[i] <= e2e[i]
+        return bool(first - arrival[i] <= ttft[i] and pace <= tpot[i] and now - arrival[i] <= e2e[i])
 
     def hopeless(i: int, tokens: int, first: float, now: float) -> bool:
         started = tokens >= prompt[i]
@@ -136,7 +136,7 @@ def optimum(work: Workload, limits: EngineLimits, m: StepTimeModel) -> float:
     free = [min(ttft[i], tpot[i], e2e[i]) == np.inf for i in range(n)]
     start = tuple(-1 if none else 0 for none in free)
     gained = sum(w for w, none in zip(weight, free, strict=True) if none)
-    return (gained + best(0.0, start, (0.0,) * n)) / sum(weight)
+    return float((gained + best(0.0, start, (0.0,) * n)) / sum(weight))
 
 
 TINY = EngineLimits(max_num_seqs=2, max_num_batched_tokens=3, kv_blocks=4, block_tokens=2)
