@@ -16,13 +16,13 @@ DEFAULT_NAME = "h100-llama-3.1-8b"
 """Name of the engine that stands in where nobody names one."""
 
 _DEFAULT_STEP_TIME = StepTimeModel(
-    base_s=7.75e-3,
-    prefill_token_s=12.4e-6,
-    attention_work_s=831e-12,
-    sequence_s=49.2e-6,
-    kv_token_s=58.1e-9,
+    base_s=7.75 / 1e3,
+    prefill_token_s=12.4 / 1e6,
+    attention_work_s=831 / 1e12,
+    sequence_s=49.2 / 1e6,
+    kv_token_s=58.1 / 1e9,
     knee_tokens=448,
-    knee_token_s=10.5e-6,
+    knee_token_s=10.5 / 1e6,
 )
 
 

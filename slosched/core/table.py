@@ -62,7 +62,12 @@ class RequestTable:
         Forecast of the output length, shape (capacity, FORECAST_ATOMS).
     request_ids
         Name by row.
+    detached
+        Whether the table stands for one instant only, so that its rows and serials mean nothing later: the
+        next one made by `of` has others for the same requests.
     """
+
+    detached = False
 
     def __init__(self, capacity: int = 64) -> None:
         n = max(1, capacity)
@@ -113,26 +118,44 @@ class RequestTable:
         self.fill(row, request)
         return row
 
-    def fill(self, row: int, request: Request) -> None:
-        """Store a newcomer in the row of another."""
+    def add_row(self, request_id: str) -> int:
+        """A row of its own for a newcomer whose columns the caller then fills."""
+        if not self._free:
+            self._grow()
+        row = self._free.popleft()
+        self.prompt_tokens[row] = 0
+        self._begin(row, request_id)
+        return row
+
+    def places_of(self, kind: str, labels: Sequence[str]) -> Ints:
+        """Places of labels among this table's own `classes` or `tenants`, which get those they lack."""
+        own: list[str] = getattr(self, kind)
+        return np.array([_index(own, label) for label in labels] or [0], dtype=np.int64)
+
+    def _begin(self, row: int, request_id: str) -> None:
+        """What is the same in every newcomer's row."""
         self.serial[row] = self._next_serial
         self._next_serial += 1
+        for count in (self.computed_tokens, self.cached_tokens, self.served_tokens, self.preemptions):
+            count[row] = 0
+        self.prefix_index[row] = -1
+        self.first_token_s[row] = math.nan
+        self.request_ids[row] = request_id
+        for column, fill in self._extras.values():
+            column[row] = fill
+
+    def fill(self, row: int, request: Request) -> None:
+        """Store a newcomer in the row of another."""
+        self._begin(row, request.request_id)
         self.arrival_s[row] = request.arrival_s
         self.prompt_tokens[row] = request.prompt_tokens
         self.generated_tokens[row] = request.generated_tokens
-        for count in (self.computed_tokens, self.cached_tokens, self.served_tokens, self.preemptions):
-            count[row] = 0
         self.ttft_s[row], self.tpot_s[row], self.e2e_s[row] = request.slo.limits_s()
         self.weight[row] = request.weight
         self.priority[row] = request.priority
         self.class_index[row] = _index(self.classes, request.slo_class)
         self.tenant_index[row] = _index(self.tenants, request.tenant)
-        self.prefix_index[row] = -1
-        self.first_token_s[row] = math.nan
         self.atoms[row] = request.forecast.atoms
-        self.request_ids[row] = request.request_id
-        for column, fill in self._extras.values():
-            column[row] = fill
 
     def with_columns(self, **columns: Floats | Ints) -> RequestTable:
         """A view on which some columns are others, of the same shape; all else is shared, `extra` included.
@@ -210,6 +233,7 @@ class RequestTable:
                 raise InputError(f"request_id must be unique, got {request.request_id!r} twice.")
             seen[request.request_id] = 1
         table = cls(len(requests))
+        table.detached = True
         for request in requests:
             table.add(request)
         return table

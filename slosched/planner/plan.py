@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ def _nobody() -> Ints:
 class Plan:
     """Who goes next, who is held, preempted, refused or passed over, how much prefill.
 
-    All rows index `snapshot.table`.
+    All rows (the fields of type `Ints`) index `snapshot.table`.
 
     Parameters
     ----------
@@ -91,6 +91,15 @@ class Plan:
                 raise InputError(f"{name} must be distinct rows of its queue, got {listed}.")
         if self.running_order is not None and sorted(self.running_order.tolist()) != sorted(running):
             raise InputError(f"running_order must be all running rows, got {self.running_order.tolist()}.")
+
+    def on(self, snapshot: Snapshot, rows: Ints) -> Plan:
+        """The same plan in the rows of another table: row i is ``rows[i]`` there."""
+        changes = {
+            f.name: rows[value]
+            for f in fields(self)
+            if str(f.type).startswith("Ints") and (value := getattr(self, f.name)) is not None
+        }
+        return replace(self, snapshot=snapshot, **changes)
 
     @cached_property
     def sequence(self) -> Ints:

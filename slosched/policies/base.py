@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar
 
 import numpy as np
 
 from slosched.core.engine import Engine
+from slosched.core.kept import KeptTable
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
@@ -17,7 +20,8 @@ class Policy(ABC):
     """Decides on one snapshot at a time; deterministic given its history of snapshots.
 
     A policy object serves one engine for one run. What it must remember about a request it keeps in
-    `table.extra` columns.
+    `table.extra` columns. With ``policy.plan(Snapshot.of(waiting, running, ...))`` at every step, requests
+    are known by their names.
 
     An engine asks for a plan only where one could matter: before a step at which somebody could be admitted,
     and at further steps as the attributes below say. They also say what an engine must be able to carry
@@ -56,6 +60,12 @@ class Policy(ABC):
         vLLM's priority policy does), or else the last in running order (as its FCFS policy does).
     """
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Let every `plan` know requests by name where each snapshot has a table of its own."""
+        super().__init_subclass__(**keywords)
+        if "plan" in cls.__dict__:
+            type.__setattr__(cls, "plan", _knowing(cls.__dict__["plan"]))
+
     name: ClassVar[str]
     static: ClassVar[bool] = False
     steady: ClassVar[bool] = False
@@ -75,6 +85,25 @@ class Policy(ABC):
     @abstractmethod
     def plan(self, snapshot: Snapshot) -> Plan:
         """Decide what happens in the step about to be scheduled."""
+
+
+def _knowing(plan: Callable[[Any, Snapshot], Plan]) -> Callable[[Any, Snapshot], Plan]:
+    """A `plan` that sees a queue of `Snapshot.of` on one table for as long as the policy lives.
+
+    Without this a kept policy would take a request of this step for one of the last that had its row.
+    """
+
+    @wraps(plan)
+    def known(self: Any, snapshot: Snapshot) -> Plan:
+        if not snapshot.table.detached:
+            return plan(self, snapshot)
+        kept: KeptTable = self.__dict__.setdefault("_kept", KeptTable())
+        seen, back = kept.adopt(snapshot)
+        made = plan(self, seen)
+        made.check()
+        return made.on(snapshot, back)
+
+    return known
 
 
 class KeyPolicy(Policy):

@@ -332,3 +332,36 @@ def test_peeking_is_off_where_it_would_be_wrong() -> None:
     assert not supported(scheduler(groups=2))
     assert not supported(scheduler(look=lambda block_hash: None))
     assert not supported(SimpleNamespace())
+
+
+class EdfMine(Policy):
+    """Last come first, by a name that begins as that of another policy does."""
+
+    name: ClassVar[str] = "edf-mine"
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return Plan(snapshot=snapshot, policy=self.name, order=snapshot.waiting[::-1])
+
+
+def test_behaviour_follows_attributes_and_not_names() -> None:
+    """A policy that does not say that it goes by SLOs is asked where there are none, whatever its name."""
+    from slosched.testing.virtual_clock import simulate_vllm
+
+    engine = Engine(limits=LIMITS, step_time=STEPS)
+    real = simulate_vllm(_work(), EdfMine(), engine=engine).outcomes
+    model = simulate(_work(), EdfMine(), engine=engine).outcomes
+    fcfs = simulate(_work(), "fcfs", engine=engine).outcomes
+    assert np.array_equal(real.finish_s, model.finish_s)
+    assert not np.array_equal(real.finish_s, fcfs.finish_s)
+
+
+def test_a_token_budget_is_kept_in_vllm_too() -> None:
+    """`@` is the same engine in the simulator and in vLLM."""
+    from slosched.testing.virtual_clock import simulate_vllm
+
+    engine = Engine(limits=LIMITS, step_time=STEPS)
+    real = simulate_vllm(_work(), "fcfs@48", engine=engine).outcomes
+    model = simulate(_work(), "fcfs@48", engine=engine).outcomes
+    plain = simulate(_work(), "fcfs", engine=engine).outcomes
+    assert np.array_equal(real.finish_s, model.finish_s)
+    assert not np.array_equal(real.finish_s, plain.finish_s)
