@@ -427,7 +427,8 @@ def test_same_result_in_another_process() -> None:
         "from slosched.simulator import simulate; from slosched.workloads import generate;"
         "from slosched import Engine, EngineLimits;"
         "w = generate('chat', rate_per_s=40.0, duration_s=2.0, seed=5);"
-        "print(simulate(w, 'slosched', engine=Engine(limits=EngineLimits(max_num_seqs=12))).outcomes.finish_s.tolist())"
+        "e = Engine(limits=EngineLimits(max_num_seqs=12));"
+        "print(simulate(w, 'slosched', engine=e).outcomes.finish_s.tolist())"
     )
     there = subprocess.run(
         [sys.executable, "-c", code],
