@@ -131,6 +131,7 @@ def beside(settings: Settings, launch: Callable[[], Any], engine: str, waiting: 
                     plan_s[mode].append(planned)
     planners["adapter"].close()
     plain = np.array(step_s["alone"])
+    rounds = {mode: np.median(np.reshape(taken, (ROUNDS, -1)), axis=1) for mode, taken in step_s.items()}
     rows = []
     for mode in modes:
         steps_ms, plans_us = np.array(step_s[mode]) * 1e3, np.array(plan_s[mode]) * 1e6
@@ -138,6 +139,7 @@ def beside(settings: Settings, launch: Callable[[], Any], engine: str, waiting: 
             "engine": engine, "waiting": waiting, "mode": mode,
             "step_p50_ms": float(np.median(steps_ms)), "step_p99_ms": float(np.quantile(steps_ms, 0.99)),
             "step_p50_over_alone": float(np.median(steps_ms) / np.median(plain) / 1e3),
+            "round_p50_over_alone": (rounds[mode] / rounds["alone"]).tolist(),
             "plan_p50_us": float(np.median(plans_us)), "plan_p99_us": float(np.quantile(plans_us, 0.99)),
         })  # fmt: skip
     made = rows[modes.index("adapter")]

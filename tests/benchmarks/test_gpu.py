@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched import StepTimeModel
+
 torch = pytest.importorskip("torch")
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -130,14 +132,27 @@ def test_the_probe_in_torch_says_what_ours_says() -> None:
 def test_errors_of_a_preset_have_the_sign_of_the_preset() -> None:
     from gpu_parts.steps import coefficients
 
-    from slosched import StepTimeModel
-
     measured = StepTimeModel(base_s=0.005, prefill_token_s=1e-5, knee_tokens=256, knee_token_s=1e-5)
     given = StepTimeModel(base_s=0.006, prefill_token_s=1e-5, sequence_s=5e-5)
     table = coefficients(measured, given)
     assert table["base_ms"] == {"measured": 5.0, "preset": 6.0, "preset_error": pytest.approx(0.2)}
     assert table["prefill_token_above_knee_us"]["preset_error"] == pytest.approx(-0.5)
     assert table["sequence_us"]["preset_error"] is None
+
+
+def test_the_fit_leaves_attention_as_its_kernel_takes_it() -> None:
+    from gpu_parts.steps import fit_rest
+
+    true = {"base_s": 0.006, "prefill_token_s": 2e-5, "sequence_s": 5e-6, "kv_token_s": 4e-8}
+    rng = np.random.default_rng(0)
+    rows = [[t, a, b, k, 0.0] for t, a, b, k in rng.integers(1, 4000, (40, 4)) * [1, 2000, 0.05, 100]]
+    for i, row in enumerate(rows):
+        row[0] *= i % 2  # every other step decodes alone
+        row[4] = float(StepTimeModel(**true, attention_work_s=1e-9).predict(*row[:4]))
+    fitted, report = fit_rest(rows, 1e-9)
+    assert fitted.attention_work_s == 1e-9
+    assert {name: getattr(fitted, name) for name in true} == pytest.approx(true, rel=1e-6)
+    assert report.mape < 1e-9
 
 
 def test_the_loops_queue_stays_one_that_policies_may_see() -> None:
