@@ -314,7 +314,7 @@ class Planner:
             model = snapshot.step_time
             token_s = model.prefill_token_s + model.knee_token_s  # steps that hold prompts are above the knee
             work_s = tokens * token_s + pairs * model.attention_work_s
-            fade = float(np.exp((self._seen_s - snapshot.now_s) / FORGET_S))
+            fade = float(np.exp(min(0.0, self._seen_s - snapshot.now_s) / FORGET_S))
             self._future = self._future * fade + work_s / FORGET_S
             self._seen_s = snapshot.now_s
         return kept, fresh

@@ -204,7 +204,7 @@ class _Fleet:
                     workload,
                     self.columns,
                     its,
-                    engine,
+                    its.engine_for(engine),
                     returns_turns=True,
                     contents=contents.get(block),
                 )

@@ -2,134 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
-from slosched.core.steptime import StepTimeModel
-from slosched.core.workload import Workload
-from slosched.policies import POLICIES, policy
-from slosched.simulator import StepRecord, simulate
+from slosched.core.table import Floats, Ints
+from slosched.planner.plan import Plan
+from slosched.policies import POLICIES, KeyPolicy, Policy, policy
+from slosched.testing import PolicyFault, check_policy
+from slosched.testing.policies import CHECKS
 
-RandomSnapshot = Callable[..., Snapshot]
 NAMES = list(POLICIES)
-MODEL = StepTimeModel(base_s=0.004, prefill_token_s=3e-5, sequence_s=4e-5, kv_token_s=3e-8)
 
 
-def overloaded(seed: int) -> tuple[Workload, EngineLimits]:
-    """Thirty requests at once on an engine with little memory, some past hope from the start."""
-    rng = np.random.default_rng(seed)
-    n = 30
-    work = Workload.plain(
-        np.sort(rng.random(n) * 0.5), rng.integers(1, 200, size=n), rng.integers(1, 60, size=n)
-    )
-    limits = EngineLimits(
-        max_num_seqs=int(rng.integers(1, 8)),
-        max_num_batched_tokens=int(rng.choice([8, 64, 256])),
-        kv_blocks=int(rng.integers(20, 60)),
-    )
-    return (
-        replace(
-            work,
-            ttft_s=np.where(rng.random(n) < 0.5, 0.001 + rng.random(n), np.inf),
-            tpot_s=np.where(rng.random(n) < 0.5, 0.004 + 0.01 * rng.random(n), np.inf),
-            e2e_s=np.where(rng.random(n) < 0.5, 0.01 + 3 * rng.random(n), np.inf),
-            weight=rng.choice([0.0, 1.0, 2.0], size=n),
-            priority=rng.integers(0, 3, size=n),
-            atoms=np.sort(np.maximum(1.0, work.atoms * rng.lognormal(0, 1, work.atoms.shape)), axis=1),
-        ),
-        limits,
-    )
-
-
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", NAMES)
-def test_plans_are_lawful(name: str, random_snapshot: RandomSnapshot) -> None:
-    """A plan names only rows of its queue, each once, and no prefill limit that stops all work."""
-    for seed in range(60):
-        snapshot = random_snapshot(seed)
-        plan = policy(name).plan(snapshot)
-        plan.check()
-        assert plan.policy == name
-        assert sorted([*plan.sequence.tolist(), *plan.reject.tolist()]) == sorted(snapshot.waiting.tolist())
-        assert plan.prefill_tokens is None or plan.prefill_tokens >= 1
+def test_conforms(name: str, check: str) -> None:
+    """The suite that `slosched.testing.check_policy` runs on any policy."""
+    CHECKS[check](lambda: policy(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_empty_and_single(name: str, random_snapshot: RandomSnapshot) -> None:
-    """A queue of nobody and a queue of one leave nothing to order."""
-    for running in (0, 3):
-        empty = policy(name).plan(random_snapshot(1, waiting=0, running=running))
-        empty.check()
-        assert len(empty.sequence) == 0
-        single = policy(name).plan(random_snapshot(2, waiting=1, running=running))
-        single.check()
-        assert [*single.sequence.tolist(), *single.reject.tolist()] == single.snapshot.waiting.tolist()
+def test_every_policy_carries_its_own_name() -> None:
+    for name in NAMES:
+        assert policy(name).name == name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_deterministic(name: str, random_snapshot: RandomSnapshot) -> None:
-    """Two fresh objects that see the same snapshots make the same plans."""
-    plans = []
-    for _ in range(2):
-        fresh = policy(name, seed=3)
-        snapshots = [random_snapshot(7, waiting=20), random_snapshot(7, waiting=20, step=41)]
-        plans.append([fresh.plan(s) for s in snapshots])
-    for a, b in zip(*plans, strict=True):
-        assert a.sequence.tolist() == b.sequence.tolist()
-        assert a.preempt.tolist() == b.preempt.tolist()
-        assert a.prefill_tokens == b.prefill_tokens
+class Good(KeyPolicy):
+    """Longest prompt first."""
+
+    name = "good"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        return -snapshot.table.prompt_tokens[rows].astype(np.float64)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_names_and_rows_do_not_matter(name: str, random_snapshot: RandomSnapshot) -> None:
-    """Other request ids and other row numbers give the same order of the same requests."""
-    for seed in range(8):
-        ids = policy(name).plan(random_snapshot(seed)).request_ids
-        other = policy(name).plan(random_snapshot(seed, label="z")).request_ids
-        assert [i.removeprefix("z") for i in other] == [i.removeprefix("r") for i in ids]
-        assert policy(name).plan(random_snapshot(seed, shuffle=True)).request_ids == ids
+def test_a_policy_from_outside_is_checked() -> None:
+    assert check_policy(Good) == list(CHECKS)
+    assert check_policy("fcfs") == list(CHECKS)
+    with pytest.raises(InputError, match="policy must be one of"):
+        check_policy("nobody")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_snapshot_is_left_alone(name: str, random_snapshot: RandomSnapshot) -> None:
-    """Planning changes no column of the table and neither queue."""
-    snapshot, before = random_snapshot(11, waiting=15), random_snapshot(11, waiting=15)
-    policy(name).plan(snapshot)
-    assert snapshot.waiting.tolist() == before.waiting.tolist()
-    assert snapshot.running.tolist() == before.running.tolist()
-    for column, value in vars(before.table).items():
-        if isinstance(value, np.ndarray):
-            assert np.array_equal(getattr(snapshot.table, column), value, equal_nan=True), column
+class _Bad(Good):
+    """Does one thing wrong."""
+
+    fault = ""
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        plan = super().plan(snapshot)
+        order, running = plan.order, snapshot.running
+        match self.fault:
+            case "twice":
+                return replace(plan, order=np.concatenate([order, order[:1]]))
+            case "foreign":
+                return replace(plan, hold=running[:1])
+            case "unannounced":
+                return replace(plan, preempt=running[:1])
+            case "stops":
+                return replace(plan, prefill_tokens=0)
+            case "names":
+                rows = sorted(order.tolist(), key=lambda row: snapshot.table.request_ids[row][::-1])
+                return replace(plan, order=np.array(rows, dtype=np.int64))
+            case "writes":
+                snapshot.table.weight[order] = 0.0
+            case "forgets":
+                return replace(plan, policy="other")
+            case "random":
+                return replace(plan, order=np.random.default_rng().permutation(order))
+            case "holds":
+                return replace(plan, hold=order)
+        return plan
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_serves_everybody_without_idling(name: str) -> None:
-    """In overload all but the refused finish, and no step goes by without tokens while requests wait."""
-    for seed in range(3):
-        work, limits = overloaded(seed)
-        logs: list[StepRecord] = []
-        run = simulate(work, name, engine=Engine(limits=limits, step_time=MODEL), record=logs)
-        refused = run.outcomes.rejected
-        assert refused is not None
-        assert (run.outcomes.finished | refused).all()
-        assert policy(name).rejects or not refused.any()
-        assert len(np.unique(logs[0].step)) == run.log.steps
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("twice", "order must be distinct rows"),
+        ("foreign", "hold must be distinct rows"),
+        ("unannounced", "needs preempts = True"),
+        ("stops", "prefill_tokens must be None or at least 1"),
+        ("names", "depends on the requests' names"),
+        ("writes", "changes the table's column weight"),
+        ("forgets", "the plan's policy must be"),
+        ("random", "different plans"),
+        ("holds", "must not hold all requests for ever"),
+    ],
+)
+def test_what_no_policy_may_do_is_found(fault: str, words: str) -> None:
+    """The suite can fail, and says at what."""
 
+    def make() -> Policy:
+        made = _Bad()
+        made.fault = fault
+        return made
 
-@pytest.mark.parametrize("name", NAMES)
-def test_documented(name: str) -> None:
-    """Every policy says what it is, and carries its own name."""
-    factory = POLICIES[name]
-    assert factory.__doc__
-    assert len(factory.__doc__) > 20
-    assert policy(name).name == name
+    with pytest.raises(PolicyFault, match=words):
+        check_policy(make)
 
 
 @pytest.mark.parametrize(

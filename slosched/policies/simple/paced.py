@@ -180,7 +180,8 @@ class PacedWspt(Paced):
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Seconds of the engine per weight."""
         weight = snapshot.table.weight[rows]
-        return np.where(weight > 0, work_s(snapshot, rows) / np.maximum(weight, np.finfo(float).tiny), np.inf)
+        work = work_s(snapshot, rows)
+        return np.asarray(np.divide(work, weight, out=np.full(len(rows), np.inf), where=weight > 0))
 
 
 def work_s(snapshot: Snapshot, rows: Ints) -> Floats:

@@ -24,4 +24,4 @@ class Wspt(KeyPolicy):
         """Predicted remaining service over weight."""
         weight = snapshot.table.weight[rows]
         service = remaining_s(snapshot, rows, decode_step_s(snapshot))
-        return np.where(weight > 0, service / np.maximum(weight, np.finfo(float).tiny), np.inf)
+        return np.asarray(np.divide(service, weight, out=np.full(len(rows), np.inf), where=weight > 0))
