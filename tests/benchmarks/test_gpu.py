@@ -143,7 +143,7 @@ def test_errors_of_a_preset_have_the_sign_of_the_preset() -> None:
 def test_the_fit_leaves_attention_as_its_kernel_takes_it() -> None:
     from gpu_parts.steps import fit_rest
 
-    true = {"base_s": 0.006, "prefill_token_s": 2e-5, "sequence_s": 5e-6, "kv_token_s": 4e-8}
+    true: dict[str, Any] = {"base_s": 0.006, "prefill_token_s": 2e-5, "sequence_s": 5e-6, "kv_token_s": 4e-8}
     rng = np.random.default_rng(0)
     rows = [[t, a, b, k, 0.0] for t, a, b, k in rng.integers(1, 4000, (40, 4)) * [1, 2000, 0.05, 100]]
     for i, row in enumerate(rows):
