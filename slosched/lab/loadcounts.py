@@ -46,8 +46,8 @@ class LoadCounts:
         Finished answers of another length than was asked for.
     counted
         Finished answers by what the count of their tokens rests on, see `Answer.counted`.
-    latest_send_s, late_p99_s
-        How late requests were sent after they were due: the most, and the 99th percentile.
+    latest_send_s, late_p99_s, late_mean_s
+        How late requests were sent after they were due: the most, the 99th percentile, the mean.
     stall_max_s, stall_p99_s
         How long the client's event loop was held up, so that tokens were stamped late.
     """
@@ -68,6 +68,7 @@ class LoadCounts:
     counted: dict[str, int] = field(default_factory=dict)
     latest_send_s: float = 0.0
     late_p99_s: float = 0.0
+    late_mean_s: float = 0.0
     stall_max_s: float = 0.0
     stall_p99_s: float = 0.0
 
@@ -110,6 +111,7 @@ class LoadCounts:
         if len(late_s):
             self.latest_send_s = float(late_s.max())
             self.late_p99_s = float(np.quantile(late_s, 0.99))
+            self.late_mean_s = float(late_s.mean())
         if len(stall_s):
             self.stall_max_s = float(stall_s.max())
             self.stall_p99_s = float(np.quantile(stall_s, 0.99))
