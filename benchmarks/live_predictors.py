@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, environment, write_json
-from live import interval, server, summary
+from live import interval, summary
+from live_server import server
 from probe import ENVIRONMENT, LAYERS, MAX_TOKENS, prepare
 
 from slosched.cli.common import progress_bar, say

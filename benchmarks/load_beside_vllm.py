@@ -1,27 +1,33 @@
 """Our load generator beside `vllm bench serve`: the same server, the same lengths, at the same time.
 
-Both send equal requests at equal rates to one vLLM server, one's requests half a gap after the other's, so that
-both meet the same machine, be it busy or not. Then the file that vLLM wrote is read by our own reader and its
-requests are replayed. Prints mean TTFT (from sending, as vLLM counts it) and TPOT of each, and the relative
-difference with a 95 % interval by bootstrap over requests. Needs vLLM and aiohttp.
+Both send equal requests at equal rates to one vLLM server, one's half a gap after the other's, so that both
+meet the same machine, be it busy or not. The file that vLLM wrote is read back by our own reader. Prints
+TTFT (from sending, as vLLM counts it) and TPOT of each, means and medians, and the relative difference with a
+95 % interval by bootstrap over requests. With `--scripted` the server is one of our own that answers on time,
+so that on a busy machine the clients are compared and not the luck of their requests. Needs vLLM and aiohttp.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, environment, write_json
-from live import server
+from live_server import server
 
 from slosched.cli.common import say
 from slosched.core.table import Floats
@@ -58,18 +64,66 @@ def latencies_of(result: dict[str, Any]) -> tuple[Floats, Floats]:
     return ttft, decode / np.maximum(1, tokens - 1)
 
 
+@contextmanager
+def scripted(ttft_s: float, tpot_s: float) -> Iterator[str]:
+    """A server in a process of its own whose tokens come at fixed times after the request; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = multiprocessing.get_context("spawn").Process(target=_answer, args=(port, ttft_s, tpot_s))
+    process.start()
+    try:
+        for _ in range(400):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _answer(port: int, ttft_s: float, tpot_s: float) -> None:
+    from aiohttp import web
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "scripted"}]})
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        begin, content = time.perf_counter(), await request.json()
+        count = content["max_tokens"]
+        if not content.get("stream"):
+            return web.json_response({"choices": [{"text": "x"}], "usage": {"completion_tokens": count}})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for i in range(count):
+            await asyncio.sleep(begin + ttft_s + i * tpot_s - time.perf_counter())
+            choice = {"index": 0, "text": "x ", "finish_reason": "length" if i + 1 == count else None}
+            await response.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+        usage = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": count}}
+        await response.write(f"data: {json.dumps(usage)}\n\ndata: [DONE]\n\n".encode())
+        return response
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    app.router.add_post("/v1/completions", complete)
+    web.run_app(app, host="127.0.0.1", port=port, print=None)
+
+
 def difference(ours: Floats, theirs: Floats, seed: int) -> dict[str, float]:
-    """Means, and the relative difference of ours with its interval."""
+    """Means and medians, and the relative difference of ours with its interval."""
     rng = np.random.default_rng(seed)
-    a, b = (
-        values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1) for values in (ours, theirs)
-    )
-    low, high = np.quantile(a / b - 1, [0.025, 0.975])
-    mean = float(ours.mean() / theirs.mean() - 1)
-    return {
-        "ours_ms": round(1000 * float(ours.mean()), 3), "vllm_ms": round(1000 * float(theirs.mean()), 3),
-        "difference": round(mean, 4), "low": round(float(low), 4), "high": round(float(high), 4),
-    }  # fmt: skip
+    a, b = (values[rng.integers(0, len(values), (RESAMPLES, len(values)))] for values in (ours, theirs))
+    found: dict[str, float] = {}
+    for name, of in (("mean", np.mean), ("median", np.median)):
+        low, high = np.quantile(of(a, axis=1) / of(b, axis=1) - 1, [0.025, 0.975])
+        found |= {
+            f"{name}_ours_ms": round(1000 * float(of(ours)), 3),
+            f"{name}_vllm_ms": round(1000 * float(of(theirs)), 3),
+            f"{name}_difference": round(float(of(ours) / of(theirs) - 1), 4),
+            f"{name}_low": round(float(low), 4), f"{name}_high": round(float(high), 4),
+        }  # fmt: skip
+    return found
 
 
 def main() -> None:
@@ -80,6 +134,9 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--scripted", action="store_true", help="a server of our own that answers on time")
+    parser.add_argument("--ttft-ms", type=float, default=500.0, help="of the scripted server")
+    parser.add_argument("--tpot-ms", type=float, default=50.0, help="of the scripted server")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="load_beside_vllm.json")
     options = parser.parse_args()
@@ -89,11 +146,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_local_model(
-            folder / "model", hidden=options.hidden, layers=options.layers, heads=options.hidden // 64, kv_heads=2
+            folder / "model",
+            hidden=options.hidden,
+            layers=options.layers,
+            heads=options.hidden // 64,
+            kv_heads=2,
         )
-        with server(model, "vllm fcfs", folder, 16) as (url, _):
+        with ExitStack() as stack:
+            if options.scripted:
+                url = stack.enter_context(scripted(options.ttft_ms / 1000, options.tpot_ms / 1000))
+            else:
+                url = stack.enter_context(server(model, "vllm fcfs", folder, 16))[0]
             bench = bench_serve(url, model, folder, options)
-            while not b"Starting main benchmark run" in (folder / "bench.log").read_bytes():
+            while b"Starting main benchmark run" not in (folder / "bench.log").read_bytes():
                 if bench.poll() is not None:
                     raise SystemExit((folder / "bench.log").read_text()[-3000:])
                 time.sleep(0.05)
@@ -112,14 +177,18 @@ def main() -> None:
     late = counts.late_mean_s
     ours = run.outcomes.ttft_s - late, run.outcomes.tpot_s
     rows = {
-        name: difference(a, b, options.seed) for name, a, b in zip(("ttft", "tpot"), ours, theirs, strict=True)
+        name: difference(a, b, options.seed)
+        for name, a, b in zip(("ttft", "tpot"), ours, theirs, strict=True)
     }
     for name, row in rows.items():
-        print(f"{name}: ours {row['ours_ms']} ms, vllm {row['vllm_ms']} ms, {row['difference']:+.2%} "
-              f"({row['low']:+.2%} to {row['high']:+.2%})")  # fmt: skip
+        for kind in ("mean", "median"):
+            ours_ms, vllm_ms = row[f"{kind}_ours_ms"], row[f"{kind}_vllm_ms"]
+            low, high = row[f"{kind}_low"], row[f"{kind}_high"]
+            print(f"{name}, {kind}: ours {ours_ms} ms, vllm {vllm_ms} ms, {row[f'{kind}_difference']:+.2%} "
+                  f"({low:+.2%} to {high:+.2%})")  # fmt: skip
     write_json(
         RESULTS / options.out,
-        {"latencies": rows, "within_aim": all(abs(row["difference"]) <= AIM for row in rows.values()),
+        {"latencies": rows, "within_aim": all(abs(row["mean_difference"]) <= AIM for row in rows.values()),
          "requests": {"ours": counts.finished, "vllm": result["completed"], "read_back": len(again)},
          "late_ms": {"mean": round(1000 * late, 3), "p99": round(1000 * counts.late_p99_s, 3)},
          "load_average": os.getloadavg()[0], "settings": vars(options),

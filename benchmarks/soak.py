@@ -25,7 +25,9 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, environment, write_json
-from live import SERVERS, capacity_rps, mix, server
+from live import burst
+from live_mixes import live_mix
+from live_server import SERVERS, server
 
 from slosched.cli.common import progress_bar, say
 from slosched.core.table import Floats
@@ -34,6 +36,9 @@ from slosched.lab.load import LoadCounts, LoadSettings, load
 WARM_SHARE = 1 / 3
 """Share of the run left out of the slope: caches fill, the queue grows to the length that patience allows."""
 
+
+STEP_S = 0.05
+"""Limits are multiples of this: a full step of the default model on two cores."""
 
 ONEDNN_CACHE = 1
 """Matrix products that oneDNN keeps compiled; by default 1024, one for every shape. Steps have as many shapes
@@ -104,8 +109,8 @@ def main() -> None:
         )  # fmt: skip
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(arguments.onednn_cache)
         with server(model, arguments.server, folder, arguments.max_num_seqs) as (url, pid):
-            rate = arguments.rate or arguments.load * capacity_rps(url, 60, arguments.seed)
-            work = mix(60.0 * arguments.minutes, rate, arguments.seed)
+            rate = arguments.rate or arguments.load * burst(url, "today", 60, arguments.seed)[0]
+            work = live_mix("today", 60.0 * arguments.minutes, rate, arguments.seed, STEP_S)
             say(f"{len(work)} requests at {rate:.2f}/s")
             settings = LoadSettings(
                 timeout_s=arguments.patience, abort_share=arguments.abort_share,
@@ -115,7 +120,7 @@ def main() -> None:
             with memory_of(pid, 2.0) as samples, progress_bar("soak") as bar:
                 run = load(url, work, settings, policy=arguments.server, counts=counts, progress=bar)
             left = idle(url)
-            alive = capacity_rps(url, 8, arguments.seed) > 0
+            alive = burst(url, "today", 8, arguments.seed)[0] > 0
             time.sleep(3.0)  # the last metrics file
         log = (folder / f"{arguments.server.replace(' ', '-')}.log").read_text(errors="replace")
         ours: dict[str, Any] = {}

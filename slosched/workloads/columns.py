@@ -33,7 +33,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "weight": ("weight", "slo_weight"),
     "priority": ("priority",),
     "request_id": ("request_id",),
-    "session": ("session",),
+    "session": ("session", "session_id", "conversation_id"),
     "think": ("think",),
     "predicted_output_tokens": ("predicted_output_tokens",),
     "prefix_ids": ("prefix_ids",),

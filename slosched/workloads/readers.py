@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,11 +254,12 @@ def _mooncake(
     clock = Clock(file, "timestamp")
     prompts, outputs = array("q"), array("q")
     counts, ids = array("q", [0]), array("q")
-    left_out = 0
+    sessions: dict[object, object] = {}
+    session, left_out = array("q"), 0
     for row, fields in table.rows():
-        for key in MOONCAKE_KEYS:
+        for key in (*MOONCAKE_KEYS, *(BAILIAN_KEYS if bailian else ())):
             if key not in fields:
-                raise DataError(file, row, "keys", f"{', '.join(MOONCAKE_KEYS)}", ", ".join(fields)[:80])
+                raise DataError(file, row, "keys", ", ".join(MOONCAKE_KEYS), ", ".join(fields)[:80])
         prompt, output = (
             whole(file, row, name, fields[name], 0, MOST_TOKENS, TOKEN_DOMAIN) for name in MOONCAKE_KEYS[1:3]
         )
@@ -265,6 +267,10 @@ def _mooncake(
             left_out += 1
             continue
         clock.add(row, fields["timestamp"])
+        if bailian:
+            root = sessions.get(fields["parent_chat_id"], fields["chat_id"])
+            sessions[fields["chat_id"]] = root
+            session.append(whole(file, row, "chat_id", root, 0, 2**53, "an integer from 0 to 2**53"))
         prompts.append(prompt)
         outputs.append(output)
         blocks = fields["hash_ids"]
@@ -291,9 +297,12 @@ def _mooncake(
     source = ("Bailian trace" if bailian else "Mooncake trace") + left_out_words(reasons)
     order = np.argsort(raw, kind="stable")
     workload = _plain(table, np.zeros(len(raw)), prompts, outputs, source, prefix)
+    if bailian:
+        workload = replace(workload, session=np.asarray(session, dtype=np.int64))
+        remarks = (*remarks, "sessions known, think times not: open loop")
     notes = Notes(
         format="bailian" if bailian else "mooncake", holder=table.kind, clock=words, used=MOONCAKE_KEYS[1:],
-        unused=unused(table, MOONCAKE_KEYS), left_out=reasons, remarks=remarks,
+        unused=unused(table, (*MOONCAKE_KEYS, *BAILIAN_KEYS)), left_out=reasons, remarks=remarks,
     )  # fmt: skip
     return workload.rows(order, arrival_s=raw[order]), notes
 

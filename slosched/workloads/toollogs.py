@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from slosched.core.errors import DataError
+from slosched.core.table import Floats
 from slosched.core.workload import Workload
-from slosched.workloads.clock import Clock
+from slosched.workloads.clock import UNITS, Clock
 from slosched.workloads.columns import ALIASES, plain_name
-from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, whole
+from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, real_number, whole
 from slosched.workloads.generic import NO_TOKENS, plain_stem, unused
 from slosched.workloads.notes import Notes, left_out_words
 from slosched.workloads.tables import Table
@@ -22,7 +24,7 @@ WARM_UP = "not of the profiling phase"
 VLLM_LISTS = ("input_lens", "output_lens")
 VLLM_READ = (*VLLM_LISTS, "start_times", "errors")
 AIPERF_KEYS = ("metadata", "metrics")
-MEASURED = dict.fromkeys(("ttfts", "itls", "mean_ttft_ms", "mean_tpot_ms"), "measured, not a limit")
+MEASURED = dict.fromkeys(("ttfts", "itls", "latencies"), "measured, not a limit")
 
 
 def read_vllm(table: Table, *, time_unit: str | None = None) -> tuple[Workload, Notes]:
@@ -34,29 +36,35 @@ def read_vllm(table: Table, *, time_unit: str | None = None) -> tuple[Workload, 
         If the lists differ in length, hold no times (old releases wrote none), or every request failed.
     """
     collected = _Requests(table, "start_times")
+    result: dict[str, Any] = {}
     for number, result in table.rows(VLLM_LISTS, VLLM_READ):
-        lists = {name: result.get(name) for name in VLLM_READ}
+        given = {name: result.get(name) for name in VLLM_READ}
         count = len(result["input_lens"]) if isinstance(result["input_lens"], list) else -1
-        if lists["start_times"] is None:
+        if given["start_times"] is None:
             domain = "given, as new releases of vLLM write them"
             raise DataError(table.path, number, "start_times", domain, "no times")
-        for name, values in lists.items():
+        for name, values in given.items():
             if values is not None and not (isinstance(values, list) and len(values) == count):
                 raise DataError(table.path, number, name, f"a list of {count}", str(values)[:80])
-        errors = lists["errors"] or [""] * count
+        errors = given["errors"] or [""] * count
         for i in range(count):
             collected.add(
-                i + 1, lists["start_times"][i], result["input_lens"][i], result["output_lens"][i],
+                i + 1, given["start_times"][i], result["input_lens"][i], result["output_lens"][i],
                 FAILED if errors[i] else None,
             )  # fmt: skip
-    left = unused(table, VLLM_READ, MEASURED)
+    # The file holds sums beside its lists: only lists have a value for each request.
+    sums = [name for name in table.seen if not isinstance(result.get(name), list)]
+    left = unused(table, (*VLLM_READ, *sums), MEASURED)
     return collected.workload(
         "vllm", "vllm bench serve", documented="s", asked=time_unit, read=VLLM_READ, left=left
     )
 
 
 def read_aiperf(table: Table) -> tuple[Workload, Notes]:
-    """``profile_export.jsonl`` of aiperf: requests as they were sent."""
+    """``profile_export.jsonl`` of aiperf: requests as they were sent.
+
+    Turns of one session are a closed loop: the pause between an answer and the next turn is its think time.
+    """
     collected = _Requests(table, "request_start_ns")
     names = (*AIPERF_KEYS, "error")
     for row, record in table.rows(AIPERF_KEYS, names):
@@ -68,8 +76,14 @@ def read_aiperf(table: Table) -> tuple[Workload, Notes]:
         reason = FAILED if record.get("error") or metadata.get("was_cancelled") else None
         if metadata.get("benchmark_phase", "profiling") != "profiling":
             reason = WARM_UP
+        session, end = metadata.get("x_correlation_id"), metadata.get("request_end_ns")
         collected.add(row, metadata.get("request_start_ns"), lengths[0], lengths[1], reason)
-    read = ("request_start_ns", "input_sequence_length", "output_sequence_length", "error")
+        if reason is None:
+            collected.turn(session, end)
+    read = (
+        "request_start_ns", "request_end_ns", "x_correlation_id", "input_sequence_length",
+        "output_sequence_length", "error",
+    )  # fmt: skip
     left = unused(table, names)
     return collected.workload("aiperf", "aiperf export", named="ns", read=read, left=left)
 
@@ -132,6 +146,30 @@ class _Requests:
         self.clock = Clock(table.path, clock)
         self.prompts, self.outputs = array("q"), array("q")
         self.left_out: dict[str, int] = {}
+        self.sessions: dict[str, int] = {}
+        self.session, self.ends = array("q"), array("d")
+
+    def turn(self, session: object, end: object) -> None:
+        """Note whose turn the request was that was taken last, and when its answer ended."""
+        if len(self.session) < len(self.prompts):
+            name = str(session)
+            self.session.append(-1 if session is None else self.sessions.setdefault(name, len(self.sessions)))
+            self.ends.append(real_number(end))
+
+    def _loop(self, times: Floats, unit_s: float) -> dict[str, Any]:
+        """Sessions of more than one turn, and the pauses before their later turns."""
+        if len(self.session) < len(times):
+            return {}
+        order = np.lexsort((times, np.asarray(self.session)))
+        session = np.asarray(self.session, dtype=np.int64)
+        start, end = np.asarray(self.clock.raw), np.asarray(self.ends)
+        think = np.full(len(times), -1.0)
+        for before, after in zip(order[:-1].tolist(), order[1:].tolist(), strict=True):
+            if session[before] == session[after] >= 0 and math.isfinite(end[before]):
+                think[after] = max(0.0, (start[after] - end[before]) * unit_s)
+        numbers, counts = np.unique(session, return_counts=True)
+        alone = np.isin(session, numbers[counts == 1])
+        return {"session": np.where(alone, -1, session), "think_s": think}
 
     def add(self, row: int, moment: object, prompt: object, output: object, reason: str | None) -> None:
         """Take one request, or count why it is left out."""
@@ -154,14 +192,18 @@ class _Requests:
             raise DataError(self.table.path, None, "requests", "some that did not fail", self.left_out)
         times, clock = self.clock.seconds(named=named, documented=documented, asked=asked)
         order = np.argsort(times, kind="stable")
+        loop = self._loop(times, UNITS[named or "s"])
         workload = Workload.plain(
             (times - times.min())[order],
             np.asarray(self.prompts, dtype=np.int64)[order],
             np.asarray(self.outputs, dtype=np.int64)[order],
             name=plain_stem(self.table.path),
             source=source + left_out_words(self.left_out),
+            **{name: values[order] for name, values in loop.items()},
         )
         remarks = () if self.clock.sorted else ("sorted by time",)
+        if np.any(workload.previous >= 0):
+            remarks = (*remarks, "turns of sessions in a closed loop")
         return workload, Notes(
             format=format, holder=self.table.kind, clock=clock, used=tuple(read), unused=left,
             left_out=self.left_out, remarks=remarks,

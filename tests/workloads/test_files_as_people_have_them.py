@@ -120,7 +120,20 @@ def test_bailian_blocks_and_seconds(tmp_path: Path) -> None:
     assert workload.arrival_s.tolist() == [0, 4, 10]
     assert workload.prefix is not None
     assert workload.prefix.block_tokens == 16
-    assert "not used: chat_id, parent_chat_id, type, turn." in words
+    assert "not used: type, turn." in words
+    assert "sessions known, think times not: open loop" in words
+
+
+def test_bailian_sessions_follow_their_parents(tmp_path: Path) -> None:
+    """A chat with a parent is a turn of the parent's session."""
+    rows = [
+        row | {"chat_id": i, "parent_chat_id": parent, "type": "text", "turn": 1}
+        for i, (row, parent) in enumerate(zip(hashes([0.0, 4.0, 10.0, 11.0]), [-1, 0, -1, 1], strict=True))
+    ]
+    workload = read(jsonl(tmp_path, rows))
+    assert workload.session.tolist() == [0, 0, 2, 0]
+    assert workload.turn.tolist() == [0, 1, 0, 2]
+    assert not np.any(workload.previous >= 0)
 
 
 def test_a_unit_that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
@@ -340,6 +353,21 @@ def test_aiperf_export(tmp_path: Path) -> None:
     assert workload.output_tokens.tolist() == [9, 3]
     assert "2 rows left out: failed requests" in words
     assert "1 row left out: not of the profiling phase" in words
+
+
+def test_aiperf_sessions_are_closed_loops(tmp_path: Path) -> None:
+    """The pause between an answer and the next turn of its session is think time."""
+    start = 1759813207532900363
+    rows = [
+        aiperf(start, 10, 9, x_correlation_id="a", request_end_ns=start + 10**9),
+        aiperf(start + 4 * 10**9, 30, 9, x_correlation_id="a", request_end_ns=start + 5 * 10**9),
+        aiperf(start + 10**9, 10, 9, x_correlation_id="b", request_end_ns=start + 3 * 10**9),
+    ]
+    workload, words = said(jsonl(tmp_path, rows))
+    assert workload.session.tolist() == [0, -1, 0]
+    assert workload.think_s == pytest.approx([-1, -1, 3.0], abs=1e-6)
+    assert workload.previous.tolist() == [-1, -1, 0]
+    assert "turns of sessions in a closed loop" in words
 
 
 def test_openai_style_logs(tmp_path: Path) -> None:
