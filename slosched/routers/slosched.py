@@ -21,7 +21,7 @@ class Slosched(Router):
     Every engine is a lane of requests (`slosched.routers.lane`): those that decode, and those that wait, in
     order of their deadlines, with their own limits, forecasts and cached prefixes. The gain of an engine is
     the expected met weight with the newcomer less that without it, so harm to others counts. Engines whose
-    gain is within `tolerance` of the best count as equal, and the least full of them is taken: imbalance is
+    gain is within `tolerance` of the best count as equal, and the least loaded of them is taken: imbalance is
     paid by those who are yet to come, of whom the model knows nothing.
 
     Parameters
@@ -32,28 +32,81 @@ class Slosched(Router):
         Whether to refuse a request whose chance is below `least_chance` on every engine.
     least_chance
         Above 0, at most 1.
+    moves
+        Waiting requests that are looked at for another engine every `tick_s` seconds, at least 0. Only an
+        engine that can give back what it has not begun makes that free: the simulator, or none.
+    tick_s
+        Seconds, above 0.
     """
 
     name: ClassVar[str] = "slosched"
 
-    def __init__(self, *, tolerance: float = 0.1, refuse: bool = False, least_chance: float = 0.05) -> None:
+    def __init__(
+        self,
+        *,
+        tolerance: float = 0.02,
+        refuse: bool = False,
+        least_chance: float = 0.05,
+        moves: int = 0,
+        tick_s: float = 0.1,
+    ) -> None:
         require(0 <= tolerance < np.inf, "tolerance", "a finite number of at least 0", tolerance)
-        require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
         require(isinstance(refuse, bool), "refuse", "true or false", refuse)
+        require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
+        require(moves >= 0, "moves", "at least 0", moves)
+        require(0 < tick_s < np.inf, "tick_s", "a finite number of seconds above 0", tick_s)
         self.tolerance, self.refuse, self.least_chance = tolerance, refuse, least_chance
+        self.moves = moves
+        self.holds, self.tick_s = moves > 0, tick_s if moves > 0 else np.inf
         self._lanes = _LaneBooks()
 
     def route(self, fleet: FleetSnapshot) -> Routing:
-        """The engine with the largest gain; the first of equals."""
-        row = int(fleet.pending[0])
-        lanes = self._lanes.update(fleet)
-        todo = self._lanes.newcomer(row, fleet)
+        """Send each pending request where it gains most; between arrivals, look who is better off elsewhere."""
+        self._lanes.update(fleet)
         open_ = np.array(fleet.open, dtype=np.int64)
-        gain, full = lane.gains(lanes, row, todo, open_, fleet.now_s)
-        near = gain >= gain.max() - self.tolerance * float(fleet.table.weight[row])
-        best = int(open_[int(np.argmin(np.where(near, full, np.inf)))])
-        self._lanes.placed(row, best, todo[best])
-        return Routing(send=((row, best),))
+        send: list[tuple[int, int]] = []
+        refuse: list[int] = []
+        for row in fleet.pending.tolist():
+            todo = self._lanes.newcomer(row, fleet)
+            gain, load, chance = lane.gains(self._lanes.lanes, row, todo, open_, fleet.now_s)
+            promised = min(fleet.table.ttft_s[row], fleet.table.tpot_s[row], fleet.table.e2e_s[row]) < np.inf
+            if self.refuse and promised and chance.max() < self.least_chance:
+                refuse.append(row)
+                continue
+            near = gain >= gain.max() - self.tolerance * float(fleet.table.weight[row])
+            best = int(open_[int(np.argmin(np.where(near, load, np.inf)))])
+            self._lanes.put(row, best, todo[best])
+            send.append((row, best))
+        if self.moves and not send:
+            send = self._moved(fleet, open_)
+        return Routing(send=tuple(send), refuse=tuple(refuse))
+
+    def _moved(self, fleet: FleetSnapshot, open_: Ints) -> list[tuple[int, int]]:
+        """Waiting requests that gain elsewhere more than they are worth where they are.
+
+        Looked at are the last in line of the engine with the most load: those that wait longest.
+        """
+        if len(open_) < 2:
+            return []
+        lanes = self._lanes.lanes
+        loads = [lane.load_s(lanes, e) for e in open_.tolist()]
+        here = int(open_[int(np.argmax(loads))])
+        others = open_[open_ != here]
+        moved: list[tuple[int, int]] = []
+        for row in lanes.waiting[here, : lanes.waits[here]][::-1][: self.moves].tolist():
+            if fleet.table.computed_tokens[row] > 0:
+                continue
+            least = self.tolerance * float(fleet.table.weight[row]) + lane.loss(lanes, here, row, fleet.now_s)
+            todo = self._lanes.todo(row, fleet)
+            gain, load, _ = lane.gains(lanes, row, todo, others, fleet.now_s)
+            near = gain >= max(least, gain.max() - self.tolerance * float(fleet.table.weight[row]))
+            if near.any():
+                best = int(others[int(np.argmin(np.where(near, load, np.inf)))])
+                self._lanes.take(row, here)
+                self._lanes.put(row, best, todo[best])
+                lanes = self._lanes.lanes
+                moved.append((row, best))
+        return moved
 
 
 class _LaneBooks:
@@ -68,7 +121,12 @@ class _LaneBooks:
         self._runs: Ints = np.zeros(0, dtype=np.int64)
         self._seen: list[tuple[Ints | None, float]] = []
 
-    def update(self, fleet: FleetSnapshot) -> lane.Lanes:
+    @property
+    def lanes(self) -> lane.Lanes:
+        """The lanes as they are now."""
+        return lane.Lanes(self._jobs, self._engines, self._waiting, self._waits, self._running, self._runs)
+
+    def update(self, fleet: FleetSnapshot) -> None:
         """Follow the fleet's books."""
         t = fleet.table
         if len(self._jobs) < t.capacity:
@@ -86,7 +144,6 @@ class _LaneBooks:
             if self._seen[e][0] is not view.rows or self._seen[e][1] != said:
                 self._seen[e] = (view.rows, said)
                 self._sort(e, view, fleet)
-        return lane.Lanes(self._jobs, self._engines, self._waiting, self._waits, self._running, self._runs)
 
     def _sort(self, e: int, view: EngineView, fleet: FleetSnapshot) -> None:
         t, jobs, rows = fleet.table, self._jobs, view.rows
@@ -94,10 +151,11 @@ class _LaneBooks:
         jobs[rows, lane.FIRST] = t.first_token_s[rows]
         jobs[rows, lane.GENERATED] = t.generated_tokens[rows]
         running, waiting = rows[begun], rows[~begun]
+        left = t.prompt_tokens[waiting] - t.computed_tokens[waiting]
+        jobs[waiting, lane.TODO] = np.maximum(1.0, np.minimum(jobs[waiting, lane.TODO], left))
         waiting = waiting[np.lexsort((waiting, jobs[waiting, lane.KEY]))]
         while self._waiting.shape[1] < len(rows):
-            self._waiting = np.concatenate([self._waiting, self._waiting], axis=1)
-            self._running = np.concatenate([self._running, self._running], axis=1)
+            self._widen()
         self._waits[e], self._runs[e] = len(waiting), len(running)
         self._waiting[e, : len(waiting)] = waiting
         self._running[e, : len(running)] = running
@@ -114,9 +172,35 @@ class _LaneBooks:
         token_s = float(self._engines[0, lane.BASE])
         key = min(job[lane.FIRST_DUE], job[lane.E2E_DUE] - job[lane.LENGTH] * token_s)
         job[lane.KEY] = key if np.isfinite(key) else arrival + PATIENCE_S
-        job[lane.FIRST], job[lane.GENERATED], job[lane.HAVE] = np.nan, t.generated_tokens[row], 0.0
-        return np.asarray(np.maximum(1.0, t.prompt_tokens[row] - fleet.hits(row).astype(np.float64)))
+        job[lane.PROMPT], job[lane.FIRST], job[lane.GENERATED] = t.prompt_tokens[row], np.nan, 0.0
+        return self.todo(row, fleet)
 
-    def placed(self, row: int, engine: int, todo: float) -> None:
-        """A request has been given to an engine."""
-        self._jobs[row, lane.TODO] = todo
+    def todo(self, row: int, fleet: FleetSnapshot) -> Floats:
+        """Prompt tokens of a request that each engine would have to compute."""
+        return np.asarray(
+            np.maximum(1.0, fleet.table.prompt_tokens[row] - fleet.hits(row).astype(np.float64))
+        )
+
+    def put(self, row: int, engine: int, todo: float) -> None:
+        """Into an engine's line goes a request with so many prompt tokens to compute there."""
+        job, n = self._jobs[row], int(self._waits[engine])
+        job[lane.TODO] = todo
+        if n == self._waiting.shape[1]:
+            self._widen()
+        line = self._waiting[engine]
+        place = int(np.searchsorted(self._jobs[line[:n], lane.KEY], job[lane.KEY], side="right"))
+        line[place + 1 : n + 1] = line[place:n].copy()
+        line[place] = row
+        self._waits[engine] = n + 1
+
+    def take(self, row: int, engine: int) -> None:
+        """Out of an engine's line."""
+        n = int(self._waits[engine])
+        line = self._waiting[engine]
+        kept = line[:n][line[:n] != row]
+        line[: len(kept)] = kept
+        self._waits[engine] = len(kept)
+
+    def _widen(self) -> None:
+        self._waiting = np.concatenate([self._waiting, self._waiting], axis=1)
+        self._running = np.concatenate([self._running, self._running], axis=1)
