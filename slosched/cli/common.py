@@ -51,6 +51,17 @@ On = Annotated[
 ]
 Depth = Annotated[int, typer.Option("--depth", min=1, help="Steps in flight at once, with --on vllm.")]
 Asynchronous = Annotated[bool, typer.Option("--async", help="Asynchronous scheduling, with --on vllm.")]
+Engines = Annotated[
+    int, typer.Option("--engines", min=1, help="Equal engines behind a router; see --router.")
+]
+RouterName = Annotated[
+    str | None,
+    typer.Option(
+        "--router", metavar="NAME",
+        help="With --engines: slosched, power-of-two, least-tokens, lmetric, …, NAME:key=value, "
+        "package.module:Class.",
+    ),
+]  # fmt: skip
 WorkloadName = Annotated[
     str,
     typer.Option(
@@ -201,12 +212,19 @@ def bench_of(
     on: str = "simulator",
     depth: int = 1,
     asynchronous: bool = False,
+    engines: int = 1,
+    router: str | None = None,
 ) -> Bench:
-    """An engine with its requests: the simulator, or vLLM's scheduler under a virtual clock."""
+    """An engine with its requests: the simulator, or vLLM's scheduler under a virtual clock; or several."""
     from slosched.core.errors import require
     from slosched.lab.study import Bench
 
     require(on in PLACES, "on", f"one of {', '.join(PLACES)}", on)
+    if engines > 1 or router is not None:
+        from slosched.lab.fleet import FleetBench
+
+        require(on == "simulator", "engines", "1 with --on vllm", engines)
+        return FleetBench(source=source, engine=engine, engines=engines, router=router or "slosched")
     if on == "vllm":
         from slosched.testing.virtual_clock import VllmBench
 

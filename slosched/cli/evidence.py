@@ -112,6 +112,7 @@ def whatif(
     policy: Annotated[list[str] | None, typer.Option(help="Policy; several.")] = None,
     target: Annotated[float, typer.Option(help="Share of requests, by weight, to keep.")] = 0.95,
     most: Annotated[int, typer.Option(min=1, help="Most engines to try.")] = 64,
+    router: c.RouterName = None,
     workload: c.WorkloadName = "mixed",
     trace: c.Traces = None,
     slo: c.Slos = None,
@@ -125,7 +126,7 @@ def whatif(
 ) -> None:
     """Find how few engines keep 95 % of a traffic's SLOs under each policy, and what reordering saves.
 
-    Requests go to the engines in turn; each engine runs the policy on its own queue.
+    A router sends requests to the engines; each runs the policy on its own queue.
 
     Example: slosched whatif --rate 40 --engine h100-llama-3.1-8b --engine a100-llama-3.1-8b
     """
@@ -156,7 +157,7 @@ def whatif(
     with c.progress_bar("planning") as bar:
         needs = instances_needed(
             benches, policies, rate_rps=rate, seeds=range(seed, seed + seeds), target=target, most=most,
-            jobs=jobs or cores(), progress=bar,
+            jobs=jobs or cores(), progress=bar, router=router or "slosched",
         )  # fmt: skip
     if as_json:
         c.print_json([dataclasses.asdict(need) for need in needs])

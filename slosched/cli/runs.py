@@ -38,6 +38,8 @@ def demo(
     max_num_seqs: c.MaxSeqs = None,
     max_num_batched_tokens: c.MaxTokens = None,
     kv_tokens: c.KvTokens = None,
+    engines: c.Engines = 1,
+    router: c.RouterName = None,
     jobs: c.Jobs = None,
     as_json: c.AsJson = False,
 ) -> None:
@@ -69,7 +71,7 @@ def demo(
         source = demo_source(machine)
     c.say(f"Workload: {source(1.0, seed).source}")
     study = Study(
-        bench=c.bench_of(machine, source),
+        bench=c.bench_of(machine, source, engines=engines, router=router),
         policies=DEMO_POLICIES,
         seeds=tuple(range(seed, seed + seeds)),
         loads=DEMO_LOADS,
@@ -95,6 +97,8 @@ def compare(
     max_num_seqs: c.MaxSeqs = None,
     max_num_batched_tokens: c.MaxTokens = None,
     kv_tokens: c.KvTokens = None,
+    engines: c.Engines = 1,
+    router: c.RouterName = None,
     on: c.On = "simulator",
     depth: c.Depth = 1,
     asynchronous: c.Asynchronous = False,
@@ -132,7 +136,9 @@ def compare(
         duration_s=plan.duration_s, requests=plan.requests,
     )  # fmt: skip
     study = Study(
-        bench=c.bench_of(machine, source, on=on, depth=depth, asynchronous=asynchronous),
+        bench=c.bench_of(
+            machine, source, on=on, depth=depth, asynchronous=asynchronous, engines=engines, router=router
+        ),
         policies=tuple(plan.policies) or DEMO_POLICIES,
         seeds=tuple(range(plan.seed, plan.seed + plan.seeds)),
         loads=tuple(plan.loads) if plan.loads or plan.rates_rps else DEMO_LOADS,
@@ -161,6 +167,8 @@ def simulate(
     max_num_seqs: c.MaxSeqs = None,
     max_num_batched_tokens: c.MaxTokens = None,
     kv_tokens: c.KvTokens = None,
+    engines: c.Engines = 1,
+    router: c.RouterName = None,
     seed: c.Seed = 0,
     timeline: Annotated[
         Path | None, typer.Option(help="Write a trace for ui.perfetto.dev (.json, .json.gz).")
@@ -174,6 +182,7 @@ def simulate(
 
     Example: slosched simulate --policy edf --rate 8 --timeline edf.json.gz
     """
+    from slosched.core.errors import require
     from slosched.core.files import write_file
     from slosched.lab.runfile import write_run
     from slosched.report.metrics import Metrics
@@ -185,8 +194,11 @@ def simulate(
         engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
+    require(engines == 1 or save is None, "save", "given with one engine", save)
     rate_rps = c.rate_of(rate, trace, 5.0)
-    bench = c.bench_of(machine, source, on=on, depth=depth, asynchronous=asynchronous)
+    bench = c.bench_of(
+        machine, source, on=on, depth=depth, asynchronous=asynchronous, engines=engines, router=router
+    )
     run = bench.run(policy, rate_rps, seed)
     metrics = Metrics.of(run)
     if timeline is not None:
@@ -212,6 +224,8 @@ def capacity(
     max_num_seqs: c.MaxSeqs = None,
     max_num_batched_tokens: c.MaxTokens = None,
     kv_tokens: c.KvTokens = None,
+    engines: c.Engines = 1,
+    router: c.RouterName = None,
     seed: c.Seed = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     jobs: c.Jobs = None,
@@ -240,7 +254,8 @@ def capacity(
         for i, name in enumerate(names):
             found.append(
                 find(
-                    c.bench_of(machine, source), name, seeds=range(seed, seed + seeds), target=target,
+                    c.bench_of(machine, source, engines=engines, router=router), name,
+                    seeds=range(seed, seed + seeds), target=target,
                     jobs=jobs or cores(), progress=lambda done, n, i=i: bar(i * n + done, len(names) * n),  # type: ignore[misc]
                 )
             )  # fmt: skip

@@ -137,6 +137,11 @@ def attainment_bound(workload: Workload, engine: Engine) -> float:
     return float(min(1.0, weight @ np.asarray(value) / total))
 
 
+def possible_alone(workload: Workload, engine: Engine) -> NDArray[np.bool_]:
+    """Which requests could keep their limits on an idle engine."""
+    return _spans(workload, engine.limits, engine.step_time).possible
+
+
 def _spans(w: Workload, limits: EngineLimits, s: StepTimeModel) -> _Spans:
     hit = _shareable(w, limits)
     new, decodes = w.prompt_tokens - hit, w.output_tokens - 1

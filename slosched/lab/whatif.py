@@ -11,7 +11,7 @@ import numpy as np
 from slosched.core.errors import require
 from slosched.lab.parallel import Progress, Workers
 from slosched.lab.study import Bench
-from slosched.simulator import simulate
+from slosched.simulator import simulate_fleet
 
 TARGET = 0.95
 
@@ -59,13 +59,13 @@ def instances_needed(
     seeds: Sequence[int],
     target: float = TARGET,
     most: int = 64,
+    router: str = "slosched",
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Need]:
     """Fewest engines for each kind of engine and policy, by doubling and bisection.
 
-    Requests go to the engines in turn, as a plain load balancer sends them; each engine runs the policy on
-    its own queue. More engines are taken to never do worse.
+    A router sends requests to the engines; each runs the policy on its own queue. More engines are taken to never do worse.
 
     Parameters
     ----------
@@ -81,6 +81,8 @@ def instances_needed(
         Attainment by weight to keep, above 0, at most 1.
     most
         Most engines to try, at least 1.
+    router
+        Name of the router.
     jobs, progress
         Processes; called with (done, all) kinds of engine and policy.
     """
@@ -89,22 +91,22 @@ def instances_needed(
     require(most >= 1, "most", "at least 1", most)
     require(len(seeds) > 0, "seeds", "one or more integers", tuple(seeds))
     cells = [(name, policy) for name in benches for policy in policies]
-    with Workers((benches, rate_rps, tuple(seeds), target, most), jobs) as workers:
+    with Workers((benches, rate_rps, tuple(seeds), target, most, router), jobs) as workers:
         return workers.map(_need, cells, progress)
 
 
-_Shared = tuple[dict[str, Bench], float, tuple[int, ...], float, int]
+_Shared = tuple[dict[str, Bench], float, tuple[int, ...], float, int, str]
 
 
 def _need(shared: _Shared, cell: tuple[str, str]) -> Need:
-    benches, rate_rps, seeds, target, most = shared
+    benches, rate_rps, seeds, target, most, router = shared
     name, policy = cell
     seen: dict[int, float] = {}
 
     def attained(instances: int) -> float:
         if instances not in seen:
             seen[instances] = float(
-                np.mean([_attainment(benches[name], policy, rate_rps, s, instances) for s in seeds])
+                np.mean([_attainment(benches[name], policy, rate_rps, s, instances, router) for s in seeds])
             )
         return seen[instances]
 
@@ -122,13 +124,8 @@ def _need(shared: _Shared, cell: tuple[str, str]) -> Need:
     )
 
 
-def _attainment(bench: Bench, policy: str, rate_rps: float, seed: int, instances: int) -> float:
+def _attainment(bench: Bench, policy: str, rate_rps: float, seed: int, instances: int, router: str) -> float:
     work = bench.source(rate_rps, seed)
-    kept = total = 0.0
-    for i in range(instances):
-        part = work.rows(np.arange(i, len(work), instances))
-        if len(part):
-            run = simulate(part, policy, engine=bench.engine, seed=seed)
-            kept += float(part.weight[run.outcomes.met].sum())
-            total += float(part.weight.sum())
-    return kept / total if total > 0 else 1.0
+    run = simulate_fleet(work, [bench.engine] * instances, router, policy, seed=seed)
+    total = float(work.weight.sum())
+    return float(work.weight[run.outcomes.met].sum()) / total if total > 0 else 1.0

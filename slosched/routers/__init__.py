@@ -46,6 +46,9 @@ def router(name: str, *, seed: int = 0, **parameters: object) -> Router:
     Examples
     --------
     >>> router("prefix-affinity:share=0.5").name
-    'prefix-affinity'
+    'prefix-affinity:share=0.5'
     """
-    return make(name, "router", ROUTERS, Router, seed=seed, **parameters)  # type: ignore[type-abstract]
+    made: Router = make(name, "router", ROUTERS, Router, seed=seed, **parameters)  # type: ignore[type-abstract]
+    if name != made.name:  # reports tell variants apart by the words that made them
+        object.__setattr__(made, "name", name)
+    return made

@@ -61,7 +61,7 @@ class Slosched(Router):
         self._lanes = _LaneBooks()
 
     def route(self, fleet: FleetSnapshot) -> Routing:
-        """Send each pending request where it gains most; between arrivals, look who is better off elsewhere."""
+        """Send each pending request where it gains most; between arrivals, see who gains elsewhere."""
         self._lanes.update(fleet)
         open_ = np.array(fleet.open, dtype=np.int64)
         send: list[tuple[int, int]] = []

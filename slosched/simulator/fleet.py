@@ -16,7 +16,7 @@ from slosched.core.errors import InputError, require
 from slosched.core.outcome import Run, RunLog
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
-from slosched.policies import policy as policy_by_name
+from slosched.policies import policy_of
 from slosched.policies.base import Policy
 from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus, FleetSnapshot, Router, Routing
@@ -195,18 +195,14 @@ class _Fleet:
         contents: dict[int, Contents] = {}
         self.engines: list[SimulatedEngine] = []
         for i, engine in enumerate(engines):
+            its = policy_of(policy, seed=seed + i) if isinstance(policy, str) else policy()
+            its_engine = its.engine_for(engine)
             block = engine.limits.block_tokens
             if engine.limits.prefix_cache and block not in contents:
                 contents[block] = contents_of(workload, block)
-            its = policy_by_name(policy, seed=seed + i) if isinstance(policy, str) else policy()
             self.engines.append(
                 SimulatedEngine(
-                    workload,
-                    self.columns,
-                    its,
-                    its.engine_for(engine),
-                    returns_turns=True,
-                    contents=contents.get(block),
+                    workload, self.columns, its, its_engine, returns_turns=True, contents=contents.get(block)
                 )
             )
         self.policy = self.engines[0].policy.name

@@ -1,0 +1,184 @@
+"""Several engines in studies: a bench of equal ones, and scenarios of a fleet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slosched.core.engine import Engine
+from slosched.core.errors import require
+from slosched.core.outcome import Run
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.lab.bound import attainment_bound, possible_alone
+from slosched.lab.population import LAST_SEED, draw
+from slosched.lab.scenarios import Scenario
+from slosched.lab.study import Bench
+from slosched.simulator.fleet import Change, FleetRun, simulate_fleet
+
+SIZES = (2, 4, 8, 16)
+"""Engines of a drawn fleet."""
+
+KINDS = ("equal", "one slow", "one fails", "old statistics")
+KIND_SHARES = (0.55, 0.15, 0.15, 0.15)
+"""What a drawn fleet is like, and how often."""
+
+SLOW = 2.0
+"""Factor of every step time of a slow engine."""
+
+FRESH_S, OLD_S = 0.1, 1.0
+"""Seconds from one statement of an engine to the next: vLLM's own for data parallel, and a slow scraper's."""
+
+LOADS = (1.0, 1.8)
+"""Offered work of a drawn fleet over what its engines sustain, log-uniform."""
+
+REQUESTS = 150
+"""Requests per engine of a drawn fleet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetBench(Bench):
+    """Equal engines behind a router; `engine` is one of them.
+
+    Parameters
+    ----------
+    engines
+        How many, at least 1.
+    router
+        Name of the router.
+    """
+
+    engines: int = 1
+    router: str = "slosched"
+
+    def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
+        """Simulate one policy on every engine at one rate of the whole traffic."""
+        workload = self.source(rate_rps, seed)  # type: ignore[arg-type]  # None: only a trace as it is
+        return simulate_fleet(
+            workload, [self.engine] * self.engines, self.router, policy, seed=seed, measure=True
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetScenario:
+    """A scenario whose traffic several engines serve.
+
+    Parameters
+    ----------
+    scenario
+        One engine and its traffic; its `load` and `requests` are those of the whole fleet.
+    engines
+        How many engines, at least 1.
+    kind
+        "equal"; "one slow": the first takes `SLOW` times as long for every step; "one fails": the first
+        fails half way; "old statistics": the router sees them every `OLD_S` seconds.
+    """
+
+    scenario: Scenario
+    engines: int
+    kind: str = "equal"
+
+    def __post_init__(self) -> None:
+        require(self.engines >= 1, "engines", "at least 1", self.engines)
+        require(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}", self.kind)
+
+    @classmethod
+    def of(cls, one: Scenario, engines: int, *, load: float, kind: str = "equal") -> FleetScenario:
+        """The traffic of a one-engine scenario, for a fleet at this load; `REQUESTS` for each engine.
+
+        A slow engine counts as what it can sustain, one that fails counts in full.
+        """
+        worth = engines - (1 - 1 / SLOW) if kind == "one slow" else engines
+        whole = one.model_copy(update={"load": load * worth, "requests": REQUESTS * engines, "burst": False})
+        return cls(scenario=whole, engines=engines, kind=kind)
+
+    @property
+    def fleet(self) -> list[Engine]:
+        """The engines."""
+        engine = self.scenario.engine
+        fleet = [engine] * self.engines
+        if self.kind == "one slow":
+            fleet[0] = slower(engine, SLOW)
+        return fleet
+
+    def run(self, workload: Workload, router: str, policy: str, *, measure: bool = False) -> FleetRun:
+        """Simulate a router and a policy on this fleet; `workload` is the scenario's."""
+        half_s = float(workload.arrival_s[-1]) / 2
+        changes = [Change(at_s=half_s, engine=0, kind="fail")] if self.kind == "one fails" else []
+        return simulate_fleet(
+            workload, self.fleet, router, policy, seed=self.scenario.seed, changes=changes, measure=measure,
+            statistics_s=OLD_S if self.kind == "old statistics" else FRESH_S,
+        )  # fmt: skip
+
+    def bound(self, workload: Workload) -> float:
+        """Attainment by weight that no router and no policy can beat, all of the future known.
+
+        Requests that could not keep their limits on an idle engine are lost; for the others the fleet is
+        taken as one engine (`united`). A slow or failing engine counts as whole.
+        """
+        total = float(workload.weight.sum())
+        if total <= 0:
+            return 1.0
+        engine = self.scenario.engine
+        part = workload.rows(possible_alone(workload, engine))
+        share = float(part.weight.sum()) / total
+        return share * attainment_bound(part, united(engine, self.engines))
+
+
+def slower(engine: Engine, factor: float) -> Engine:
+    """The same engine whose steps take `factor` times as long."""
+    s = engine.step_time
+    fields = ("base_s", "prefill_token_s", "attention_work_s", "sequence_s", "kv_token_s", "knee_token_s")
+    slow = replace(s, **{name: factor * getattr(s, name) for name in fields})
+    return replace(engine, name=f"{engine.name} {factor:g}x slower", step_time=slow)
+
+
+def united(engine: Engine, count: int) -> Engine:
+    """One engine that can do whatever `count` of this kind can do apart, and more.
+
+    In a time T, engine i does n_i steps: n_i·base + work_i <= T. As many steps as the busiest does, each with
+    base / count and the work of all divided by `count`, take at most T, since the mean of n_i is at least the
+    largest over `count`.
+    """
+    s, limits = engine.step_time, engine.limits
+    return replace(
+        engine,
+        name=f"{count} united {engine.name}",
+        step_time=StepTimeModel(
+            base_s=s.base_s / count,
+            prefill_token_s=s.prefill_token_s / count,
+            attention_work_s=s.attention_work_s / count,
+            sequence_s=s.sequence_s / count,
+            kv_token_s=s.kv_token_s / count,
+            knee_tokens=s.knee_tokens * count,
+            knee_token_s=s.knee_token_s / count,
+        ),
+        limits=replace(
+            limits,
+            max_num_seqs=limits.max_num_seqs * count,
+            max_num_batched_tokens=limits.max_num_batched_tokens * count,
+            kv_blocks=limits.kv_blocks * count,
+        ),
+    )
+
+
+def draw_fleet(seed: int) -> FleetScenario:
+    """A random fleet: the traffic of `slosched.lab.population.draw`, 2 to 16 engines, load 1.0 to 1.8.
+
+    Parameters
+    ----------
+    seed
+        From 0 to 19,999; below 10,000 for tuning, the others for reporting.
+
+    Examples
+    --------
+    >>> draw_fleet(3).engines in SIZES
+    True
+    """
+    require(0 <= seed <= LAST_SEED, "seed", f"an integer from 0 to {LAST_SEED}", seed)
+    rng = np.random.default_rng((seed, 2025))
+    engines = int(rng.choice(SIZES))
+    load = float(np.exp(rng.uniform(*np.log(LOADS))))
+    kind = str(rng.choice(KINDS, p=KIND_SHARES))
+    return FleetScenario.of(draw(seed), engines, load=round(load, 3), kind=kind)
