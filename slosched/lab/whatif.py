@@ -65,7 +65,8 @@ def instances_needed(
 ) -> list[Need]:
     """Fewest engines for each kind of engine and policy, by doubling and bisection.
 
-    A router sends requests to the engines; each runs the policy on its own queue. More engines are taken to never do worse.
+    A router sends requests to the engines; each runs the policy on its own queue. More engines are taken to
+    never do worse.
 
     Parameters
     ----------

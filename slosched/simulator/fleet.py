@@ -16,8 +16,8 @@ from slosched.core.errors import InputError, require
 from slosched.core.outcome import Run, RunLog
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
-from slosched.policies import policy_of
 from slosched.policies.base import Policy
+from slosched.policies.registry import policy_of
 from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus, FleetSnapshot, Router, Routing
 from slosched.routers.books import FleetBooks

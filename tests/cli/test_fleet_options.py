@@ -1,0 +1,57 @@
+"""Several engines on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from slosched.cli import main
+
+SHORT = ["--workload", "chat", "--duration", "4"]
+
+
+def run(words: list[str]) -> None:
+    """The command line; it leaves with code 0 or not at all."""
+    try:
+        main(words)
+    except SystemExit as left:
+        assert not left.code
+
+
+def test_simulate_several_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two engines keep more promises than one at a rate that is too high for one."""
+    shares = []
+    for words in (["--engines", "1"], ["--engines", "2", "--router", "least-tokens"]):
+        run(["simulate", "--policy", "edf", "--rate", "60", "--json", "--max-num-seqs", "8", *words, *SHORT])
+        shares.append(json.loads(capsys.readouterr().out)["attainment"]["value"])
+    assert shares[1] > shares[0] + 0.05
+
+
+def test_compare_several_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Policies are compared behind the router that was named, its parameters included."""
+    run(
+        ["compare", "--policy", "fcfs", "--policy", "edf", "--rate", "20", "--seeds", "1", "--json", "--jobs", "1",
+         "--engines", "2", "--router", "prefix-affinity:share=0.5", *SHORT]
+    )  # fmt: skip
+    assert {point["policy"] for point in json.loads(capsys.readouterr().out)["points"]} == {"fcfs", "edf"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engines", "2", "--router", "best"], "router must be one of round-robin"),
+        (["--engines", "2", "--router", "random:x=1"], "parameter of router 'random'"),
+        (["--engines", "2", "--router", "no.such:Thing"], "router must be package.module:Class"),
+        (["--engines", "2", "--save", "run.json"], "save must be given with one engine"),
+        (["--engines", "2", "--on", "vllm"], "engines must be 1 with --on vllm"),
+    ],
+)
+def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each mistake is one line that names the field, and exit code 2."""
+    with pytest.raises(SystemExit) as left:
+        main(["simulate", *words, *SHORT])
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
