@@ -33,6 +33,9 @@ SOFT_S, SOFT_LEAD, SOFT_TPOT = 0.25, 1.0, 0.1
 Twice the planner's share, since what the router knows is old and those to come are unknown: with .5 misses
 rise by a tenth over four cells (tuning seeds), with 2 by as much."""
 
+SURE_LEAD = 0.25
+"""In place of `SOFT_LEAD` where a request is to be refused: nobody is for a prediction that may be wrong."""
+
 LEAST_CHANCE = 0.02
 """Who has less is past hope, and served only in time that nobody else can use."""
 
@@ -82,7 +85,9 @@ def _left(jobs: Floats, row: int) -> float:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _chance(jobs: Floats, row: int, first_s: float, tokens_s: float, tokens: float, now_s: float) -> float:
+def _chance(
+    jobs: Floats, row: int, first_s: float, tokens_s: float, tokens: float, now_s: float, lead: float
+) -> float:
     """Chance to keep all limits, if the first token comes at `first_s` and `tokens` more take `tokens_s`."""
     chance = 1.0
     old = jobs[row, FIRST] == jobs[row, FIRST]
@@ -94,7 +99,7 @@ def _chance(jobs: Floats, row: int, first_s: float, tokens_s: float, tokens: flo
         if old:
             chance = 1.0 if margin >= 0.0 else 0.0
         else:
-            chance = _soft(margin, SOFT_S + SOFT_LEAD * max(0.0, first_s - now_s))
+            chance = _soft(margin, SOFT_S + lead * max(0.0, first_s - now_s))
         if chance == 0.0:
             return 0.0
     finish_s = start_s + tokens_s
@@ -106,7 +111,7 @@ def _chance(jobs: Floats, row: int, first_s: float, tokens_s: float, tokens: flo
         chance *= min(1.0, max(0.0, 1.0 - over / SOFT_TPOT))
     if jobs[row, E2E_DUE] < np.inf and chance > 0.0:
         spread_s = jobs[row, SPREAD] * tokens_s / max(1.0, tokens)
-        width = SOFT_S + SOFT_LEAD * max(0.0, finish_s - now_s) + spread_s
+        width = SOFT_S + lead * max(0.0, finish_s - now_s) + spread_s
         chance *= _soft(jobs[row, E2E_DUE] - finish_s, width)
     return chance
 
@@ -121,9 +126,7 @@ def _answer_s(tokens: float, start_s: float, clear_s: float, busy_s: float, free
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _value(
-    lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: float, pace_s: float
-) -> tuple[float, float]:
+def _value(lanes: Lanes, e: int, extra: int, todo: float, now_s: float, pace_s: float) -> tuple[float, float]:
     """As `value`, with steps of `pace_s` while prompts wait."""
     jobs, engine = lanes.jobs, lanes.engines[e]
     runs, waits = lanes.runs[e], lanes.waits[e]
@@ -138,7 +141,7 @@ def _value(
     prompts_s, length, count = 0.0, left, float(runs)
     for i in range(waits + 1):
         row = extra if i == waits else lanes.waiting[e, i]
-        if row < 0 or row == without:
+        if row < 0:
             continue
         if jobs[row, KEY] < now_s:  # past its deadline: it gives way to all others
             continue
@@ -158,7 +161,7 @@ def _value(
         row = lanes.running[e, i]
         tokens = _left(jobs, row)
         tokens_s = _answer_s(tokens, now_s, clear_s, pace_s, free_s)
-        value += jobs[row, WEIGHT] * _chance(jobs, row, now_s, tokens_s, tokens, now_s)
+        value += jobs[row, WEIGHT] * _chance(jobs, row, now_s, tokens_s, tokens, now_s, SOFT_LEAD)
     # Second pass: who gets its first token when.
     t_s, slots, memory = now_s, engine[SLOTS] - runs, engine[KV_TOKENS] - context
     placed = extra < 0
@@ -173,8 +176,6 @@ def _value(
         else:
             row = lanes.waiting[e, i]
             i += 1
-            if row == without:
-                continue
         own = todo if row == extra else jobs[row, TODO]
         ready_s = t_s
         if slots < 1.0:
@@ -184,9 +185,9 @@ def _value(
             ready_s = max(ready_s, now_s + (need - memory) * residence_s / engine[KV_TOKENS])
         first_s = ready_s + _prompt_s(jobs, row, engine, own) / share + step_s
         tokens_s = _answer_s(jobs[row, LENGTH] - 1.0, first_s, clear_s, pace_s, free_s)
-        chance = _chance(jobs, row, first_s, tokens_s, jobs[row, LENGTH], now_s)
+        chance = _chance(jobs, row, first_s, tokens_s, jobs[row, LENGTH], now_s, SOFT_LEAD)
         if row == extra:
-            own_chance = chance
+            own_chance = _chance(jobs, row, first_s, tokens_s, jobs[row, LENGTH], now_s, SURE_LEAD)
         if chance < LEAST_CHANCE:
             continue
         value += jobs[row, WEIGHT] * chance
@@ -197,7 +198,7 @@ def _value(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: float) -> tuple[float, float]:
+def value(lanes: Lanes, e: int, extra: int, todo: float, now_s: float) -> tuple[float, float]:
     """Expected met weight of all requests of an engine.
 
     Parameters
@@ -206,8 +207,6 @@ def value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: fl
         The engine.
     extra
         Row of a request to be there too, -1 for none; it has `todo` prompt tokens to compute there.
-    without
-        Row of a waiting request to be left out, -1 for none.
     now_s
         The present.
 
@@ -225,8 +224,7 @@ def value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: fl
         tight = min(tight, jobs[row, TPOT])
         context += jobs[row, PROMPT] + jobs[row, GENERATED]
     for i in range(lanes.waits[e]):
-        if lanes.waiting[e, i] != without:
-            tight = min(tight, jobs[lanes.waiting[e, i], TPOT])
+        tight = min(tight, jobs[lanes.waiting[e, i], TPOT])
     if extra >= 0:
         tight = min(tight, jobs[extra, TPOT])
     runs = float(lanes.runs[e])
@@ -237,10 +235,10 @@ def value(lanes: Lanes, e: int, extra: int, without: int, todo: float, now_s: fl
         + room * engine[PREFILL_TOKEN]
         + engine[KNEE_TOKEN] * max(0.0, room + runs - engine[KNEE_TOKENS])
     )
-    best: tuple[float, float] = _value(lanes, e, extra, without, todo, now_s, full_s)
+    best: tuple[float, float] = _value(lanes, e, extra, todo, now_s, full_s)
     paced_s = max(0.95 * tight, alone_s * 1.05)
     if paced_s < full_s:
-        paced: tuple[float, float] = _value(lanes, e, extra, without, todo, now_s, paced_s)
+        paced: tuple[float, float] = _value(lanes, e, extra, todo, now_s, paced_s)
         if paced[0] > best[0]:
             best = paced
     return best
@@ -283,14 +281,8 @@ def gains(lanes: Lanes, row: int, todo: Floats, open_: Ints, now_s: float) -> Fl
     out = np.empty((3, len(open_)))
     for i in range(len(open_)):
         e = open_[i]
-        with_it, chance = value(lanes, e, row, -1, todo[e], now_s)
-        out[0, i] = with_it - value(lanes, e, -1, -1, 0.0, now_s)[0]
+        with_it, chance = value(lanes, e, row, todo[e], now_s)
+        out[0, i] = with_it - value(lanes, e, -1, 0.0, now_s)[0]
         out[1, i] = load_s(lanes, e) + _work_s(lanes, e, row, todo[e])
         out[2, i] = chance
     return out
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def loss(lanes: Lanes, e: int, row: int, now_s: float) -> float:
-    """Weight that an engine would lose if a waiting request were taken from it; below 0 for a gain."""
-    return float(value(lanes, e, -1, -1, 0.0, now_s)[0] - value(lanes, e, -1, row, 0.0, now_s)[0])

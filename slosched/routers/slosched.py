@@ -32,36 +32,19 @@ class Slosched(Router):
         Whether to refuse a request whose chance is below `least_chance` on every engine.
     least_chance
         Above 0, at most 1.
-    moves
-        Waiting requests that are looked at for another engine every `tick_s` seconds, at least 0. Only an
-        engine that can give back what it has not begun makes that free: the simulator, or none.
-    tick_s
-        Seconds, above 0.
     """
 
     name: ClassVar[str] = "slosched"
 
-    def __init__(
-        self,
-        *,
-        tolerance: float = 0.02,
-        refuse: bool = False,
-        least_chance: float = 0.05,
-        moves: int = 0,
-        tick_s: float = 0.1,
-    ) -> None:
+    def __init__(self, *, tolerance: float = 0.1, refuse: bool = False, least_chance: float = 0.05) -> None:
         require(0 <= tolerance < np.inf, "tolerance", "a finite number of at least 0", tolerance)
         require(isinstance(refuse, bool), "refuse", "true or false", refuse)
         require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
-        require(moves >= 0, "moves", "at least 0", moves)
-        require(0 < tick_s < np.inf, "tick_s", "a finite number of seconds above 0", tick_s)
         self.tolerance, self.refuse, self.least_chance = tolerance, refuse, least_chance
-        self.moves = moves
-        self.holds, self.tick_s = moves > 0, tick_s if moves > 0 else np.inf
         self._lanes = _LaneBooks()
 
     def route(self, fleet: FleetSnapshot) -> Routing:
-        """Send each pending request where it gains most; between arrivals, see who gains elsewhere."""
+        """Send each pending request where it gains most; the first of equals."""
         self._lanes.update(fleet)
         open_ = np.array(fleet.open, dtype=np.int64)
         send: list[tuple[int, int]] = []
@@ -77,36 +60,7 @@ class Slosched(Router):
             best = int(open_[int(np.argmin(np.where(near, load, np.inf)))])
             self._lanes.put(row, best, todo[best])
             send.append((row, best))
-        if self.moves and not send:
-            send = self._moved(fleet, open_)
         return Routing(send=tuple(send), refuse=tuple(refuse))
-
-    def _moved(self, fleet: FleetSnapshot, open_: Ints) -> list[tuple[int, int]]:
-        """Waiting requests that gain elsewhere more than they are worth where they are.
-
-        Looked at are the last in line of the engine with the most load: those that wait longest.
-        """
-        if len(open_) < 2:
-            return []
-        lanes = self._lanes.lanes
-        loads = [lane.load_s(lanes, e) for e in open_.tolist()]
-        here = int(open_[int(np.argmax(loads))])
-        others = open_[open_ != here]
-        moved: list[tuple[int, int]] = []
-        for row in lanes.waiting[here, : lanes.waits[here]][::-1][: self.moves].tolist():
-            if fleet.table.computed_tokens[row] > 0:
-                continue
-            least = self.tolerance * float(fleet.table.weight[row]) + lane.loss(lanes, here, row, fleet.now_s)
-            todo = self._lanes.todo(row, fleet)
-            gain, load, _ = lane.gains(lanes, row, todo, others, fleet.now_s)
-            near = gain >= max(least, gain.max() - self.tolerance * float(fleet.table.weight[row]))
-            if near.any():
-                best = int(others[int(np.argmin(np.where(near, load, np.inf)))])
-                self._lanes.take(row, here)
-                self._lanes.put(row, best, todo[best])
-                lanes = self._lanes.lanes
-                moved.append((row, best))
-        return moved
 
 
 class _LaneBooks:
@@ -192,14 +146,6 @@ class _LaneBooks:
         line[place + 1 : n + 1] = line[place:n].copy()
         line[place] = row
         self._waits[engine] = n + 1
-
-    def take(self, row: int, engine: int) -> None:
-        """Out of an engine's line."""
-        n = int(self._waits[engine])
-        line = self._waiting[engine]
-        kept = line[:n][line[:n] != row]
-        line[: len(kept)] = kept
-        self._waits[engine] = len(kept)
 
     def _widen(self) -> None:
         self._waiting = np.concatenate([self._waiting, self._waiting], axis=1)

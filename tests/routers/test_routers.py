@@ -1,0 +1,235 @@
+"""Routers: the conformance suite on each, and what each is known to do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from slosched.core.engine import Engine
+from slosched.core.errors import InputError
+from slosched.core.forecast import LengthForecast
+from slosched.core.limits import EngineLimits
+from slosched.core.request import Request
+from slosched.core.slo import Slo
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import RequestTable
+from slosched.routers import ROUTERS, FleetSnapshot, PickRouter, Router, Routing, router
+from slosched.routers.books import FleetBooks, PrefixIndex
+from slosched.testing.routers import RouterFault, check_router, random_fleet
+
+MODEL = StepTimeModel(base_s=0.008, prefill_token_s=2e-5, sequence_s=5e-5, kv_token_s=6e-8)
+ENGINE = Engine(name="one", limits=EngineLimits(prefix_cache=True), step_time=MODEL)
+FAST = [*ROUTERS, "slosched:refuse=true", "llm-d-headroom:most=true"]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_conformance(name: str) -> None:
+    """Every router passes the suite that outside routers are given."""
+    assert len(check_router(name)) == 5
+
+
+class Lawless(PickRouter):
+    """Sends to engine 9."""
+
+    name: ClassVar[str] = "lawless"
+
+    def pick(self, row: int, fleet: FleetSnapshot) -> int:
+        return 9
+
+
+class Dice(PickRouter):
+    """Draws without a seed of its own."""
+
+    name: ClassVar[str] = "dice"
+
+    def pick(self, row: int, fleet: FleetSnapshot) -> int:
+        return int(np.random.default_rng().choice(fleet.open))
+
+
+class Writer(PickRouter):
+    """Changes what it reads."""
+
+    name: ClassVar[str] = "writer"
+
+    def pick(self, row: int, fleet: FleetSnapshot) -> int:
+        fleet.table.weight[row] = 0.25
+        return fleet.open[0]
+
+
+class Sleeper(Router):
+    """Holds though it says it does not."""
+
+    name: ClassVar[str] = "sleeper"
+
+    def route(self, fleet: FleetSnapshot) -> Routing:
+        return Routing()
+
+
+class Keeper(Router):
+    """Holds every third request for ever."""
+
+    name: ClassVar[str] = "keeper"
+    holds = True
+    tick_s = 0.05
+
+    def route(self, fleet: FleetSnapshot) -> Routing:
+        return Routing(send=tuple((int(row), fleet.open[0]) for row in fleet.pending if row % 3))
+
+
+@pytest.mark.parametrize(
+    ("faulty", "words"),
+    [
+        (Lawless, "lawful"),
+        (Dice, "deterministic"),
+        (Writer, "reads_only"),
+        (Sleeper, "lawful"),
+        (Keeper, "loses"),
+    ],
+)
+def test_the_suite_finds_faults(faulty: type[Router], words: str) -> None:
+    """Each kind of fault is found by the check that is there for it."""
+    with pytest.raises(RouterFault, match=words):
+        check_router(faulty)
+
+
+def fleet_of(*queues: list[Request], newcomer: Request, engines: list[Engine] | None = None) -> FleetSnapshot:
+    """Engines with these requests, the first half of each decoding, and one that waits for a decision."""
+    table = RequestTable(200)
+    books = FleetBooks(engines or [ENGINE] * len(queues), table)
+    for engine, queue in enumerate(queues):
+        for i, request in enumerate(queue):
+            row = table.add(request)
+            books.arrived(row)
+            books.sent(row, engine)
+            if i < len(queue) // 2:
+                table.first_token_s[row], table.generated_tokens[row] = 0.5, 5
+    books.arrived(table.add(newcomer))
+    return books.snapshot(1.0)
+
+
+def request(name: str, prompt: int = 500, answer: int = 100, weight: float = 1.0, **slo: float) -> Request:
+    return Request(
+        request_id=name, prompt_tokens=prompt, forecast=LengthForecast.point(answer), slo=Slo(**slo),
+        arrival_s=0.9, weight=weight,
+    )  # fmt: skip
+
+
+def sent_to(name: str, fleet: FleetSnapshot) -> int:
+    return router(name).route(fleet).send[0][1]
+
+
+@pytest.mark.parametrize("name", ["least-requests", "least-tokens", "lmetric", "slosched", "power-of-two"])
+def test_the_empty_engine_is_taken(name: str) -> None:
+    """Between a long queue and none, the newcomer goes where nobody is."""
+    queue = [request(f"q{i}", ttft_s=1.0) for i in range(12)]
+    assert sent_to(name, fleet_of(queue, [], newcomer=request("new", ttft_s=1.0))) == 1
+
+
+def test_ours_knows_a_slow_engine() -> None:
+    """With equal queues the faster engine is taken, even where the slow one has fewer requests."""
+    fields = ("base_s", "prefill_token_s", "sequence_s", "kv_token_s")
+    slow = replace(ENGINE, step_time=replace(MODEL, **{f: 4 * getattr(MODEL, f) for f in fields}))
+    queues = [[request(f"{e}{i}", ttft_s=2.0) for i in range(n)] for e, n in (("a", 3), ("b", 4))]
+    fleet = fleet_of(*queues, newcomer=request("new", ttft_s=0.3), engines=[slow, ENGINE])
+    assert sent_to("slosched", fleet) == 1
+    assert sent_to("least-requests", fleet) == 0
+
+
+def test_ours_keeps_prompts_from_tight_paces() -> None:
+    """A long prompt without a pace of its own goes to the engine whose answers can bear it."""
+    tight = [request(f"t{i}", prompt=100, answer=400, tpot_s=0.011) for i in range(24)]
+    loose = [request(f"l{i}", prompt=100, answer=400) for i in range(26)]
+    fleet = fleet_of(tight, loose, newcomer=request("new", prompt=16_000, answer=20, e2e_s=20.0))
+    assert sent_to("slosched", fleet) == 1
+    assert sent_to("least-requests", fleet) == 0
+
+
+def test_ours_refuses_what_no_engine_can_keep() -> None:
+    """Only if told to; best effort is never refused."""
+    fleet = fleet_of([], [], newcomer=request("new", prompt=60_000, ttft_s=0.3))
+    assert router("slosched:refuse=true").route(fleet).refuse == (0,)
+    assert router("slosched").route(fleet).refuse == ()
+    fleet = fleet_of([], [], newcomer=request("new", prompt=20_000))
+    assert router("slosched:refuse=true").route(fleet).refuse == ()
+
+
+def test_affinities() -> None:
+    """A cached prefix draws its requests until loads are out of balance; a session stays where it is."""
+    table = RequestTable(300)
+    books = FleetBooks([ENGINE] * 3, table)
+    ids = np.arange(20)
+    first = table.add(request("a", prompt=320))
+    books.arrived(first, ids)
+    books.sent(first, 2)
+    row = table.add(request("b", prompt=320))
+    books.arrived(row, ids)
+    assert books.hits(row).tolist() == [0, 0, 319]
+    assert sent_to("prefix-affinity", books.snapshot(1.0)) == 2
+    assert sent_to("slosched", books.snapshot(1.0)) == 2
+    for i in range(130):
+        other = table.add(request(f"c{i}"))
+        books.arrived(other)
+        books.sent(other, 2)
+    assert sent_to("prefix-affinity", books.snapshot(1.0)) != 2
+    table.prefix_index[row] = 7
+    places = {sent_to("session-affinity", books.snapshot(1.0)) for _ in range(5)}
+    assert len(places) == 1
+
+
+def test_prefix_index_against_sets() -> None:
+    """The index agrees with plain sets kept by least recent use."""
+    rng = np.random.default_rng(0)
+    index, kept = PrefixIndex([5, 9]), [list[int](), list[int]()]
+    for _ in range(400):
+        engine, ids = int(rng.integers(2)), rng.integers(0, 14, int(rng.integers(1, 5)))
+        if rng.random() < 0.02:
+            index.lost(engine)
+            kept[engine] = []
+        index.sent(engine, ids)
+        for one in ids.tolist():
+            if one in kept[engine]:
+                kept[engine].remove(one)
+            kept[engine].append(one)
+        kept[engine] = kept[engine][-index.capacity[engine] :]
+        asked = rng.integers(0, 14, 6)
+        expected = []
+        for have in kept:
+            count = 0
+            while count < len(asked) and int(asked[count]) in have:
+                count += 1
+            expected.append(count)
+        assert index.leading(asked).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("best", "router must be one of round-robin"),
+        ("random:x=1", "must be one of none, got 'x'"),
+        ("slosched:tolerance=-1", "tolerance"),
+        ("slosched:refuse=maybe", "true or false"),
+        ("slosched:least_chance=2", "least_chance"),
+        ("polyserve:ratio=1", "ratio"),
+        ("slosched:tolerance", "package.module:Class"),
+        ("slosched.routers.base:EngineView", "derived from Router"),
+    ],
+)
+def test_bad_names(name: str, words: str) -> None:
+    """Names and parameters outside their domain are told apart."""
+    with pytest.raises(InputError, match=words):
+        router(name)
+
+
+def test_decisions_are_fast_enough() -> None:
+    """Sixteen engines with hundreds of requests: a decision takes milliseconds at most, compiled."""
+    fleet = random_fleet(0, engines=16, requests=3200)
+    ours = router("slosched")
+    ours.route(fleet)
+    begin = time.perf_counter()
+    for _ in range(10):
+        ours.route(fleet)
+    assert (time.perf_counter() - begin) / 10 < 0.05
