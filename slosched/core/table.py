@@ -54,6 +54,9 @@ class RequestTable:
     prefix_index
         What the prompt begins with: equal in requests whose first prompt blocks are the same, as those of
         the turns of one session are; -1 where unknown.
+    program_index
+        The program it belongs to: equal in the calls of one agent's task or the turns of one conversation,
+        whatever their prompts begin with; -1 for none.
     first_token_s
         Clock time of the first output token; NaN before.
     preemptions
@@ -86,6 +89,7 @@ class RequestTable:
         self.class_index: Ints = np.zeros(n, dtype=np.int64)
         self.tenant_index: Ints = np.zeros(n, dtype=np.int64)
         self.prefix_index: Ints = np.full(n, -1, dtype=np.int64)
+        self.program_index: Ints = np.full(n, -1, dtype=np.int64)
         self.first_token_s: Floats = np.full(n, math.nan)
         self.preemptions: Ints = np.zeros(n, dtype=np.int64)
         self.atoms: Floats = np.ones((n, FORECAST_ATOMS))
@@ -138,7 +142,7 @@ class RequestTable:
         self._next_serial += 1
         for count in (self.computed_tokens, self.cached_tokens, self.served_tokens, self.preemptions):
             count[row] = 0
-        self.prefix_index[row] = -1
+        self.prefix_index[row] = self.program_index[row] = -1
         self.first_token_s[row] = math.nan
         self.request_ids[row] = request_id
         for column, fill in self._extras.values():

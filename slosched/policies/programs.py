@@ -15,7 +15,7 @@ FEWEST = 1024
 class ProgramDeadlines:
     """Gives every call the deadline of its program, and a program's calls together the weight of one.
 
-    A program is the set of requests with one `prefix_index`, as the calls of an agent's task. Its deadline is
+    A program is the set of requests with one `program_index`, as the calls of a task. Its deadline is
     that of the first call, arrival + end-to-end limit; a later call has until then, whatever its own
     end-to-end limit says. The calls in the engine at a time share the weight of a call, as a program that
     misses with one misses with all. A call that comes after the deadline begins the program anew. Requests of
@@ -30,11 +30,11 @@ class ProgramDeadlines:
         """The snapshot with the programs' limits and weights."""
         t = snapshot.table
         rows = np.concatenate([snapshot.running, snapshot.waiting])
-        rows = rows[t.prefix_index[rows] >= 0]
+        rows = rows[t.program_index[rows] >= 0]
         due_s = t.extra("programs.due_s", fill=np.nan)
         fresh = rows[np.isnan(due_s[rows])]
         for row in fresh[np.lexsort((t.serial[fresh], t.arrival_s[fresh]))].tolist():
-            program, arrival = int(t.prefix_index[row]), float(t.arrival_s[row])
+            program, arrival = int(t.program_index[row]), float(t.arrival_s[row])
             if not arrival <= self._due_s.get(program, -np.inf):
                 self._due_s[program] = arrival + float(t.e2e_s[row])
             due_s[row] = self._due_s[program]
@@ -44,7 +44,7 @@ class ProgramDeadlines:
             return snapshot
         e2e_s, weight = t.e2e_s.copy(), t.weight.copy()
         e2e_s[rows] = due_s[rows] - t.arrival_s[rows]
-        _, place, calls = np.unique(t.prefix_index[rows], return_inverse=True, return_counts=True)
+        _, place, calls = np.unique(t.program_index[rows], return_inverse=True, return_counts=True)
         weight[rows] /= calls[place]
         return replace(snapshot, table=t.with_columns(e2e_s=e2e_s, weight=weight))
 

@@ -54,7 +54,7 @@ class Slosched(Policy):
     fairness, tenant_shares, fairness_s
         Strength, shares and time constant of fairness between tenants, see `TenantShares`; 0 for none.
     programs
-        Whether the calls of one program (`prefix_index`) share one deadline, see `ProgramDeadlines`.
+        Whether the calls of one program (`program_index`) share one deadline, see `ProgramDeadlines`.
     seed
         Seed of the search.
     clock, budget_s

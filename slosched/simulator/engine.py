@@ -428,6 +428,9 @@ def table_of(workload: Workload) -> RequestTable:
     if workload.prefix is not None:
         known = np.flatnonzero(np.diff(workload.prefix.offsets))
         table.prefix_index[known] = workload.prefix.ids[workload.prefix.offsets[known]]
+    # Traces without sessions tell a program by what its prompts begin with.
+    sessions = bool((workload.session >= 0).any())
+    table.program_index[:] = workload.session if sessions else table.prefix_index
     table.atoms = np.ascontiguousarray(workload.atoms, dtype=np.float64)
     table.classes, table.tenants = list(workload.classes), list(workload.tenants)
     table.request_ids = list(workload.request_ids) or [str(i) for i in range(n)]

@@ -301,6 +301,7 @@ def random_snapshot(
     t = snapshot.table
     everyone = np.concatenate([snapshot.waiting, snapshot.running])
     t.prefix_index[everyone] = t.prompt_tokens[everyone] % 5 - 1  # some begin alike, some are not known
+    t.program_index[everyone] = t.prefix_index[everyone]
     for row in snapshot.waiting.tolist():
         if t.generated_tokens[row] > 0:
             t.preemptions[row] = 1

@@ -176,7 +176,7 @@ class VirtualEngine:
         self.live: dict[str, Any] = {}
         self.rejected = np.zeros(n, dtype=np.bool_)
         self._shared = _shared_tokens(workload)
-        self._begins = table_of(workload).prefix_index
+        self._table = table_of(workload)
 
     # set-up -----------------------------------------------------------------------------------------------
 
@@ -205,8 +205,8 @@ class VirtualEngine:
 
         self.scheduler = make_scheduler(self.limits, asynchronous=self.asynchronous, factory=factory)
 
-    def describe(self, request: Any) -> tuple[Request, int]:
-        """A row of the workload in slosched's terms, forecast in place of the true length, and its prefix."""
+    def describe(self, request: Any) -> tuple[Request, int, int]:
+        """A row of the workload in slosched's terms, forecast not true length; program; prefix."""
         w, i = self.workload, self.row[request.request_id]
         limits = (float(w.ttft_s[i]), float(w.tpot_s[i]), float(w.e2e_s[i]))
         ttft, tpot, e2e = (None if math.isinf(limit) else limit for limit in limits)
@@ -221,7 +221,7 @@ class VirtualEngine:
             slo_class=w.classes[w.class_index[i]],
             tenant=w.tenants[w.tenant_index[i]],
         )
-        return described, int(self._begins[i])
+        return described, int(self._table.program_index[i]), int(self._table.prefix_index[i])
 
     def submit(self, i: int) -> None:
         """Hand request i to the scheduler."""

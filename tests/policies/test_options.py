@@ -177,7 +177,7 @@ def test_counters_fade_and_a_lonely_tenant_gets_all() -> None:
 def test_calls_of_a_program_share_deadline_and_weight() -> None:
     queue = [request(str(i), Slo(e2e_s=10.0), arrival_s=4.0 * i) for i in range(4)]
     snapshot = Snapshot.of(queue, now_s=12.0, engine=Engine(step_time=STEPS))
-    snapshot.table.prefix_index[:4] = [7, 7, -1, 7]
+    snapshot.table.program_index[:4] = [7, 7, -1, 7]
     seen = ProgramDeadlines()(snapshot).table
     # Deadline 10: the second call has 6 seconds of its own, the last one came too late and begins anew.
     assert seen.e2e_s[:4].tolist() == [10.0, 6.0, 10.0, 10.0]
@@ -190,7 +190,7 @@ def test_programs_past_their_deadline_or_without_are_forgotten(slo: Slo) -> None
     for i in range(30):
         queue = [request(str(k), slo, arrival_s=10.0 * i) for k in range(100)]
         snapshot = Snapshot.of(queue, engine=Engine(step_time=STEPS))
-        snapshot.table.prefix_index[:100] = 100 * i + np.arange(100)
+        snapshot.table.program_index[:100] = 100 * i + np.arange(100)
         programs(snapshot)
     assert len(programs._due_s) <= 1124
 

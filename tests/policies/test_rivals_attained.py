@@ -36,7 +36,10 @@ def request(name: str, prompt: int = 10, output: float = 1000, **fields: object)
 def snapshot_of(
     waiting: list[Request], running: list[Request], limits: EngineLimits = ONE, now_s: float = 1.0
 ) -> Snapshot:
-    return Snapshot.of(waiting, running, engine=Engine(limits=limits, step_time=MODEL), now_s=now_s)
+    """A queue whose table the test then keeps and changes, as an engine does."""
+    snapshot = Snapshot.of(waiting, running, engine=Engine(limits=limits, step_time=MODEL), now_s=now_s)
+    snapshot.table.detached = False
+    return snapshot
 
 
 def victims(name: str, snapshot: Snapshot, **parameters: Any) -> list[str]:
@@ -112,7 +115,7 @@ def test_mlfq_demotes_preempts_and_promotes() -> None:
 
 
 def with_programs(snapshot: Snapshot, begins: list[int]) -> Snapshot:
-    snapshot.table.prefix_index[: len(begins)] = begins
+    snapshot.table.program_index[: len(begins)] = begins
     return snapshot
 
 

@@ -104,6 +104,7 @@ def test_hrrn_sglang_counts_prefilled_tokens() -> None:
     run = request("run", prompt=5000, arrival_s=0.0)
     snapshot = Snapshot.of(queue, [run], now_s=1.0, engine=Engine(step_time=MODEL))
     t = snapshot.table
+    t.detached = False  # one table over all plans, as an engine has
     t.computed_tokens[2] = 0
     first = replace(snapshot, waiting=snapshot.waiting[:1])
     hrrn = HrrnSglang()

@@ -16,23 +16,23 @@ from .conftest import fake_request
 from .test_memory import Traffic
 
 
-def test_the_field_fills_the_prefix_index(ledger: Ledger) -> None:
+def test_the_field_fills_the_program_index(ledger: Ledger) -> None:
     """Equal for one program, -1 without the field, also in a row used before."""
     extras = ({"slo_program": "task"}, {"slo_program": "task"}, {"slo_program": "other"}, None)
     rows = [ledger.row(fake_request(str(i), extra=extra)) for i, extra in enumerate(extras)]
-    index = ledger.table.prefix_index[rows].tolist()
+    index = ledger.table.program_index[rows].tolist()
     task, other = program_number("default", "task"), program_number("default", "other")
     assert index == [task, task, other, -1]
     request = ledger.requests[rows[0]]
     request.status = SimpleNamespace(name="FINISHED_ABORTED")
     ledger.finish("0", 1.0)
-    assert ledger.table.prefix_index[ledger.row(fake_request("new"))] == -1
+    assert ledger.table.program_index[ledger.row(fake_request("new"))] == -1
 
 
 def test_a_bad_program_is_counted(ledger: Ledger) -> None:
     """And the request belongs to none."""
     row = ledger.row(fake_request("a", extra={"slo_program": ["task"]}))
-    assert ledger.table.prefix_index[row] == -1
+    assert ledger.table.program_index[row] == -1
     assert ledger._stats.malformed == {"slo_program": 1}
 
 
@@ -42,7 +42,7 @@ def test_a_streaming_session_may_change_its_program(ledger: Ledger) -> None:
     row = ledger.row(request)
     vars(request).update(sampling_params=SimpleNamespace(extra_args={"slo_program": "second"}))
     assert ledger.row(request) == row
-    assert ledger.table.prefix_index[row] == program_number("default", "second")
+    assert ledger.table.program_index[row] == program_number("default", "second")
 
 
 @pytest.mark.vllm
@@ -63,7 +63,7 @@ def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
         for name in engine.ids
     ]
     found = [engine.describe(request)[1] for request in requests]
-    assert np.array_equal(found, table_of(work).prefix_index)
+    assert np.array_equal(found, table_of(work).program_index)
     assert len(set(found)) > 3
 
 
@@ -86,5 +86,5 @@ def test_policies_of_programs_serve(policy: str, tmp_path: Path, monkeypatch: py
     controller.close()
     assert controller.stats.errors == {}
     assert controller.stats.plans > 10
-    index = controller.ledger.table.prefix_index
+    index = controller.ledger.table.program_index
     assert len(set(index[index >= 0].tolist())) > 10

@@ -41,8 +41,9 @@ class Ledger:
     queued
         Whether the row stands in the waiting queue.
     describe
-        Says what is known of a newcomer: the request in slosched's terms, and the number of its program for
-        `RequestTable.prefix_index`. Another engine than the live one may have its own.
+        Says what is known of a newcomer: the request in slosched's terms, the number of its program, and what
+        its prompt begins with (`program_index` and `prefix_index` of `RequestTable`). Another engine than the
+        live one may have its own.
     rank
         Place in the engine's own first-come-first-served order, smaller first.
     """
@@ -66,7 +67,7 @@ class Ledger:
         self._params: list[Any] = [None] * n
         self._tokenless: dict[str, int] = {}
         self._tenants: dict[str, int] = {}
-        self.describe: Callable[[Any], tuple[Request, int]] = self._described
+        self.describe: Callable[[Any], tuple[Request, int, int]] = self._described
 
     # arrival ----------------------------------------------------------------------------------------------
 
@@ -84,9 +85,9 @@ class Ledger:
         self._tokenless[request.request_id] = self.row(request)
 
     def _add(self, request: Any) -> int:
-        described, program = self.describe(request)
+        described, program, prefix = self.describe(request)
         row = self.table.add(described)
-        self.table.prefix_index[row] = program
+        self.table.program_index[row], self.table.prefix_index[row] = program, prefix
         self.newcomers += 1
         if self.table.capacity > len(self.queued):
             self._grow()
@@ -99,7 +100,7 @@ class Ledger:
         self.with_slo += self._promised(row)
         return row
 
-    def _described(self, request: Any) -> tuple[Request, int]:
+    def _described(self, request: Any) -> tuple[Request, int, int]:
         """The request in slosched's terms; a plain best-effort one if anything about it is odd."""
         arrival_s = self._clock.arrival_s(request.arrival_time)
         try:
@@ -119,7 +120,7 @@ class Ledger:
                 tenant=self._tenant(claim.tenant),
                 generated_tokens=request.num_output_tokens,
             )
-            return described, claim.program
+            return described, claim.program, _first_block(request)
         except Exception as error:
             self._stats.failure("describe", error)
             plain = Request(
@@ -128,7 +129,7 @@ class Ledger:
                 forecast=LengthForecast.point(1),
                 arrival_s=arrival_s if math.isfinite(arrival_s) else self._clock.now_s(),
             )
-            return plain, -1
+            return plain, -1, -1
 
     def _tenant(self, name: str) -> str:
         """The tenant's name while there are few: names come from clients and must not fill the memory."""
@@ -142,11 +143,11 @@ class Ledger:
         rank, queued = int(self.rank[row]), bool(self.queued[row])
         if queued:
             return  # the line is sorted by arrival: take up changes when it next joins
-        described, program = self.describe(request)
+        described, program, prefix = self.describe(request)
         described = replace(described, generated_tokens=0)
         self.with_slo -= self._promised(row)
         self.table.fill(row, described)
-        self.table.prefix_index[row] = program
+        self.table.program_index[row], self.table.prefix_index[row] = program, prefix
         self.rank[row] = rank
         self._params[row] = request.sampling_params
         self.admitted_s[row] = math.nan
@@ -275,3 +276,11 @@ class Ledger:
         self.queued[row] = False
         self.requests[row] = self._params[row] = None
         t.release(row)
+
+
+def _first_block(request: Any) -> int:
+    """Number of what the prompt begins with, from vLLM's hash of its first block; -1 where it has none."""
+    hashes = getattr(request, "block_hashes", None)
+    if not hashes or not isinstance(hashes[0], bytes):
+        return -1
+    return int.from_bytes(hashes[0][:8], "big") >> 1

@@ -165,7 +165,7 @@ class _Program(RankedPolicy):
         """Number the programs of newcomers."""
         program = snapshot.table.extra(f"{self.name}.program", fill=-1.0)
         for row in rows[program[rows] < 0].tolist():
-            begin = int(snapshot.table.prefix_index[row])
+            begin = int(snapshot.table.program_index[row])
             number = self._ids.get(begin, self._programs) if begin >= 0 else self._programs
             if number == self._programs:
                 self._programs += 1
@@ -198,7 +198,7 @@ class Plas(_Program):
     they ran, those that are there go to the top and the count of seconds begins anew. Autellix counts service
     in seconds, too, and has a few levels of growing width.
 
-    A program here is the set of requests whose prompts begin with the same block (`prefix_index`), as the
+    A program here is the set of requests with one `program_index`, as the
     turns of a session do; a request whose prompt is not known is a program of its own, and then this is LAS.
 
     Parameters
