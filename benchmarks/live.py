@@ -260,12 +260,19 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
+    parser = shared_options(__doc__ or "")
     parser.add_argument("--servers", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=60.0, help="arrivals of one run")
     parser.add_argument("--tune-seconds", type=float, default=40.0, help="arrivals of one run while tuning")
+    parser.add_argument("--out", default="live.json")
+    return parser.parse_args()
+
+
+def shared_options(about: str) -> argparse.ArgumentParser:
+    """Options of the live scripts: the model, the server, the workloads."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
+    parser.add_argument("--seconds", type=float, default=60.0, help="arrivals of one run")
     parser.add_argument("--load", type=float, default=1.3, help="arrivals over what the server finishes")
     parser.add_argument(
         "--burst", type=int, default=40, help="requests of the burst that measures the server"
@@ -278,8 +285,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--any-step", action="store_true", help="take steps under 20 ms, to try the script")
     parser.add_argument("--seed", type=int, default=0, help="tuning seed; reports use 10,000 more and up")
     parser.add_argument("--logs", type=Path, help="folder for the servers' logs and metrics, kept")
-    parser.add_argument("--out", default="live.json")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -111,12 +111,15 @@ def _answer(port: int, ttft_s: float, tpot_s: float) -> None:
 
 
 def difference(ours: Floats, theirs: Floats, seed: int) -> dict[str, float]:
-    """Means and medians, and the relative difference of ours with its interval."""
+    """Means and medians, and the relative difference of ours with its interval.
+
+    Row by row both are of the same moment, so that what the server did then, however long its queue, cancels.
+    """
     rng = np.random.default_rng(seed)
-    a, b = (values[rng.integers(0, len(values), (RESAMPLES, len(values)))] for values in (ours, theirs))
+    rows = rng.integers(0, len(ours), (RESAMPLES, len(ours)))
     found: dict[str, float] = {}
     for name, of in (("mean", np.mean), ("median", np.median)):
-        low, high = np.quantile(of(a, axis=1) / of(b, axis=1) - 1, [0.025, 0.975])
+        low, high = np.quantile(of(ours[rows], axis=1) / of(theirs[rows], axis=1) - 1, [0.025, 0.975])
         found |= {
             f"{name}_ours_ms": round(1000 * float(of(ours)), 3),
             f"{name}_vllm_ms": round(1000 * float(of(theirs)), 3),
@@ -134,6 +137,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--max-num-seqs", type=int, default=16)
     parser.add_argument("--scripted", action="store_true", help="a server of our own that answers on time")
     parser.add_argument("--ttft-ms", type=float, default=500.0, help="of the scripted server")
     parser.add_argument("--tpot-ms", type=float, default=50.0, help="of the scripted server")
@@ -156,9 +160,10 @@ def main() -> None:
             if options.scripted:
                 url = stack.enter_context(scripted(options.ttft_ms / 1000, options.tpot_ms / 1000))
             else:
-                url = stack.enter_context(server(model, "vllm fcfs", folder, 16))[0]
+                url = stack.enter_context(server(model, "vllm fcfs", folder, options.max_num_seqs))[0]
             bench = bench_serve(url, model, folder, options)
-            while b"Starting main benchmark run" not in (folder / "bench.log").read_bytes():
+            starts = folder / "bench.log"
+            while b"Starting main benchmark run" not in starts.read_bytes():
                 if bench.poll() is not None:
                     raise SystemExit((folder / "bench.log").read_text()[-3000:])
                 time.sleep(0.05)
@@ -168,14 +173,21 @@ def main() -> None:
                 gap * (np.arange(options.requests) + 0.5), n * options.prompt, n * options.output, name="even"
             )
             counts = LoadCounts()
-            run = load(url, work, LoadSettings(seed=options.seed, send_slo=False), counts=counts)
+            name_there = "scripted" if options.scripted else str(model)
+            settings = LoadSettings(seed=options.seed, send_slo=False, warm_up=0, model=name_there)
+            begin = time.perf_counter()
+            run = load(url, work, settings, counts=counts)
             bench.wait()
             result = json.loads((folder / "vllm.json").read_text())
             say(counts.sentences())
             again = read(folder / "vllm.json", said=say)
     theirs = latencies_of(result)
     late = counts.late_mean_s
-    ours = run.outcomes.ttft_s - late, run.outcomes.tpot_s
+    # Ours at our own moments, theirs in between their two nearest; both clocks are the machine's monotonic one.
+    sent, there = begin + run.outcomes.arrival_s + late, np.asarray(result["start_times"])
+    inside = (sent >= there.min()) & (sent <= there.max())
+    ours = (run.outcomes.ttft_s - late)[inside], run.outcomes.tpot_s[inside]
+    theirs = tuple(np.interp(sent[inside], there, values) for values in theirs)
     rows = {
         name: difference(a, b, options.seed)
         for name, a, b in zip(("ttft", "tpot"), ours, theirs, strict=True)
