@@ -1,10 +1,10 @@
-"""Does the simulator rank policies as the live server does? The same workloads in both, and under vLLM's scheduler.
+"""Does the simulator rank policies as the live server does? Both, and vLLM's scheduler, on equal workloads.
 
-Every policy runs on the real vLLM CPU server on the three mixes of `live.py`. The server that runs first come,
-first served, logs its steps; the step-time model fitted to them is the engine of the simulator and of vLLM's
-scheduler under the virtual clock. Given are the attainments of all three, and Kendall's tau-b between the live
-ranking and each predicted one, attainments closer than a hundredth taken as ties. Needs vLLM, aiohttp, and a
-machine with nothing else to do.
+Every policy runs on the real vLLM CPU server on the three mixes of `live.py`. The first server, under first
+come, first served, logs its steps. The step-time model fitted to them is the engine of the simulator and of
+vLLM's scheduler under the virtual clock. Given are the attainments of all three, and Kendall's tau-b between
+the live ranking and each predicted one; attainments closer than a hundredth are ties. Needs vLLM, aiohttp
+and a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -49,15 +49,8 @@ def live(
         settings["step_log"] = str(folder / "steps.csv")
     rows = []
     arguments = ["--load-format", "dummy", *SLOSCHED]
-    with server(
-        model,
-        policy,
-        folder,
-        options.max_num_seqs,
-        settings=settings,
-        arguments=arguments,
-        cores=engine_cores(),
-    ) as (url, _):
+    keywords: dict[str, Any] = {"settings": settings, "arguments": arguments, "cores": engine_cores()}
+    with server(model, policy, folder, options.max_num_seqs, **keywords) as (url, _):
         for mix, work in works.items():
             counts = LoadCounts()
             run = load(url, work, LoadSettings(timeout_s=options.patience), policy=policy, counts=counts)

@@ -183,7 +183,7 @@ def main() -> None:
             again = read(folder / "vllm.json", said=say)
     theirs = latencies_of(result)
     late = counts.late_mean_s
-    # Ours at our own moments, theirs in between their two nearest; both clocks are the machine's monotonic one.
+    # Theirs at our moments, between their two nearest; both clocks are the machine's monotonic one.
     sent, there = begin + run.outcomes.arrival_s + late, np.asarray(result["start_times"])
     inside = (sent >= there.min()) & (sent <= there.max())
     ours = (run.outcomes.ttft_s - late)[inside], run.outcomes.tpot_s[inside]

@@ -20,7 +20,7 @@ def parse_config(path: Path) -> dict[str, Any]:
     InputError
         If it is malformed.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     try:
         content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:

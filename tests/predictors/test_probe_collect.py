@@ -13,7 +13,14 @@ import pytest
 
 from slosched.cli import main
 from slosched.core.errors import InputError
-from slosched.predictors.collect import CollectSettings, collect_log, collect_server, read_prompts
+from slosched.predictors.answers import read_answers
+from slosched.predictors.collect import (
+    CollectSettings,
+    collect_log,
+    collect_server,
+    read_prompts,
+    write_records,
+)
 
 web = pytest.importorskip("aiohttp.web")
 
@@ -143,6 +150,20 @@ def test_proxy_logs_of_openai_bodies(tmp_path: Path) -> None:
         ("flat", 3, True, 0, "unknown"),
     ]  # fmt: skip
     assert found.failed.total() == 2
+
+
+def test_what_is_written_is_read_back_whatever_the_text(tmp_path: Path) -> None:
+    """Prompts hold line separators that are no line ends."""
+    texts = ["first\u2028second\u0085third", "a\rb", "tab\tand \x1c\x1d", "\ufeffmark"]
+    records = [
+        {"prompt": f"{text} {i}", "output_tokens": 5 + i, "cut": False, "sample": 0, "model": "m"}
+        for i, text in enumerate(texts * 6)
+    ]
+    path = tmp_path / "answers.jsonl"
+    write_records(records, path)
+    assert collect_log(path).records == records
+    assert [prompt.text for prompt in read_answers(path).prompts] == [r["prompt"] for r in records]
+    assert read_prompts(path) == [r["prompt"] for r in records]
 
 
 def test_vllm_s_own_log(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def load_config(path: str | Path | None = None) -> Config:
         return Config()
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{VARIABLE} must name a readable file, got {str(path)!r} ({error}).") from error
