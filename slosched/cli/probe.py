@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,10 +33,11 @@ def collect(
         str | None, typer.Option(help="Name at the server; its first model if not given.")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Let the server put its chat template around.")
+        bool, typer.Option("--chat", help="Put the model's chat template around each prompt.")
     ] = False,
     layer: Annotated[
-        int | None, typer.Option(help="Layer of the hidden states; the middle if not given.")
+        list[int] | None,
+        typer.Option(help="Layer of the hidden states, may be repeated; the middle if not given."),
     ] = None,
     every: Annotated[int, typer.Option(help="A hidden state each so many tokens.")] = 4,
     seed: c.Seed = 0,
@@ -43,7 +45,11 @@ def collect(
 ) -> None:
     """Collect prompts with the lengths of their answers, to train a predictor on.
 
+    Of several layers the states are written to a folder each: OUT/layer-12 and so on.
+
     Example: slosched collect http://localhost:8000 --prompts prompts.txt --samples 3 --out answers.jsonl
+
+    Example: slosched collect models/smollm2 --prompts prompts.jsonl --chat --layer 10 --layer 20 --out states
     """
     from slosched.core.errors import InputError
     from slosched.predictors.collect import (
@@ -68,7 +74,7 @@ def collect(
         asked = read_prompts(prompts)
     if not served and Path(source).is_dir():
         found = collect_states(
-            source, asked, out, settings, layer=layer, every_tokens=every, loud=not as_json
+            source, asked, out, settings, layers=tuple(layer or ()), every_tokens=every, loud=not as_json
         )
     else:
         if not out.absolute().parent.is_dir():
@@ -96,14 +102,26 @@ def train_probe(
         Path, typer.Option("--data", help="Hidden states: a file or folder of slosched collect.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    refinement: Annotated[str, typer.Option(help="none, bayes (TRAIL) or prior.")] = "prior",
-    prompt_input: Annotated[str, typer.Option(help="mean (TRAIL) or mean+last.")] = "mean+last",
+    trail: Annotated[
+        bool, typer.Option("--trail", help="TRAIL's settings where nothing else is said below.")
+    ] = False,
+    refinement: Annotated[str | None, typer.Option(help="prior (default), none, or bayes (TRAIL).")] = None,
+    prompt_input: Annotated[str | None, typer.Option(help="mean+last (default), or mean (TRAIL).")] = None,
     spacing: Annotated[
-        str, typer.Option(help="Bins: quantile, or trail: ten up to 512 tokens.")
-    ] = "quantile",
-    bins: Annotated[int, typer.Option(help="Bins, with quantile spacing.")] = 10,
-    every: Annotated[int, typer.Option(help="While serving, a new forecast each so many tokens.")] = 8,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 15,
+        str | None, typer.Option(help="Bins: quantile (default), or trail: ten up to 512 tokens.")
+    ] = None,
+    bins: Annotated[int | None, typer.Option(help="Bins, with quantile spacing: 10.")] = None,
+    values: Annotated[
+        str | None, typer.Option(help="What stands for a bin: mean (default), or middle (TRAIL).")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="While serving, a new forecast each so many tokens: 8 (TRAIL 1).")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Units of the hidden layer: 128 (TRAIL 512).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data: 15 (TRAIL 30).")] = None,
+    batch: Annotated[int | None, typer.Option(help="States of a step: 256 (TRAIL 32).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW: 0.002 (TRAIL 0.01).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW: 0.3 (TRAIL 0.01).")] = None,
     seed: c.Seed = 0,
     as_json: c.AsJson = False,
 ) -> None:
@@ -112,14 +130,19 @@ def train_probe(
     Writes probe.safetensors, probe.json with the measures on held-out requests, and learning curves.
 
     Example: slosched train probe --data states/ --out probe/
+
+    Example: slosched train probe --data states/ --trail --refinement none --out probe/
     """
-    from slosched.predictors.probe_training import Settings, train_probe, write_curves
+    from slosched.predictors.probe_training import TRAIL, Settings, train_probe, write_curves
     from slosched.predictors.states import load_states
 
-    settings = Settings(
-        refinement=refinement, prompt_input=prompt_input, spacing=spacing, bins=bins, every_tokens=every,
-        epochs=epochs, seed=seed,
-    )  # fmt: skip
+    given = {
+        "refinement": refinement, "prompt_input": prompt_input, "spacing": spacing, "bins": bins,
+        "values": values, "every_tokens": every, "width": width, "epochs": epochs, "batch": batch,
+        "learning_rate": learning_rate, "weight_decay": weight_decay,
+    }  # fmt: skip
+    known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = replace(TRAIL if trail else Settings(), seed=seed, **known)
     states = load_states(data)
     with c.progress_bar("epochs") as progress:
         probe, curves = train_probe(states, settings, progress=progress)
@@ -133,7 +156,7 @@ def train_probe(
 
     names = {
         "prompt_end": "at the prompt's end",
-        "later": f"every {every} tokens",
+        "later": "every {every} tokens",
         "later_longest_tenth": "every {every} tokens, longest tenth of answers",
     }
     table = Table(title=f"Remaining length on {report['held_out_requests']} held-out requests, tokens")
@@ -141,7 +164,7 @@ def train_probe(
         table.add_column(column)
     for name, errors in report["held_out"].items():
         words = [f"{errors[k]:.1f}" if k in errors else "–" for k in ("mae_tokens", "bias_tokens")]
-        table.add_row(names[name].format(every=every), str(errors["count"]), *words)
+        table.add_row(names[name].format(every=settings.every_tokens), str(errors["count"]), *words)
     c.print_table(table)
     print(f"{report['requests']} requests, {report['states']} states; written to {out}")
 

@@ -113,7 +113,7 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
     ------
     InputError
         If the file is missing, is not UTF-8, lacks a column, a value is out of its domain, it has fewer than
-        `LEAST_PROMPTS` prompts, or all lengths are equal.
+        `LEAST_PROMPTS` prompts, or all lengths are equal, or all answers cut off.
     """
     path = Path(path)
     prompts: list[Prompt] = []
@@ -140,6 +140,8 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
         cut += flags
     ok = len(prompts) >= LEAST_PROMPTS
     require(ok, f"{path}", f"a file of at least {LEAST_PROMPTS} prompts with answers", len(prompts))
+    if all(cut):
+        raise InputError(f"{path}: cut must be false for some answers, got true in all {len(cut)}.")
     if min(lengths) == max(lengths):
         raise InputError(
             f"{path}: output_tokens must differ, got {lengths[0]} in all {len(lengths)} answers."

@@ -90,6 +90,8 @@ class Collected:
 def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a file: JSON objects with ``prompt`` if it ends in ``.jsonl``, else a prompt a line.
 
+    Lines end with a line feed: a prompt may hold any other separator, such as U+2028.
+
     Raises
     ------
     InputError
@@ -302,7 +304,7 @@ def collect_states(
     out: str | Path,
     settings: CollectSettings | None = None,
     *,
-    layer: int | None = None,
+    layers: Sequence[int] = (),
     every_tokens: int = 4,
     engine: dict[str, Any] | None = None,
     loud: bool = False,
@@ -318,9 +320,10 @@ def collect_states(
     out
         Folder to write: ``*.safetensors`` as `slosched.predictors.states` reads, ``answers.jsonl``.
     settings
-        Samples, longest answer, temperature, seed, concurrency.
-    layer
-        Decoder layers a state has passed; the middle if not given.
+        Samples, longest answer, temperature, seed, concurrency, chat template or not.
+    layers
+        Decoder layers a state has passed; the middle if none is given. Several are written to a folder each,
+        ``layer-K`` in `out`.
     every_tokens
         A state each so many tokens.
     engine
@@ -344,23 +347,24 @@ def collect_states(
         raise MissingExtraError("vllm", "vllm")
     settings, out = settings or CollectSettings(), Path(out)
     require(every_tokens >= 1, "every_tokens", "at least 1", every_tokens)
-    if any(out.glob("*.safetensors")):
+    if any(out.rglob("*.safetensors")):
         raise InputError(f"out must be a folder without states, got {str(out)!r}.")
     asked = {
         "SLOSCHED_STATES": str(out.absolute()), "SLOSCHED_STATES_EVERY": str(every_tokens),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }  # fmt: skip
-    if layer is not None:
-        asked["SLOSCHED_STATES_LAYER"] = str(layer)
+    if layers:
+        asked["SLOSCHED_STATES_LAYER"] = ",".join(map(str, layers))
     todo = [(i, s) for i in range(len(prompts)) for s in range(settings.samples)]
     base = {"seed": settings.seed, "max_num_seqs": settings.concurrency, "enable_prefix_caching": False}
     task = {
         "model": str(model), "prompts": [prompts[i] for i, _ in todo], "engine": {**base, **(engine or {})},
-        "max_tokens": settings.max_tokens, "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens, "temperature": settings.temperature, "chat": settings.chat,
     }  # fmt: skip
     answers = _of_engine(task, asked, loud=loud)
     # vLLM adds a random ending to the names it uses inside.
-    names = {name.rsplit("-", 1)[0]: name for name in load_states(out).names}
+    first = out / f"layer-{layers[0]}" if len(layers) > 1 else out
+    names = {name.rsplit("-", 1)[0]: name for name in load_states(first).names}
     records = []
     for (i, sample), answer in zip(todo, answers, strict=True):
         cut = answer["finish_reason"] in CUT_REASONS or answer["finish_reason"] is None

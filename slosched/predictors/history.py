@@ -14,7 +14,7 @@ import numpy as np
 
 from slosched.core.errors import InputError
 from slosched.core.files import write_files
-from slosched.core.forecast import LengthForecast
+from slosched.core.forecast import FORECAST_ATOMS, LengthForecast
 from slosched.core.table import Floats
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import censored_quantiles
@@ -24,6 +24,9 @@ KEPT = 512
 
 LEAST = 16
 """Answers needed before a bucket, or a class, is believed."""
+
+GENERAL = 4.0
+"""Answers that the general forecast counts for in a class that has few of its own."""
 
 HALF_LIFE = 128
 """Answers after which one counts half: old regimes fade."""
@@ -47,10 +50,10 @@ class _Seen:
 class ClassHistory:
     """Streaming quantiles by class and prompt-length bucket, a `slosched.predictors.Predictor`.
 
-    A forecast is made of the answers of the request's class and prompt-length bucket; of the whole class
-    while the bucket has fewer than `LEAST`; a broad general one while the class has. Answers cut off by a
-    limit, and those still running, count as lower bounds: leaving them out would favour short ones. Older
-    answers weigh less.
+    A forecast is made of the answers of the request's class and prompt-length bucket, or of the whole class
+    while the bucket has fewer than `LEAST`. While the class has fewer, a broad general forecast counts beside
+    them as `GENERAL` answers. Answers cut off by a limit, and those still running, count as lower bounds:
+    leaving them out would favour short ones. Older answers weigh less.
 
     Attributes
     ----------
@@ -84,7 +87,7 @@ class ClassHistory:
         """Forecast for a class and a prompt length; made anew when an eighth more has been seen."""
         for key in ((slo_class, bucket(prompt_tokens)), (slo_class, -1)):
             seen = self._seen.get(key)
-            if seen is None or len(seen.answers) < LEAST:
+            if seen is None or (key[1] >= 0 and len(seen.answers) < LEAST):
                 continue
             if seen.made is None or seen.since > len(seen.answers) // 8:
                 seen.made, seen.since = self._made(key, seen), 0
@@ -107,6 +110,10 @@ class ClassHistory:
                 tokens.append(generated)
                 cut.append(True)
                 weights.append(1.0)
+        if n < LEAST:
+            tokens += [round(atom) for atom in self._fallback.atoms]
+            cut += [False] * FORECAST_ATOMS
+            weights += [GENERAL / FORECAST_ATOMS] * FORECAST_ATOMS
         atoms = np.maximum(1.0, censored_quantiles(tokens, cut, weights=weights))
         return LengthForecast(tuple(float(a) for a in atoms))
 

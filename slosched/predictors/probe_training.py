@@ -41,8 +41,8 @@ HELD_OUT = 0.1
 class Settings:
     """How a probe is trained.
 
-    TRAIL's are width 512, 30 epochs, batch 32, rate 0.01, with millions of states; from a thousand requests a
-    smaller, strongly decayed network learns more (``benchmarks/probe.py``).
+    `TRAIL` has the paper's settings, made for millions of states; from a thousand requests a smaller,
+    strongly decayed network learns more (``benchmarks/probe.py``).
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ class Settings:
         Bins of remaining tokens.
     spacing
         ``quantile``: as many training labels in each; ``trail``: ten of equal width up to 512 tokens.
+    values
+        Remaining tokens that stand for a bin: ``mean`` of those seen in it, or its ``middle``, as TRAIL.
     every_tokens
         A running request gets a new forecast each so many tokens.
     width
@@ -68,6 +70,7 @@ class Settings:
     refinement: str = "prior"
     bins: int = 10
     spacing: str = "quantile"
+    values: str = "mean"
     every_tokens: int = 8
     width: int = 128
     epochs: int = 15
@@ -81,11 +84,19 @@ class Settings:
             got = getattr(self, name)
             require(got in known, name, f"one of {', '.join(known)}", got)
         require(self.spacing in ("quantile", "trail"), "spacing", "quantile or trail", self.spacing)
+        require(self.values in ("mean", "middle"), "values", "mean or middle", self.values)
         for name in ("every_tokens", "width", "epochs", "batch"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.bins >= 2, "bins", "at least 2", self.bins)
         require(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
         require(0 <= self.weight_decay < 1, "weight_decay", "at least 0 and below 1", self.weight_decay)
+
+
+TRAIL = Settings(
+    prompt_input="mean", refinement="bayes", spacing="trail", values="middle", every_tokens=1, width=512,
+    epochs=30, batch=32, learning_rate=0.01, weight_decay=0.01,
+)  # fmt: skip
+"""The paper's settings; it names no weight decay, and 0.01 is what AdamW has where nothing is said."""
 
 
 @dataclass(slots=True)
@@ -153,8 +164,8 @@ def train_probe(
     )  # fmt: skip
     about = About(
         model=data.model, hidden_size=data.hidden_size, layer=data.layer, edges=edges,
-        values=_values(seen, edges), prompt_input=settings.prompt_input, refinement=settings.refinement,
-        every_tokens=settings.every_tokens,
+        values=_values(seen, edges, settings.values), prompt_input=settings.prompt_input,
+        refinement=settings.refinement, every_tokens=settings.every_tokens,
     )  # fmt: skip
     report = {
         "requests": count,
@@ -354,11 +365,13 @@ def _edges(data: States, settings: Settings) -> tuple[float, ...]:
     return tuple(float(e) for e in np.unique(np.concatenate([[0.0], inner[1:]])))
 
 
-def _values(data: States, edges: Sequence[float]) -> tuple[float, ...]:
-    """Mean label of each bin; its middle where there is none."""
+def _values(data: States, edges: Sequence[float], kind: str) -> tuple[float, ...]:
+    """Mean label of each bin, or its middle; this also where there is no label."""
     labels = np.concatenate([data.output_tokens[~data.cut], data.remaining_tokens[~data.cut[data.request]]])
     bins = bin_of(labels, edges)
     middle = (np.asarray(edges[1:]) + np.asarray(edges[:-1])) / 2
+    if kind == "middle":
+        return tuple(middle.tolist())
     count = np.bincount(bins, minlength=len(middle))
     total = np.bincount(bins, weights=labels, minlength=len(middle))
     return tuple(float(v) for v in np.where(count > 0, total / np.maximum(count, 1), middle))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from slosched.core.errors import InputError, MissingExtraError
 from slosched.predictors import load_predictor
 from slosched.predictors.ranker import tau
+from slosched.predictors.states import read_tensors, write_tensors
 
 for name in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name, reason="encoder rankers need the extra encoder")
 
+from slosched.predictors.encoder import Encoder  # noqa: E402
 from slosched.predictors.encoder_ranker import METHODS, EncoderRanker, train_encoder  # noqa: E402
 
 from .test_transformer import made_up, tiny  # noqa: E402
@@ -34,3 +38,45 @@ def test_a_rung_learns_and_comes_back_from_disk(tmp_path: Path, method: str) -> 
     assert np.mean(test.output_tokens <= atoms[:, -1]) > 0.8
     assert isinstance(again, EncoderRanker)
     assert tau(again.quick.forecast(test.prompts).mean(axis=1), test.output_tokens) > 0.5
+
+
+ODD = ("", "say one " * 20_000, "\x00\xff\ud800", "derive ten \u2028 laws", "列出十首歌 🎵", " " * 5000)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> EncoderRanker:
+    folder = tmp_path_factory.mktemp("encoder")
+    ranker = train_encoder(made_up(60, 0), tiny(folder / "m", "encoder"), folder / "r", window_tokens=16)
+    ranker.save(folder / "r")
+    return ranker
+
+
+def test_prompts_of_any_content_get_the_same_score_alone_as_in_company(made: EncoderRanker) -> None:
+    """Empty, huge, binary, in any script; those beyond the window are read at both ends."""
+    together = made.score(ODD)
+    assert np.isfinite(together).all()
+    assert together == pytest.approx([float(made.score([text])[0]) for text in ODD], abs=0.05)
+    assert len(made.encoder.tokens(ODD[1])) == 16
+    assert made.encoder.tokens("say " * 50 + "now")[-1] == made.encoder.tokens("now")[-1]
+
+
+def test_what_does_not_fit_is_refused_by_name(made: EncoderRanker, tmp_path: Path) -> None:
+    folder = made.save(tmp_path / "r")
+    arrays, about = read_tensors(folder / "ranker.safetensors")
+    write_tensors(folder / "ranker.safetensors", arrays | {"head": arrays["head"][:16]}, about)
+    with pytest.raises(InputError, match=r"head must be of shape \(32,\)"):
+        load_predictor(folder)
+    (folder / "encoder.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match="ONNX encoder"):
+        load_predictor(folder)
+    (folder / "encoder.onnx").unlink()
+    with pytest.raises(InputError, match=r"encoder must be a folder with encoder\.onnx"):
+        load_predictor(folder)
+    with pytest.raises(InputError, match="model must be a folder"):
+        train_encoder(made_up(60, 0), "no_such_package", tmp_path / "x")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed.*slosched\[encoder\]"):
+        Encoder(tmp_path)

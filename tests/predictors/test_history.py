@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,18 @@ def test_prompt_lengths_have_histories_of_their_own() -> None:
     atoms = history.forecast([Prompt("", 30, "chat"), Prompt("", 30, "new")])
     assert atoms.shape == (2, 8)
     assert np.ptp(atoms[1]) > 100
+
+
+def test_few_answers_of_a_class_count_beside_the_general_forecast() -> None:
+    """Quantiles move from the general forecast to the class's with each answer, never past it."""
+    history = ClassHistory()
+    means = []
+    for _ in range(LEAST + 4):
+        means.append(history.of("chat").mean_tokens)
+        history.observe("chat", 10)
+    assert all(a >= b for a, b in pairwise(means))
+    assert means[4] < 0.7 * means[0]
+    assert means[-1] == 10
 
 
 def test_saved_history_forecasts_the_same(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, data: Path, tmp_path
         (("train", "ranker", "--data", poor, "--out", out), "at least 20 prompts"),
         (("train", "ranker", "--data", data, "--out", out, "--objective", "x"), "objective must be"),
         (("train", "ranker", "--data", data, "--out", out, "--class", "no"), "at least 20 prompts"),
+        (("train", "ranker", "--data", data, "--out", out, "--method", "x"), "method must be one of light"),
+        (("train", "ranker", "--data", data, "--out", out, "--method", "json:x"), "must name a function"),
+        (("train", "ranker", "--data", data, "--out", out, "--method", "tuned"), "model must be given"),
         (("predict", tmp_path / "none", "Hello"), "predictor must be a folder"),
         (("evaluate", "predictor", tmp_path, "--data", data), "predictor must be a folder"),
     ]
@@ -96,6 +100,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, data: Path, tmp_path
         assert words in error
         assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_method_of_ones_own_is_named(run: Run, data: Path, tmp_path: Path) -> None:
+    code, text, _ = run(
+        "train", "ranker", "--data", data, "--out", tmp_path / "out", "--json",
+        "--method", "slosched.predictors.training:light",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(text)["held_out"]["tau"] > 0.3
+    assert (tmp_path / "out" / "predictor.json").exists()
+
+
+def test_a_missing_encoder_package_is_named(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is installed here: the message says which extra to install, and nothing is written."""
+    for name in ("torch", "transformers", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    arguments = ("train", "ranker", "--data", data, "--out", tmp_path / "out", "--model", tmp_path)
+    for method in ("frozen", "tuned", "ltr"):
+        code, _, error = run(*arguments, "--method", method)
+        assert code == 1
+        assert "pip install 'slosched[" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_commands_show_an_example(run: Run) -> None:

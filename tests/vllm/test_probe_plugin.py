@@ -133,7 +133,7 @@ def test_a_layer_the_model_has_not_is_refused(
     monkeypatch.delenv(probe_settings.LAYER)
     reader = reader_for("tiny", 8, 4)
     assert isinstance(reader, Collector)
-    assert reader.layer == 2
+    assert reader.layers == (2,)
 
 
 def test_forecasts_that_make_no_sense_are_counted_and_ignored(ledger: Ledger) -> None:

@@ -26,7 +26,10 @@ def answers(task: dict[str, Any]) -> list[dict[str, Any]]:
     if watch is None:
         raise InputError("the engine must hand out hidden states; its log says why it does not.")
     params = SamplingParams(temperature=task["temperature"], max_tokens=task["max_tokens"])
-    given = llm.generate(task["prompts"], params)
+    if task.get("chat"):
+        given = llm.chat([[{"role": "user", "content": prompt}] for prompt in task["prompts"]], params)
+    else:
+        given = llm.generate(task["prompts"], params)
     watch.reader.flush()
     return [
         {

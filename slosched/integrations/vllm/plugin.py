@@ -99,9 +99,10 @@ def _attach(runner: Any) -> Any:
     text = config.model_config.hf_text_config
     reader = reader_for(config.model_config.model, int(text.hidden_size), int(text.num_hidden_layers))
     # vLLM counts layers passed: number k is what leaves the k-th decoder layer.
-    model.set_aux_hidden_state_layers((reader.layer,))
+    model.set_aux_hidden_state_layers(reader.layers)
     runner.use_aux_hidden_state_outputs = True
-    logger.info("slosched: %s reads layer %d", type(reader).__name__.lower(), reader.layer)
+    numbers = ", ".join(map(str, reader.layers))
+    logger.info("slosched: %s reads layer %s", type(reader).__name__.lower(), numbers)
     return Watch(reader)
 
 

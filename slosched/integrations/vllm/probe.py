@@ -48,11 +48,12 @@ class Step:
 class Reader(Protocol):
     """What is done with the states: forecasting, or writing them down.
 
-    `together` says whether all requests are read in the same step, one in `every_tokens`, rather than each at
-    its own multiples of so many tokens: one matrix product for many rows, and nothing to do in other steps.
+    `layers` are those whose states are read; several stand side by side in a row. `together` says whether all
+    requests are read in the same step, one in `every_tokens`, rather than each at its own multiples of so
+    many tokens: one matrix product for many rows, and nothing to do in other steps.
     """
 
-    layer: int
+    layers: tuple[int, ...]
     every_tokens: int
     together: bool
 
@@ -181,7 +182,8 @@ class Forecaster:
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
-        self.layer, self.every_tokens = probe.about.layer, probe.about.every_tokens
+        self.layers: tuple[int, ...] = (probe.about.layer,)
+        self.every_tokens = probe.about.every_tokens
         self.forecasts = self.bad_states = 0
         self._beliefs: dict[str, Belief] = {}
 
@@ -223,12 +225,14 @@ class _Answer:
 
 
 class Collector:
-    """Writes states and answer lengths to files of `SHARD_REQUESTS` requests, the rest at exit."""
+    """Writes states and answer lengths to files of `SHARD_REQUESTS` requests, the rest at exit; of several
+    layers to a folder each, ``layer-K``.
+    """
 
     together = False
 
-    def __init__(self, folder: Path, model: str, layer: int, every_tokens: int) -> None:
-        self.folder, self.model, self.layer, self.every_tokens = folder, model, layer, every_tokens
+    def __init__(self, folder: Path, model: str, layers: tuple[int, ...], every_tokens: int) -> None:
+        self.folder, self.model, self.layers, self.every_tokens = folder, model, layers, every_tokens
         self._open: dict[str, _Answer] = {}
         self._done: list[tuple[str, _Answer, int, bool]] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,22 +278,29 @@ class Collector:
         if not self._done:
             return
         done, self._done = self._done, []
-        hidden = len(done[0][1].prompt_state) // 2
         rows = [row for _, a, _, _ in done for row in a.states]
-        states = States(
-            model=self.model,
-            layer=self.layer,
-            names=[name for name, *_ in done],
-            prompt_states=np.stack([a.prompt_state for _, a, _, _ in done]),
-            output_tokens=np.array([tokens for _, _, tokens, _ in done], dtype=np.int64),
-            cut=np.array([cut for *_, cut in done], dtype=np.bool_),
-            states=np.stack(rows) if rows else np.empty((0, hidden), dtype=np.float32),
-            request=np.repeat(np.arange(len(done)), [len(a.states) for _, a, _, _ in done]),
-            generated_tokens=np.array([g for _, a, _, _ in done for g in a.generated], dtype=np.int64),
-        )
-        # The process number keeps several workers, and a later run, from writing over each other.
-        taken = len(list(self.folder.glob("*.safetensors")))
-        states.save(self.folder / f"states-{os.getpid()}-{taken:05d}.safetensors")
+        several = len(self.layers)
+        asked = np.stack([a.prompt_state for _, a, _, _ in done]).reshape(len(done), 2, several, -1)
+        hidden = asked.shape[3]
+        newest = np.stack(rows) if rows else np.empty((0, several * hidden), dtype=np.float32)
+        newest = newest.reshape(-1, several, hidden)
+        for k, layer in enumerate(self.layers):
+            folder = self.folder if several == 1 else self.folder / f"layer-{layer}"
+            folder.mkdir(parents=True, exist_ok=True)
+            states = States(
+                model=self.model,
+                layer=layer,
+                names=[name for name, *_ in done],
+                prompt_states=asked[:, :, k].reshape(len(done), 2 * hidden),
+                output_tokens=np.array([tokens for _, _, tokens, _ in done], dtype=np.int64),
+                cut=np.array([cut for *_, cut in done], dtype=np.bool_),
+                states=newest[:, k],
+                request=np.repeat(np.arange(len(done)), [len(a.states) for _, a, _, _ in done]),
+                generated_tokens=np.array([g for _, a, _, _ in done for g in a.generated], dtype=np.int64),
+            )
+            # The process number keeps several workers, and a later run, from writing over each other.
+            taken = len(list(folder.glob("*.safetensors")))
+            states.save(folder / f"states-{os.getpid()}-{taken:05d}.safetensors")
 
     def _close(self, name: str, *, cut: bool) -> None:
         answer = self._open.pop(name)
@@ -312,21 +323,27 @@ def reader_for(model: str, hidden_size: int, layers: int) -> Reader:
         probe = load_probe(probe_folder() or "")
         probe.check(model=model, hidden_size=hidden_size, layers=layers)
         return Forecaster(probe)
-    numbers = {LAYER: max(1, layers // 2), EVERY: 1}
-    for name, default in numbers.items():
-        text = os.environ.get(name, str(default))
-        most = layers if name == LAYER else 10_000
-        if not (text.isdecimal() and 1 <= int(text) <= most):
-            raise InputError(f"{name} must be an integer from 1 to {most}, got {text!r}.")
-        numbers[name] = int(text)
-    return Collector(Path(folder), model, numbers[LAYER], numbers[EVERY])
+    chosen = _integers(LAYER, str(max(1, layers // 2)), layers)
+    every = _integers(EVERY, "1", 10_000)
+    if len(every) > 1 or len(set(chosen)) < len(chosen):
+        raise InputError(f"{EVERY} must be one integer, and {LAYER} different ones, got {every}, {chosen}.")
+    return Collector(Path(folder), model, chosen, every[0])
+
+
+def _integers(name: str, default: str, most: int) -> tuple[int, ...]:
+    """An environment variable's integers, split by commas."""
+    text = os.environ.get(name, default)
+    found = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
+    if not all(1 <= number <= most for number in found):
+        raise InputError(f"{name} must be an integer from 1 to {most}, got {text!r}.")
+    return found
 
 
 def _step(runner: Any, state: Any) -> Step:
     batch = runner.input_batch
     n = batch.num_reqs
     starts = np.asarray(runner.query_start_loc.np[: n + 1], dtype=np.int64)
-    (states,) = state.aux_hidden_states
+    states = _beside(list(state.aux_hidden_states))
     return Step(
         names=list(batch.req_ids[:n]),
         first=starts[:-1],
@@ -336,6 +353,15 @@ def _step(runner: Any, state: Any) -> Step:
         known=np.asarray(batch.num_tokens_no_spec[:n], dtype=np.int64),
         states=states,
     )
+
+
+def _beside(layers: list[Any]) -> Any:
+    """The layers' states side by side; one layer's as they are."""
+    if len(layers) == 1:
+        return layers[0]
+    import torch
+
+    return torch.cat(layers, dim=-1)
 
 
 def _numpy(states: Any) -> NDArray[np.float32]:

@@ -1,0 +1,251 @@
+"""Forecasts from the first request on: how fast sources are weighed, and what that is worth to policies.
+
+    python benchmarks/cold_start.py [--part blend|effect] [--seeds 10000 …] [--policies slosched sjf]
+
+Needs the public data (SLOSCHED_DATA). Prompts of GPTeacher, GSM8K and CRUXEval with the lengths of one model.
+
+`blend`: answers come back one by one, 16 requests later; a ranker of each set forecasts each set. Pinball
+loss of the blended forecast over that of the class's history, and how many of the 80 % intervals hold.
+
+`effect`: 600 GPTeacher requests of two classes at 1.4 times what 32 slots can serve. Nothing is known at the
+start but what a ranker was trained on: nothing at all, another world (GSM8K and CRUXEval), or 250 or 2,500
+answers of one's own. Forecasts of those who wait are
+renewed as answers come. "class mean" is told the mean length of each class beforehand, "oracle" every length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, data_folder, environment, write_json
+from predictors import measures, spread
+from rungs import Set, read_sets
+
+from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.table import Floats
+from slosched.predictors.answers import Answers
+from slosched.predictors.base import Prompt
+from slosched.predictors.blend import HISTORY, Blend, Told
+from slosched.predictors.calibration import LEVELS, interval
+from slosched.predictors.history import ClassHistory
+from slosched.predictors.ranker import Ranker, tau, train_ranker
+
+DELAY = 16
+"""Requests that come before an answer is there."""
+
+SEGMENTS = {"first 50": (0, 50), "51 to 100": (50, 100), "after 100": (100, None)}
+REQUESTS, LOAD, SLOTS = 600, 1.4, 32
+RENEWED_AFTER = 32
+"""Answers after which forecasts of those who wait are renewed."""
+
+Cells = dict[str, dict[str, dict[str, float]]]
+
+
+def pinball(atoms: Floats, tokens: Floats) -> Floats:
+    """Pinball loss of the logarithm of the length, mean over levels, shape (n,)."""
+    miss = np.log(tokens)[:, None] - np.log(atoms)
+    return np.asarray(np.maximum(LEVELS * miss, (LEVELS - 1.0) * miss).mean(axis=1))
+
+
+def streamed(said: Floats, tokens: Floats) -> tuple[Floats, Floats]:
+    """Blended forecasts and those of the class's history, both shape (n, FORECAST_ATOMS)."""
+    history, blend = ClassHistory(), Blend()
+    told: list[Told] = []
+    mixed, past = np.empty_like(said), np.empty_like(said)
+    for i in range(len(tokens)):
+        past[i] = history.of("all").atoms
+        told.append(blend.tell("all", {HISTORY: past[i], "ranker": said[i]}))
+        mixed[i] = blend.atoms(told[-1])
+        if i >= DELAY:
+            history.observe("all", int(tokens[i - DELAY]))
+            blend.observe(told[i - DELAY], float(tokens[i - DELAY]))
+    return mixed, past
+
+
+def blends(sets: dict[str, Set], seed: int, cells: Cells) -> None:
+    """Every ranker on every set."""
+    asked = {name: (s.split(seed)[1], s) for name, s in sets.items()}
+    for name, trained in sets.items():
+        ranker = train_ranker(trained.answers(trained.split(seed)[0]), seed=seed)
+        for target, (rows, s) in asked.items():
+            tokens = s.lengths[rows].astype(np.float64)
+            said = ranker.forecast([Prompt(s.texts[i]) for i in rows.tolist()])
+            mixed, past = streamed(said, tokens)
+            ours, theirs, raw = pinball(mixed, tokens), pinball(past, tokens), pinball(said, tokens)
+            place = cells.setdefault(name if name == target else f"{name} -> {target}", {})
+            found = {f"loss, {k}": ours[a:b].mean() / theirs[a:b].mean() for k, (a, b) in SEGMENTS.items()}
+            found["loss, ranker alone"] = raw.mean() / theirs.mean()
+            low, high = interval(mixed[100:])
+            found["coverage after 100"] = np.mean((low <= tokens[100:]) & (tokens[100:] <= high))
+            low, high = interval(said)
+            found["coverage, ranker alone"] = np.mean((low <= tokens) & (tokens <= high))
+            found["tau, ranker"] = tau(said.mean(axis=1), tokens)
+            for key, value in found.items():
+                place.setdefault(key, {})[str(seed)] = round(float(value), 4)
+
+
+class Online:
+    """Put before a policy: forecasts are blended as requests come, learned from as answers end, and renewed
+    for those who wait.
+    """
+
+    def begin(self, said: Floats | None, output_tokens: Any, classes: Sequence[str]) -> None:
+        """What a ranker says of each request, row by row, and what only time will show."""
+        self._said, self._truth, self._classes = said, output_tokens, classes
+        self._history, self._blend = ClassHistory(), Blend({"prior": 0.3})
+        self._told: dict[int, Told] = {}
+        self._alive: set[int] = set()
+        self._answers = 0
+
+    def plan(self, snapshot: Any) -> Any:
+        """Learn from those who left, forecast for those who came, then plan."""
+        t = snapshot.table
+        alive = set(snapshot.waiting.tolist()) | set(snapshot.running.tolist())
+        before = self._answers // RENEWED_AFTER
+        for row in sorted(self._alive - alive):
+            tokens = int(self._truth[row])
+            self._history.observe(self._classes[row], tokens)
+            if row in self._told:
+                self._blend.observe(self._told.pop(row), tokens)
+            self._answers += 1
+        fresh = sorted(alive - self._alive)
+        self._alive = alive
+        for row in fresh:
+            t.atoms[row] = self._first(row)
+        if self._answers // RENEWED_AFTER > before:
+            for row in snapshot.waiting.tolist():
+                if t.generated_tokens[row] == 0:
+                    t.atoms[row] = self._again(row)
+        return super().plan(snapshot)  # type: ignore[misc]
+
+    def _first(self, row: int) -> Floats:
+        past = np.asarray(self._history.of(self._classes[row]).atoms)
+        if self._said is None:
+            return past
+        self._told[row] = self._blend.tell(self._classes[row], {HISTORY: past, "prior": self._said[row]})
+        return self._blend.atoms(self._told[row])
+
+    def _again(self, row: int) -> Floats:
+        past = np.asarray(self._history.of(self._classes[row]).atoms)
+        if self._said is None:
+            return past
+        self._told[row] = self._blend.again(self._told[row], past)
+        return self._blend.atoms(self._told[row])
+
+
+def online(policy: Any, said: Floats | None, output_tokens: Any, classes: Sequence[str]) -> Any:
+    """The policy with forecasts blended online."""
+    kind: Any = type(f"Online{type(policy).__name__}", (Online, type(policy)), {"static": False})
+    made = kind.__new__(kind)
+    made.__dict__.update(policy.__dict__)
+    made.begin(said, output_tokens, classes)
+    return made
+
+
+def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cells) -> None:
+    """Attainment and latency of policies by what was known at the start."""
+    from slosched.core.workload import Workload
+    from slosched.policies.registry import policy_of
+    from slosched.simulator import simulate
+    from slosched.timing.presets import find_engine
+    from slosched.workloads import ClassSpec, with_slos
+    from slosched.workloads.arrivals import first_arrivals
+
+    engine = find_engine("h100-llama-3.1-8b").with_limits(max_num_seqs=SLOTS, max_num_batched_tokens=2048)
+    names = ("codegen", "roleplay")
+    rng = np.random.default_rng(seed)
+    parts, known = [], []
+    for name in names:
+        order = rng.permutation(len(sets[name].texts))
+        parts.append(order[: REQUESTS // 2])
+        seen = {sets[name].texts[i] for i in parts[-1].tolist()}
+        known.append([i for i in order[REQUESTS // 2 :].tolist() if sets[name].texts[i] not in seen])
+    texts = [sets[n].texts[i] for n, rows in zip(names, parts, strict=True) for i in rows.tolist()]
+    tokens = np.concatenate([sets[n].lengths[rows] for n, rows in zip(names, parts, strict=True)])
+    label = np.repeat(np.arange(len(names)), REQUESTS // 2)
+    means = [float(sets[n].lengths[np.array(rows)].mean()) for n, rows in zip(names, known, strict=True)]
+
+    def own(count: int) -> Ranker:
+        share = [sets[n].answers(np.array(rows[: count // 2])) for n, rows in zip(names, known, strict=True)]
+        return train_ranker(_joined(share), seed=seed)
+
+    abroad = _joined([s.answers(s.split(seed)[0]) for n, s in sets.items() if n not in names])
+    prompts = [Prompt(text) for text in texts]
+    said: dict[str, Floats | None] = {
+        "class history": None,
+        "ranker of another world": train_ranker(abroad, seed=seed).forecast(prompts),
+        "250 own answers": own(250).forecast(prompts),
+        "2,500 own answers": own(2500).forecast(prompts),
+    }
+    fixed = {
+        "class mean": np.repeat(np.array(means)[label][:, None], FORECAST_ATOMS, axis=1),
+        "oracle": np.repeat(tokens[:, None].astype(np.float64), FORECAST_ATOMS, axis=1),
+    }
+    order = rng.permutation(len(texts))
+    step_s = float(engine.step_time.predict(sequences=SLOTS, kv_tokens=SLOTS * 150))
+    full_rps = SLOTS / (float(np.mean(tokens)) * step_s)
+    arrivals = first_arrivals(len(texts), 1.0, rng=rng) / (LOAD * full_rps)
+    base = Workload.plain(arrivals, np.full(len(texts), 40), tokens[order])
+    base = replace(base, class_index=label[order], classes=names)
+    slos = {"codegen": ClassSpec(e2e_s=3.0), "roleplay": ClassSpec(ttft_s=0.5, tpot_s=0.02)}
+    base = with_slos(base, slos, model=engine.step_time)
+    classes = [names[i] for i in label[order].tolist()]
+    for policy in policies:
+        for kind in (*fixed, *said):
+            chosen = policy_of(policy, seed=seed)
+            w = base
+            if kind in fixed:
+                w = replace(base, atoms=np.maximum(1.0, fixed[kind][order]))
+            else:
+                told = said[kind]
+                chosen = online(chosen, None if told is None else told[order], tokens[order], classes)
+            out = simulate(w, chosen, engine=engine).outcomes
+            place = cells.setdefault(f"{policy}, {kind}", {})
+            for key, value in measures(out).items():
+                place.setdefault(key, {})[str(seed)] = round(value, 5)
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    texts = [prompt.text for part in parts for prompt in part.prompts]
+    return Answers.single(texts, np.concatenate([part.output_tokens for part in parts]))
+
+
+def main() -> int:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--part", choices=("blend", "effect"), action="append")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10_000, 10_005)))
+    parser.add_argument("--policies", nargs="+", default=["slosched", "sjf", "trail"])
+    parser.add_argument("--answers", type=Path, nargs="*", default=[], help="further sets, for blend")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cold_start.json")
+    options = parser.parse_args()
+    folder = data_folder()
+    if folder is None:
+        print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
+        return 1
+    sets = read_sets(folder, options.answers)
+    found: dict[str, Cells] = {}
+    for seed in options.seeds:
+        for part in options.part or ("blend", "effect"):
+            cells = found.setdefault(part, {})
+            if part == "blend":
+                blends(sets, seed, cells)
+            else:
+                effect({n: s for n, s in sets.items() if ":" not in n}, seed, options.policies, cells)
+            print(f"seed {seed} {part}", file=sys.stderr, flush=True)
+        results = {
+            part: {place: {k: spread(v) for k, v in values.items()} for place, values in cells.items()}
+            for part, cells in found.items()
+        }
+        write_json(options.out, {"environment": environment(), "results": results})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
