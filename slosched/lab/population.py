@@ -16,14 +16,17 @@ FIRST_REPORTING_SEED, LAST_SEED = 10_000, 19_999
 """Seeds from the first to the last are for reporting, those below for tuning."""
 LEAST_REQUESTS, LEAST_S, LEAST_LIMITS = 1000, 60.0, 20.0
 """A draw has at least so many requests, seconds, and times its tightest TTFT or e2e limit."""
-LONG_S, LONG_SHARE = 600.0, 0.08
+LONG_S, LONG_SHARE = 600.0, 0.05
 """Some draws last ten minutes."""
-BURST_SHARE, BURST_REQUESTS = 0.08, (250, 400)
-"""Some are short bursts."""
-MOST_REQUESTS, MOST_S = 6000, 1000.0
+BURST_SHARE, BURST_REQUESTS, BURST_S = 0.08, (250, 400), 40.0
+"""Some are short bursts: so many requests within so many seconds at most."""
+MOST_REQUESTS, MOST_S = 4000, 1000.0
 """Draws beyond are drawn again: one run should take seconds, not minutes."""
-MOST_STEPS = 16_000
-"""And those with more engine steps, by the model."""
+MOST_STEPS, STEP = 6000, 2.0
+"""And those with more engine steps, each taken to last twice the base of the step-time model."""
+SLOW_FAMILIES, SLOWER = ("agents", "reasoning", "documents"), 3
+"""Families of which an engine serves few a second: such draws may have three times as many steps, or there
+would be none of them."""
 TRIES = 1000
 
 SEQS = (64, 128, 256, 512, 1024)
@@ -86,18 +89,21 @@ def draw(seed: int) -> Scenario:
     """
     require(0 <= seed <= LAST_SEED, "seed", f"an integer from 0 to {LAST_SEED}", seed)
     rng = np.random.default_rng((seed, 2024))
+    # Once for all tries: what takes long, or little, would be drawn again too often, or too seldom.
+    load, burst, long = _log_uniform(*LOADS, rng), rng.random() < BURST_SHARE, rng.random() < LONG_SHARE
     for _ in range(TRIES):
-        found = _sized(_once(seed, rng), rng)
+        plain = _once(seed, load, rng)
+        found = _burst(plain, rng) if burst else _sized(plain, long)
         if found is not None:
             return found
     raise AssertionError(f"no affordable scenario of seed {seed} in {TRIES} tries")
 
 
-def _once(seed: int, rng: np.random.Generator) -> Scenario:
+def _once(seed: int, load: float, rng: np.random.Generator) -> Scenario:
     """A scenario of 1,000 requests."""
     name = str(rng.choice(list(PRESETS)))
     seqs, budget, kv = _engine(name, rng)
-    classes, load = _classes(rng)
+    classes, load = _classes(load, rng)
     tenants = int(rng.choice([1, 4, 20]))
     weights = rng.choice(["equal", "classes", "heavy"], p=[0.45, 0.25, 0.3])
     if weights == "classes":
@@ -116,15 +122,17 @@ def _once(seed: int, rng: np.random.Generator) -> Scenario:
         tenants=tenants,
         greedy_share=_round(rng.uniform(0.5, 0.8)) if tenants > 1 and rng.random() < 0.4 else 0.0,
         heavy_share=_round(rng.uniform(0.05, 0.15)) if weights == "heavy" else 0.0,
-        burst=bool(rng.random() < BURST_SHARE),
     )
 
 
-def _sized(plain: Scenario, rng: np.random.Generator) -> Scenario | None:
+def _burst(plain: Scenario, rng: np.random.Generator) -> Scenario | None:
+    """The scenario as a short burst, or None if its requests come too slowly for one."""
+    burst = plain.model_copy(update={"requests": int(rng.integers(*BURST_REQUESTS)), "burst": True})
+    return burst if burst.traffic().window_s <= BURST_S else None
+
+
+def _sized(plain: Scenario, long: bool) -> Scenario | None:
     """The scenario with as many requests as it must have, or None if that costs too much."""
-    long = rng.random() < LONG_SHARE
-    if plain.burst:
-        return plain.model_copy(update={"requests": int(rng.integers(*BURST_REQUESTS))})
     real = plain.traffic()
     promised = limits_of(real.workload)
     tightest_s = float(np.minimum(real.workload.ttft_s, real.workload.e2e_s)[promised].min(initial=np.inf))
@@ -135,7 +143,10 @@ def _sized(plain: Scenario, rng: np.random.Generator) -> Scenario | None:
     # A few more than needed: the mean of other lengths differs a little.
     requests = max(LEAST_REQUESTS, int(np.ceil(1.05 * least_s * rate)))
     window_s = requests / rate
-    ok = requests <= MOST_REQUESTS and window_s <= MOST_S and window_s / real.demand.step_s <= MOST_STEPS
+    steps = window_s / (STEP * plain.engine.step_time.base_s)
+    slow = any(t.family in SLOW_FAMILIES for t in plain.classes) or long
+    ok = requests <= MOST_REQUESTS and window_s <= MOST_S
+    ok = ok and steps <= MOST_STEPS * (SLOWER if slow else 1)
     return plain.model_copy(update={"requests": requests}) if ok else None
 
 
@@ -151,8 +162,8 @@ def _engine(name: str, rng: np.random.Generator) -> tuple[int, int, int]:
     return seqs, budget, kv
 
 
-def _classes(rng: np.random.Generator) -> tuple[list[Traffic], float]:
-    """Classes with their arrivals and limits, and the load."""
+def _classes(load: float, rng: np.random.Generator) -> tuple[list[Traffic], float]:
+    """Classes with their arrivals and limits, and the load, which lasting overload may raise."""
     count = int(rng.choice(CLASS_COUNTS[0], p=CLASS_COUNTS[1]))
     tiers = count > 1 and rng.random() < 0.25
     kinds = list(KINDS)
@@ -160,7 +171,6 @@ def _classes(rng: np.random.Generator) -> tuple[list[Traffic], float]:
     families = [str(rng.choice(KINDS[kind])) for kind in chosen]
     if tiers:
         families = families[:1] * count
-    load = _log_uniform(*LOADS, rng)
     together = rng.random() < 0.6
     common, load = _arrivals(rng, load)
     same_limits = rng.random() < 0.4
@@ -208,7 +218,7 @@ def _arrivals(rng: np.random.Generator, load: float) -> tuple[tuple[float, tuple
     if kind == "overload":
         edge, peak = OVERLOAD_EDGE, OVERLOAD_PEAK
         profile = ((0.0, edge), (0.2, edge), (0.2, peak), (0.8, peak), (0.8, edge), (1.0, edge))
-        return (1.0, profile), _log_uniform(0.9, 1.8, rng)
+        return (1.0, profile), max(load, _log_uniform(0.9, 1.8, rng))
     return (1.0, STEADY), load
 
 

@@ -28,7 +28,9 @@ def answer_tokens(snapshot: Snapshot, rows: Ints) -> Floats:
     return np.asarray(t.generated_tokens[rows] + left)
 
 
-def first_and_pace_s(snapshot: Snapshot, rows: Ints, pace_s: float | None = None) -> tuple[Floats, Floats]:
+def first_and_pace_s(
+    snapshot: Snapshot, rows: Ints, pace_s: float | None = None, *, whole_paces: bool = True
+) -> tuple[Floats, Floats]:
     """TTFT and TPOT limits in seconds, end-to-end limits split into the two.
 
     An end-to-end limit E leaves the first token of an answer of n expected tokens max(E - n·P, E / 2), P its
@@ -42,6 +44,9 @@ def first_and_pace_s(snapshot: Snapshot, rows: Ints, pace_s: float | None = None
     pace_s
         Pace of requests that have limits, but none on TPOT, above 0. Without it the split of E allows for
         twice a decode step now, and a TTFT limit alone implies no pace.
+    whole_paces
+        Whether what an end-to-end limit leaves for the answer limits the pace. A rule that obeys the tightest
+        pace of all should not take it for one: a length forecast that is too long makes it arbitrarily tight.
 
     Returns
     -------
@@ -69,7 +74,7 @@ def first_and_pace_s(snapshot: Snapshot, rows: Ints, pace_s: float | None = None
     split = np.where(there, t.first_token_s[rows] - t.arrival_s[rows], split)
     first = np.where(whole, np.minimum(ttft, split), ttft)
     rest = (limit - np.where(whole, first, 0.0)) / n
-    return first, np.where(whole & (rest >= step_s), np.minimum(tpot, rest), tpot)
+    return first, np.where(whole & (rest >= step_s) & whole_paces, np.minimum(tpot, rest), tpot)
 
 
 def next_due_s(snapshot: Snapshot, rows: Ints, first_s: Floats, pace_s: Floats) -> Floats:

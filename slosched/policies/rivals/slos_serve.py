@@ -30,8 +30,8 @@ class SlosServe(Policy):
     follows by arrival. A step holds what fits in the tightest TPOT limit of the decodes that run.
 
     Known second-hand only. Left out: speculation, re-routing to other replicas, and serving decodes of loose
-    TPOT limits less often. An end-to-end limit is split into TTFT and TPOT (`first_and_pace_s`). Requests
-    without limits are best effort.
+    TPOT limits less often. An end-to-end limit is split into TTFT and TPOT
+    (`first_and_pace_s`). Requests without limits are best effort.
 
     Parameters
     ----------
@@ -41,22 +41,27 @@ class SlosServe(Policy):
         Requests in one program, by deadline, at least 1.
     units
         Steps that the largest weight is divided into, at least 1.
+    whole_paces
+        Whether an end-to-end limit implies one on the pace of the answer (see `first_and_pace_s`).
     """
 
     name: ClassVar[str] = "slos-serve"
     paces: ClassVar[bool] = True
 
-    def __init__(self, *, margin: float = 1.0, most: int = 64, units: int = 10) -> None:
+    def __init__(
+        self, *, margin: float = 1.0, most: int = 64, units: int = 10, whole_paces: bool = False
+    ) -> None:
         require(0 < margin < np.inf, "margin", "above 0", margin)
         require(most >= 1, "most", "at least 1", most)
         require(units >= 1, "units", "at least 1", units)
-        self.margin, self.most, self.units = margin, most, units
+        require(isinstance(whole_paces, bool), "whole_paces", "true or false", whole_paces)
+        self.margin, self.most, self.units, self.whole_paces = margin, most, units, whole_paces
 
     def plan(self, snapshot: Snapshot) -> Plan:
         """Decide on newcomers; accepted by deadline, then the others."""
         t, waiting, running = snapshot.table, snapshot.waiting, snapshot.running
         state = t.extra("slos-serve.state", fill=NEW)
-        first, pace = first_and_pace_s(snapshot, waiting)
+        first, pace = first_and_pace_s(snapshot, waiting, whole_paces=self.whole_paces)
         due = t.arrival_s[waiting] + first
         state[waiting[np.isinf(due)]] = DECLINED
         state[waiting[t.generated_tokens[waiting] > 0]] = ACCEPTED
@@ -67,7 +72,7 @@ class SlosServe(Policy):
         group = np.where(state[waiting] == ACCEPTED, 0, np.where(state[waiting] == NEW, 1, 2))
         order = waiting[np.lexsort((np.where(group == 2, 0.0, due), group))]
         decode = in_decode(snapshot, running)
-        _, theirs = first_and_pace_s(snapshot, running[decode])
+        _, theirs = first_and_pace_s(snapshot, running[decode], whole_paces=self.whole_paces)
         head = np.concatenate([running[~decode], order])[:1]
         have = float(np.maximum(t.computed_tokens[head], t.cached_tokens[head]).sum())
         count = np.array([int(decode.sum())])
@@ -77,7 +82,7 @@ class SlosServe(Policy):
     def _decide(self, snapshot: Snapshot, rows: Ints, left_s: Floats, pace: Floats, state: Floats) -> None:
         t, running = snapshot.table, snapshot.running
         decode = in_decode(snapshot, running)
-        _, theirs = first_and_pace_s(snapshot, running)
+        _, theirs = first_and_pace_s(snapshot, running, whole_paces=self.whole_paces)
         tightest = min(float(theirs.min(initial=np.inf)), float(pace.min(initial=np.inf)))
         counts, middle = len(running) + np.arange(len(rows) + 1), float(t.prompt_tokens[rows].mean() / 2)
         room, seconds = self._step(snapshot, counts, middle, tightest)

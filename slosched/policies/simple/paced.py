@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.policies.fill import admissible, fill, todo_tokens
+from slosched.policies.fill import admissible, todo_tokens
 from slosched.policies.hopeless import refused
 from slosched.policies.pace import in_decode
 from slosched.timing.estimate import deadline_s, decode_step_s, hopeless, prefill_s
@@ -77,32 +79,27 @@ class Paced(Policy):
         if self.rejects:
             reject = refused(snapshot, snapshot.waiting, self.least_chance)
             preempt = refused(snapshot, snapshot.running, self.least_chance)  # to be refused next
-            seen = replace(
-                snapshot,
-                waiting=snapshot.waiting[~np.isin(snapshot.waiting, reject)],
-                running=snapshot.running[~np.isin(snapshot.running, preempt)],
-            )
+            seen = _without(snapshot, reject, preempt)
         decode = in_decode(seen, seen.running)
         decodes, begun = seen.running[decode], seen.running[~decode]
-        line = self._line(seen, np.concatenate([begun, seen.waiting]))
-        order = line[~np.isin(line, begun)]
+        line, runs = self._line(seen, begun)
+        order = line[~runs]
         pace_s, alone_s = self.pace_s(seen, decodes)
         able = admissible(seen, order)
-        held = seen.waiting[:0]
         if self.hold and len(decodes):
             able = self._bearable(seen, decodes, begun, able, pace_s)
-            held = order[~np.isin(order, able)]
-        prompts = line[np.isin(line, begun) | np.isin(line, able)]
-        room = self._room(seen, decodes, prompts, max(self.share * pace_s, alone_s))
+        # Those admitted now are the first waiting ones of the line.
+        competes = runs | (np.cumsum(~runs) <= len(able))
+        prompts, runs = line[competes], runs[competes]
         want = todo_tokens(seen, prompts)
+        room = self._room(seen, decodes, prompts, want, max(self.share * pace_s, alone_s))
         given = np.clip(room - (np.cumsum(want) - want), 0, want)
-        runs = np.isin(prompts, begun)
         overtaken = np.cumsum(~runs) > 0
         return Plan(
             snapshot=snapshot,
             policy=self.name,
             order=order,
-            hold=held,
+            hold=order[len(able) :] if self.hold and len(decodes) else order[:0],
             running_order=np.concatenate([decodes, prompts[runs], preempt]),
             prefill_tokens=room,
             preempt=preempt,
@@ -126,12 +123,14 @@ class Paced(Policy):
         kept = ~late & (self.share * own >= alone_s)
         return float(own[kept].min(initial=np.inf)), alone_s
 
-    def _line(self, snapshot: Snapshot, rows: Ints) -> Ints:
-        """Rows in the order of their prompts."""
+    def _line(self, snapshot: Snapshot, begun: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Begun and waiting rows in the order of their prompts, and which of them have begun."""
         t = snapshot.table
+        rows = np.concatenate([begun, snapshot.waiting])
         lost = hopeless(snapshot, rows, decode_step_s(snapshot))
         key = np.where(lost, prefill_s(snapshot, rows), self.key(snapshot, rows))
-        return np.asarray(rows[np.lexsort((t.serial[rows], t.arrival_s[rows], key, lost))])
+        order = np.lexsort((t.serial[rows], t.arrival_s[rows], key, lost))
+        return rows[order], order < len(begun)
 
     def _bearable(self, snapshot: Snapshot, decodes: Ints, begun: Ints, able: Ints, pace_s: float) -> Ints:
         """The head of `able` whose decoding leaves the tightest pace."""
@@ -142,14 +141,75 @@ class Paced(Policy):
         seconds = snapshot.step_time.predict(sequences=count, kv_tokens=context)
         return np.asarray(able[seconds <= self.share * pace_s])
 
-    def _room(self, snapshot: Snapshot, decodes: Ints, prompts: Ints, step_s: float) -> int:
+    def _room(self, snapshot: Snapshot, decodes: Ints, prompts: Ints, want: Ints, step_s: float) -> int:
         """Prompt tokens of the step."""
+        t, model = snapshot.table, snapshot.step_time
         budget = max(1, snapshot.limits.max_num_batched_tokens - len(decodes))
         if len(prompts) == 0 or step_s == np.inf:
             return budget
-        # A little more than the step without prompts, lest rounding leaves out an answer.
-        filled = fill(snapshot, np.concatenate([decodes, prompts]), step_s * (1 + 1e-9))
-        return min(budget, max(LEAST_TOKENS, filled.prefill_tokens))
+        room: int = prompt_tokens_within(
+            np.maximum(t.computed_tokens[prompts], t.cached_tokens[prompts]),
+            want,
+            len(decodes),
+            float(t.computed_tokens[decodes].sum()),
+            np.array([
+                model.base_s, model.prefill_token_s, model.attention_work_s, model.sequence_s,
+                model.kv_token_s, model.knee_tokens, model.knee_token_s,
+            ]),
+            step_s,
+        )  # fmt: skip
+        return min(budget, max(LEAST_TOKENS, room))
+
+
+@njit(nogil=True, cache=True)
+def prompt_tokens_within(
+    have: Ints, want: Ints, decodes: int, context: float, model: Floats, step_s: float
+) -> int:
+    """Most prompt tokens, taken along a line, with which a step lasts at most `step_s`.
+
+    Parameters
+    ----------
+    have, want
+        Tokens computed and to compute of each prompt of the line, shape (n,).
+    decodes, context
+        Requests that decode in the step, and the tokens of context they read.
+    model
+        Coefficients of `StepTimeModel` in the order of its fields, shape (7,).
+    step_s
+        Seconds.
+
+    Examples
+    --------
+    >>> line = np.array([0, 0]), np.array([300, 300])
+    >>> prompt_tokens_within(*line, 1, 0.0, np.array([0.01, 1e-4, 0, 1e-3, 0, 0, 0]), 0.05101)
+    400
+    """
+    fixed = model[0] + model[3] * decodes + model[4] * context
+    tokens = 0
+    for i in range(len(want)):
+        low, high = 0, want[i]
+        while low < high:
+            middle = (low + high + 1) // 2
+            seconds = fixed + model[1] * middle + model[2] * middle * (have[i] + middle / 2)
+            seconds += model[6] * max(0.0, tokens + middle + decodes - model[5])
+            if seconds <= step_s:
+                low = middle
+            else:
+                high = middle - 1
+        tokens += low
+        fixed += model[1] * low + model[2] * low * (have[i] + low / 2)
+        if low < want[i]:
+            break
+    return tokens
+
+
+def _without(snapshot: Snapshot, waiting: Ints, running: Ints) -> Snapshot:
+    """The snapshot as if some waiting and running rows were not there."""
+    return replace(
+        snapshot,
+        waiting=snapshot.waiting[~np.isin(snapshot.waiting, waiting)] if len(waiting) else snapshot.waiting,
+        running=snapshot.running[~np.isin(snapshot.running, running)] if len(running) else snapshot.running,
+    )
 
 
 class PacedEdf(Paced):
