@@ -54,7 +54,7 @@ class _Jobs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Spans:
+class Spans:
     """What each request needs of an engine of its own, and when; columns over the requests."""
 
     hit: Ints
@@ -66,7 +66,8 @@ class _Spans:
     contexts: Floats
     """Attention work of the prompt, in pairs of tokens, and context tokens read by all decode steps."""
     prefill_s: Floats
-    """Seconds of the prompt alone."""
+    decode_s: Floats
+    """Seconds of the prompt, and of all decode steps, alone."""
     first_s: Floats
     last_s: Floats
     """Seconds from arrival to the latest first and last token with which all limits can be kept."""
@@ -117,7 +118,7 @@ def attainment_bound(workload: Workload, engine: Engine) -> float:
     total = float(weight.sum())
     if len(workload) == 0 or total <= 0:
         return 1.0
-    spans = _spans(workload, engine.limits, engine.step_time)
+    spans = spans_of(workload, engine)
     jobs = _jobs(workload, spans, engine.limits, engine.step_time)
     windows = _Windows(jobs)
     value = np.where(spans.possible, 1.0, 0.0)
@@ -139,10 +140,12 @@ def attainment_bound(workload: Workload, engine: Engine) -> float:
 
 def possible_alone(workload: Workload, engine: Engine) -> NDArray[np.bool_]:
     """Which requests could keep their limits on an idle engine."""
-    return _spans(workload, engine.limits, engine.step_time).possible
+    return spans_of(workload, engine).possible
 
 
-def _spans(w: Workload, limits: EngineLimits, s: StepTimeModel) -> _Spans:
+def spans_of(workload: Workload, engine: Engine) -> Spans:
+    """What each request needs of an engine of its own."""
+    w, limits, s = workload, engine.limits, engine.step_time
     hit = _shareable(w, limits)
     new, decodes = w.prompt_tokens - hit, w.output_tokens - 1
     contexts = decodes * w.prompt_tokens + decodes * (decodes - 1) / 2
@@ -155,14 +158,14 @@ def _spans(w: Workload, limits: EngineLimits, s: StepTimeModel) -> _Spans:
     first_s = np.minimum(w.ttft_s, last_s - decode_s)
     possible = (prefill_s <= first_s) & (prefill_s + decode_s <= last_s) & (decode_s <= decodes * paced_s)
     left_s = (last_s - prefill_s) / np.maximum(1, decodes)
-    return _Spans(
+    return Spans(
         hit=hit, new=new, decodes=decodes, work=work, contexts=contexts, prefill_s=prefill_s,
-        first_s=first_s, last_s=last_s, pace_s=np.where(decodes > 0, np.minimum(w.tpot_s, left_s), np.inf),
-        possible=possible,
+        decode_s=decode_s, first_s=first_s, last_s=last_s,
+        pace_s=np.where(decodes > 0, np.minimum(w.tpot_s, left_s), np.inf), possible=possible,
     )  # fmt: skip
 
 
-def _jobs(w: Workload, spans: _Spans, limits: EngineLimits, s: StepTimeModel) -> _Jobs:
+def _jobs(w: Workload, spans: Spans, limits: EngineLimits, s: StepTimeModel) -> _Jobs:
     """The prompts and answers that have a deadline, with what they cost in each account."""
     new, decodes, contexts = spans.new, spans.decodes, spans.contexts
     # A step lasts base + knee·max(0, tokens - knee_tokens) + linear terms; the knee is a line below it.
@@ -207,7 +210,7 @@ def _jobs(w: Workload, spans: _Spans, limits: EngineLimits, s: StepTimeModel) ->
     )
 
 
-def _most_alive(w: Workload, spans: _Spans) -> Floats:
+def _most_alive(w: Workload, spans: Spans) -> Floats:
     """Most requests, for each over its span, that can be in the engine and still keep their limits.
 
     Of every session one turn more may be there at any time: when it is sent is up to the schedule.
