@@ -1,7 +1,9 @@
 """Random plans, aborts and resets on the real scheduler, at least 100,000 requests, every token checked.
 
 Over seeds: synchronous and asynchronous scheduling, pipelines of 1, 2 and 4 steps, prefix cache off and on,
-plenty and shortage of memory, both of vLLM's rules whose memory is taken. Needs vLLM.
+plenty and shortage of memory, both of vLLM's rules whose memory is taken; plain requests and each feature of
+`slosched.testing.chaos_features`, alone and together. Fails if a run does, or if anything of which it is to
+be shown that it does no harm never happened. Needs vLLM.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="vllm_chaos.json")
     arguments = parser.parse_args()
-    from slosched.testing.chaos import run_chaos
+    from slosched.testing.chaos import never_happened, run_chaos
 
     cells = list(itertools.product((False, True), (1, 2, 4), (False, True)))
     totals: Counter[str] = Counter()
@@ -40,6 +42,8 @@ def main() -> None:
             round_ = runs // len(cells)
             cell: dict[str, Any] = {"asynchronous": late, "depth": depth, "prefix_cache": cache}
             cell |= {"kv_blocks": (40, 60, 200)[round_ % 3], "worst_victim": round_ % 2 == 1}
+            sets = feature_sets(asynchronous=late, depth=depth)
+            cell["features"] = sets[(runs + round_) % len(sets)]
             try:
                 done = run_chaos(arguments.batch, seed, **cell)
             except Exception as error:
@@ -54,7 +58,22 @@ def main() -> None:
             if runs % len(cells) == 0:
                 report(totals, by_cell, failed, runs, begin, arguments.out)
     print(dict(totals), f"{runs} runs, {len(failed)} failed")
-    raise SystemExit(1 if failed else 0)
+    missing = never_happened(totals)
+    if missing:
+        print(f"never happened: {', '.join(missing)}")
+    raise SystemExit(1 if failed or missing else 0)
+
+
+def feature_sets(*, asynchronous: bool, depth: int) -> list[tuple[str, ...]]:
+    """Plain requests, each feature that can be had, and all that go together."""
+    from slosched.testing.chaos_features import FEATURES
+
+    known = [
+        name
+        for name, kind in FEATURES.items()
+        if depth <= kind.deepest and (kind.asynchronous or not asynchronous)
+    ]
+    return [(), *((name,) for name in known), tuple(name for name in known if name != "pooling")]
 
 
 def report(

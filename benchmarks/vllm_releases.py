@@ -50,7 +50,9 @@ vllm.ModelRegistry.register_model("LlamaForCausalLM", TextModel)
 from vllm.platforms import current_platform
 type(current_platform).import_kernels = classmethod(lambda cls: None)  # compiled, for another PyTorch
 from slosched.testing.chaos import run_chaos
+from slosched.testing.chaos_features import FEATURES
 from slosched.testing.harness import make_scheduler
+from slosched.testing.schedule_reads import unknown
 from slosched.testing.trial_scheduler import trial_factory
 from slosched.core.limits import EngineLimits
 
@@ -58,22 +60,32 @@ requests = int(sys.argv[1])
 limits = EngineLimits(max_num_seqs=8, kv_blocks=64, max_model_len=512, max_num_batched_tokens=128)
 result = {"path": vllm.__file__}
 seed = 0
+EVENTS = ("preemptions", "held", "skipped", "rejected", "aborted", "steps")
 for late in (False, True):
     scheduler = make_scheduler(limits, asynchronous=late, factory=trial_factory)
     found = scheduler.slosched.capability
     row = {
         "scheduler": type(scheduler).__mro__[2].__name__, "level": found.level, "reasons": found.reasons,
-        "requests": 0, "failures": [], "preemptions": 0, "steps": 0,
+        "requests": 0, "failures": [], **dict.fromkeys(EVENTS, 0), "features": {},
     }
-    for depth, cache in itertools.product((1, 2, 4), (False, True)):
+    row["states_not_looked_at"] = unknown(type(scheduler).__mro__[2])
+    cells = [(depth, cache, ()) for depth, cache in itertools.product((1, 2, 4), (False, True))]
+    cells += [
+        (2 if late else 1, True, (name,))
+        for name, kind in FEATURES.items() if kind.asynchronous or not late
+    ]
+    for depth, cache, features in cells:
         row["requests"] += requests
+        cell = {"depth": depth, "prefix_cache": cache, "features": features}
         try:
-            counts = run_chaos(requests, seed, asynchronous=late, depth=depth, prefix_cache=cache)
-            for name in ("preemptions", "steps"):
-                row[name] += counts[name]
+            counts = run_chaos(requests, seed, asynchronous=late, **cell)
+            for name in EVENTS:
+                row[name] += counts.pop(name)
+            for name in features:
+                row["features"][name] = counts
         except Exception as error:
             what = f"{type(error).__name__}: {error}"[:500]
-            row["failures"].append({"depth": depth, "prefix_cache": cache, "seed": seed, "error": what})
+            row["failures"].append({**cell, "seed": seed, "error": what})
         seed += 1
     result["async" if late else "sync"] = row
 print("RESULT " + json.dumps(result))
@@ -160,7 +172,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"only {', '.join(QUICK)}, and no file is written"
     )
-    parser.add_argument("--requests", type=int, default=200, help="in each of 12 runs")
+    parser.add_argument("--requests", type=int, default=200, help="in each of 25 runs")
     parser.add_argument("--timeout", type=float, default=300.0)
     parser.add_argument("--out", default="vllm_releases.json")
     arguments = parser.parse_args()

@@ -27,10 +27,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from slosched.core.forecast import OUTLIVED_GROWTH
+from slosched.core.jit import njit
 from slosched.core.snapshot import Snapshot
 
 Floats = NDArray[np.float64]

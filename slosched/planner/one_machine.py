@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from slosched.core.errors import require
+from slosched.core.jit import njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

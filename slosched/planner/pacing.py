@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from slosched.core.jit import njit
 from slosched.core.table import Floats, Ints
 from slosched.planner import model as c
 

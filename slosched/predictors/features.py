@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.jit import njit
 from slosched.core.table import Floats, Ints
 
 BUCKETS = 1 << 18
@@ -62,7 +62,7 @@ def featurise(texts: Sequence[str]) -> tuple[Ints, NDArray[np.int32], NDArray[np
     return offsets, buckets, counts, np.log1p(lexical)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _put(
     hashed: np.uint32,
     base: int,
@@ -79,7 +79,7 @@ def _put(
     return used
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _count(
     text: NDArray[np.uint8], starts: NDArray[np.int64], room: int, lexical: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:

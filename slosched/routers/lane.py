@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from slosched.core.engine import Engine
+from slosched.core.jit import njit
 from slosched.core.table import Floats, Ints
 
 # Columns of `Lanes.jobs`.

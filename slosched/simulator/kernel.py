@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from slosched.core.jit import njit
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

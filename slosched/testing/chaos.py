@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,8 +15,9 @@ from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.testing.harness import make_request
-from slosched.testing.virtual_clock import VirtualEngine
+from slosched.testing.chaos_features import Feature, features_of
+from slosched.testing.harness import make_request, runner_output
+from slosched.testing.virtual_clock import Flight, VirtualEngine
 
 MAX_TURNS = 200
 """Turns of the engine per request after which a request counts as stuck; a dozen is usual."""
@@ -62,6 +64,61 @@ class RandomWorstVictim(RandomPolicy):
 class ChaosEngine(VirtualEngine):
     """A virtual engine in which clients abort and operators reset the prefix cache at random."""
 
+    features: list[Feature]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.features = []
+        self.pooled: dict[int, bool] = {}
+        self.embeddings = 0
+
+    def use_features(self, features: list[Feature]) -> None:
+        """Give the scheduler, which has been made, and the requests to come these features."""
+        self.features = features
+        for feature in features:
+            feature.prepare(self)
+
+    def dress(self, i: int, keywords: dict[str, Any]) -> None:
+        """Each feature changes what it must."""
+        for feature in self.features:
+            feature.dress(self, i, keywords)
+
+    def made(self, i: int, request: Any) -> None:
+        """Each feature sees the request."""
+        for feature in self.features:
+            feature.made(self, i, request)
+
+    def schedule(self) -> Any:
+        """Ask vLLM for a step; each feature looks at it."""
+        output = super().schedule()
+        for feature in self.features:
+            feature.scheduled(self, output)
+        return output
+
+    def reply(self, ids: list[str], samples: list[list[int]]) -> Any:
+        """Tokens; for pooling requests whose prompt is done, a result in their place."""
+        if not self.pooled:
+            return super().reply(ids, samples)
+        done = [self.live[i].num_computed_tokens >= self.live[i].num_prompt_tokens for i in ids]
+        return runner_output(ids, [[] for _ in ids], [np.zeros(1) if end else None for end in done])
+
+    def landed(self, flight: Flight) -> None:
+        """Each feature does what comes after a step."""
+        for feature in self.features:
+            feature.landed(self, flight)
+
+    def receive(self, request_id: str, tokens: list[int], finish_reason: Any) -> None:
+        """Check the tokens a client would get, or that a pooling request ends without any."""
+        row = self.row[request_id]
+        if row not in self.pooled:
+            super().receive(request_id, tokens, finish_reason)
+            return
+        if tokens or finish_reason is None:
+            raise InputError(f"pooling request {request_id!r} must get a result and no token, got {tokens}.")
+        self.embeddings += 1
+        self.finish_ps[row] = self.now_ps
+        self.preemptions[row] = int(self.live.pop(request_id).num_preemptions)
+
     def disturb(self, seed: int, *, abort: float = 0.02, reset: float = 0.01) -> None:
         """Set the chances of an abort and of a reset in each turn."""
         self._rng = np.random.default_rng(seed)
@@ -85,6 +142,8 @@ class ChaosEngine(VirtualEngine):
         if self._rng.random() < self._reset:
             self.scheduler.reset_prefix_cache(reset_running_requests=bool(self._rng.random() < 0.5))
             self.resets += 1
+        for feature in self.features:
+            feature.turn(self)
         super().advance()
 
     def check_empty(self) -> None:
@@ -137,22 +196,24 @@ def run_chaos(
     kv_blocks: int = 60,
     worst_victim: bool = False,
     reset: float | None = None,
+    features: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Put `n` requests through the real scheduler under random plans, aborts and resets.
 
-    `reset` is the chance of a reset in each turn. By default it is 0.01, but 0 with the asynchronous
-    scheduler of releases before 0.27, which then loses tokens by itself.
+    `features` names what else is in use, of `slosched.testing.chaos_features.FEATURES`. `reset` is the chance
+    of a reset in each turn. By default it is 0.01, but 0 with the asynchronous scheduler of releases before
+    0.27, which then loses tokens by itself.
 
     Returns
     -------
     dict
         Counts: requests, aborted, resets, preemptions, held and skipped (one a step and request), rejected,
-        steps.
+        steps, and what shows that each feature was in use.
 
     Raises
     ------
     InputError
-        If a token is wrong, a request is lost or stuck, or anything is left behind.
+        If a token is wrong, a request is lost or stuck, anything is left behind, or a feature is unknown.
     """
     limits = EngineLimits(
         max_num_seqs=8, max_num_batched_tokens=128, kv_blocks=kv_blocks, block_tokens=16, max_model_len=512,
@@ -165,6 +226,8 @@ def run_chaos(
         depth=depth, asynchronous=asynchronous,
     )  # fmt: skip
     engine.use_policy(RandomWorstVictim(seed) if worst_victim else RandomPolicy(seed))
+    chosen = features_of(features, seed + 2, asynchronous=asynchronous, depth=depth)
+    engine.use_features(chosen)
     if reset is None:
         reset = 0.0 if asynchronous and not keeps_stale_output() else 0.01
     engine.disturb(seed + 1, reset=reset)
@@ -181,4 +244,10 @@ def run_chaos(
         "rejected": stats.rejected,
         "skipped": stats.skipped,
         "steps": engine.steps,
+        **{event: int(count) for feature in chosen for event, count in feature.events.items()},
     }
+
+
+def never_happened(counts: dict[str, Any]) -> list[str]:
+    """What the counts of runs show as never having happened: such runs prove less than they seem to."""
+    return sorted(name for name, count in counts.items() if count == 0)

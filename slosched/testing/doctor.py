@@ -46,6 +46,7 @@ def examine() -> Report:
     """
     report = Report()
     config = _configuration(report)
+    _kernels(report)
     if config is not None:
         _dry_plan(report, config)
     if find_spec("vllm") is None:
@@ -53,6 +54,20 @@ def examine() -> Report:
         return report
     _scheduler(report)
     return report
+
+
+def _kernels(report: Report) -> None:
+    """Where compiled code is kept."""
+    import slosched.timing.remaining as compiled
+    from slosched.core.jit import cache_reason
+
+    reason = cache_reason()
+    folder = getattr(getattr(compiled._remaining_tokens, "stats", None), "cache_path", None)
+    report.add(
+        "compiled code", "warning" if reason else "ok",
+        f"not kept, every process compiles anew, about 10 s: {reason}; set NUMBA_CACHE_DIR to a folder that "
+        f"can be written" if reason else f"kept in {folder}",
+    )  # fmt: skip
 
 
 def _configuration(report: Report) -> Config | None:
@@ -126,6 +141,7 @@ def _scheduler(report: Report) -> None:
                 f"{'async' if asynchronous else 'sync'} base {base.__module__}.{base.__name__}: "
                 f"{capability.level}{': ' + reasons if reasons else ''}",
             )  # fmt: skip
+        _states(report, base)
         _connector(report, scheduler)
         _prefix_cache(report, replace(limits, prefix_cache=True))
         for asynchronous, depth in ((False, 1), (True, 2)):
@@ -137,6 +153,18 @@ def _scheduler(report: Report) -> None:
             )  # fmt: skip
     except Exception as error:
         report.add("vLLM", "error", f"{type(error).__name__}: {error}")
+
+
+def _states(report: Report, base: type) -> None:
+    """Whether this release's loop counts on anything that nobody has looked at."""
+    from slosched.testing.schedule_reads import unknown
+
+    new = unknown(base)
+    report.add(
+        "scheduler states", "warning" if new else "ok",
+        f"schedule() reads states that slosched was not checked against: {', '.join(new)}" if new else
+        "schedule() reads nothing that slosched was not checked against",
+    )  # fmt: skip
 
 
 def _connector(report: Report, scheduler: Any) -> None:

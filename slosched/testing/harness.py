@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -78,29 +79,36 @@ def make_request(
     block_tokens: int,
     extra: dict[str, Any] | None = None,
     hashed: bool = True,
+    dress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Any:
-    """A request of vLLM that ends when it is given the token `STOP`."""
+    """A request of vLLM that ends when it is given the token `STOP`.
+
+    `dress` may change the keywords of vLLM's class before the request is made of them.
+    """
     from vllm import SamplingParams
     from vllm.v1.request import Request
 
     params = SamplingParams(
         max_tokens=max_tokens, stop_token_ids=[STOP], ignore_eos=True, temperature=0.0, extra_args=extra
     )
-    return _call(
-        Request, request_id=request_id, prompt_token_ids=prompt, sampling_params=params, pooling_params=None,
-        arrival_time=arrival_s, priority=priority, eos_token_id=None,
-        block_hasher=_hasher(block_tokens) if hashed else None,
-    )  # fmt: skip
+    keywords = {
+        "request_id": request_id, "prompt_token_ids": prompt, "sampling_params": params,
+        "pooling_params": None, "arrival_time": arrival_s, "priority": priority, "eos_token_id": None,
+        "block_hasher": _hasher(block_tokens) if hashed else None,
+    }  # fmt: skip
+    if dress is not None:
+        dress(keywords)
+    return _call(Request, **keywords)
 
 
-def runner_output(request_ids: list[str], tokens: list[list[int]]) -> Any:
-    """What the model runner would hand back after a step."""
+def runner_output(request_ids: list[str], tokens: list[list[int]], pooled: list[Any] | None = None) -> Any:
+    """What the model runner would hand back after a step: tokens, or for pooling requests their results."""
     from vllm.v1.outputs import ModelRunnerOutput
 
     index = {request_id: i for i, request_id in enumerate(request_ids)}
     return _call(
         ModelRunnerOutput, req_ids=request_ids, req_id_to_index=index, sampled_token_ids=tokens,
-        logprobs=None, prompt_logprobs_dict={}, pooler_output=[], spec_token_ids=None,
+        logprobs=None, prompt_logprobs_dict={}, pooler_output=pooled or [], spec_token_ids=None,
     )  # fmt: skip
 
 

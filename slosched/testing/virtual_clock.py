@@ -22,7 +22,7 @@ from slosched.core.workload import Workload
 from slosched.integrations.vllm.adapter import adapted, attach
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.refusal import REASON
+from slosched.integrations.vllm.refusal_reason import REASON
 from slosched.integrations.vllm.state import Learned
 from slosched.lab.study import Bench
 from slosched.policies.base import Policy
@@ -127,7 +127,7 @@ class VllmBench(Bench):
 
 
 @dataclass(slots=True)
-class _Flight:
+class Flight:
     """One step on its way: vLLM's output object, what the runner will say, when it ends."""
 
     output: Any
@@ -170,7 +170,7 @@ class VirtualEngine:
         self.steps, self.busy_ps, self.end_ps = 0, 0, 0
         self.sent = 0
         self.empty = 0
-        self.flights: deque[_Flight] = deque()
+        self.flights: deque[Flight] = deque()
         self.log: list[tuple[int, int, int]] = []
         self.depths: list[tuple[int, int, int]] = []
         self.live: dict[str, Any] = {}
@@ -231,9 +231,17 @@ class VirtualEngine:
             self.ids[i], self.prompt(i), max_tokens=self.limits.max_model_len - prompt,
             arrival_s=self.arrival_s[i], priority=int(w.priority[i]),
             block_tokens=self.limits.block_tokens, hashed=self.limits.prefix_cache,
+            dress=lambda keywords: self.dress(i, keywords),
         )  # fmt: skip
         self.live[self.ids[i]] = request
+        self.made(i, request)
         self.scheduler.add_request(request)
+
+    def dress(self, i: int, keywords: dict[str, Any]) -> None:
+        """Change what request i is made of; here it stays plain."""
+
+    def made(self, i: int, request: Any) -> None:
+        """Request i has been made and is about to be handed to the scheduler."""
 
     def prompt(self, i: int) -> list[int]:
         """Tokens of prompt i: shared blocks first, its own after."""
@@ -323,7 +331,7 @@ class VirtualEngine:
             self.account(row, before, after)
             self.log.append((self.steps, row, n))
             ids.append(request_id)
-            samples.append(self.sample(row, request))
+            samples.append(self.sample(row, request, output))
         duration = int(self.step_time.predict_ps(prefill, work2, decodes, kv))
         start = max(self.now_ps, self.end_ps)
         self.end_ps = start + duration
@@ -331,16 +339,33 @@ class VirtualEngine:
         counts = (len(self.scheduler.running), len(self.scheduler.waiting))
         self.depths.append((self.now_ps, counts[1], counts[0]))
         self.steps += 1
-        self.flights.append(_Flight(output, runner_output(ids, samples), self.end_ps))
+        self.flights.append(Flight(output, self.reply(ids, samples), self.end_ps))
         return output
 
-    def sample(self, row: int, request: Any) -> list[int]:
-        """The token the model would give now, numbered by its position; none within a prompt."""
-        after = request.num_computed_tokens
+    def reply(self, ids: list[str], samples: list[list[int]]) -> Any:
+        """What the runner will say of a step."""
+        return runner_output(ids, samples)
+
+    def sample(self, row: int, request: Any, output: Any) -> list[int]:
+        """The tokens the model would give now, numbered by their positions; none within a prompt.
+
+        Drafts are accepted up to the first wrong one.
+        """
+        drafts = output.scheduled_spec_decode_tokens.get(request.request_id, ())
+        after = request.num_computed_tokens - len(drafts)
         if after < request.num_tokens + max(getattr(request, "num_output_placeholders", 0) - 1, 0):
             return []
         place = after - request.num_prompt_tokens
-        return [STOP if place + 1 == self.workload.output_tokens[row] else OUTPUT_TOKENS + row * SPAN + place]
+        tokens = [self.token(row, place)]
+        for draft in drafts:
+            if draft != tokens[-1]:
+                break
+            tokens.append(self.token(row, place + len(tokens)))
+        return tokens
+
+    def token(self, row: int, place: int) -> int:
+        """The token at a place of an answer; beyond its end any but the right one."""
+        return STOP if place + 1 == self.workload.output_tokens[row] else OUTPUT_TOKENS + row * SPAN + place
 
     def account(self, row: int, before: int, after: int) -> None:
         """Note admission and recomputation."""
@@ -356,6 +381,10 @@ class VirtualEngine:
         flight = self.flights.popleft()
         self.move_to(max(self.now_ps, flight.end_ps))
         self.take(self.scheduler.update_from_output(flight.output, flight.reply))
+        self.landed(flight)
+
+    def landed(self, flight: Flight) -> None:
+        """The output of a step has been taken in."""
 
     def take(self, outputs: Any) -> None:
         """Hand what the engine says to the clients it says it to."""
@@ -379,7 +408,7 @@ class VirtualEngine:
         length = int(self.workload.output_tokens[row])
         for token in tokens:
             place = self.generated[row]
-            wanted = STOP if place + 1 == length else OUTPUT_TOKENS + row * SPAN + place
+            wanted = self.token(row, place)
             if token != wanted or place >= length:
                 raise InputError(f"token {place} of request {request_id!r} must be {wanted}, got {token}.")
             self.generated[row] = place + 1

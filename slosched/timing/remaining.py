@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.forecast import OUTLIVED_GROWTH
+from slosched.core.jit import njit
 
 
 def remaining_tokens(
@@ -33,7 +33,7 @@ def remaining_tokens(
     return np.asarray(_remaining_tokens(atoms, rows, generated_tokens, OUTLIVED_GROWTH))
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _remaining_tokens(
     atoms: NDArray[np.float64],
     rows: NDArray[np.int64],

@@ -45,17 +45,38 @@ def test_an_unknown_class_is_the_default_class(name: object) -> None:
 
 
 def test_absurd_claims_gain_nothing() -> None:
-    """Weights and limits are bounded by what the operator allows."""
+    """Weights and limits are bounded by what the operator allows: by default the class's own."""
     claim = read_claim({"slo_weight": 1e30, "slo_ttft_ms": 1e-9, "slo_tpot_ms": 1e-9}, CONFIG)
-    assert claim.weight == CONFIG.bounds.max_weight
+    assert claim.weight == CONFIG.of_class("batch").weight
     assert claim.slo.ttft_s == CONFIG.bounds.min_ttft_ms / 1000
     assert claim.slo.tpot_s == CONFIG.bounds.min_tpot_ms / 1000
 
 
+RIGHTS = Config.model_validate(
+    {
+        "classes": {"chat": {"ttft_ms": 500, "weight": 2}},
+        "default_class": "chat",
+        "tenants": {"gold": {"max_weight": 8, "min_ttft_ms": 100}, "huge": {"max_weight": 1e6}},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "weight", "ttft_s"), [("nobody", 2.0, 0.5), ("gold", 8.0, 0.1), ("huge", 10.0, 0.5)]
+)
+def test_a_tenant_may_claim_what_it_has_a_right_to(tenant: str, weight: float, ttft_s: float) -> None:
+    """By default nobody gains by claiming; nobody ever gets beyond the bounds; less may be asked for."""
+    greedy = {"slo_tenant": tenant, "slo_weight": 1e9, "slo_ttft_ms": 1}
+    claim = read_claim(greedy, RIGHTS)
+    assert (claim.weight, claim.slo.ttft_s) == (weight, ttft_s)
+    modest = read_claim({"slo_tenant": tenant, "slo_weight": 0.5, "slo_ttft_ms": 9000}, RIGHTS)
+    assert (modest.weight, modest.slo.ttft_s) == (0.5, 9.0)
+
+
 def test_numbers_may_be_strings_and_lengths_have_short_names() -> None:
     """Headers carry strings; `pred_len` is `predicted_output_tokens`."""
-    claim = read_claim({"slo_e2e_ms": "1500", "pred_len": 180, "pred_len_p90": 400}, CONFIG)
-    assert claim.slo.e2e_s == 1.5
+    claim = read_claim({"slo_e2e_ms": "61500", "pred_len": 180, "pred_len_p90": 400}, CONFIG)
+    assert claim.slo.e2e_s == 61.5
     assert (claim.predicted_tokens, claim.predicted_p90_tokens) == (180.0, 400.0)
 
 

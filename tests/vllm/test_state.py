@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.forecaster import Forecaster
 from slosched.integrations.vllm.ledger import Ledger
-from slosched.integrations.vllm.metrics import PrometheusExport, Stats
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.prometheus import SharedPage, StatsCollector
 from slosched.integrations.vllm.queue import SloQueue
 from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
@@ -106,20 +108,49 @@ def test_many_requests_grow_the_ledger_and_leave_nothing(clock: VirtualClock) ->
 
 
 def test_prometheus_gets_what_was_counted() -> None:
-    """Counters rise by what is new, under the prefix."""
+    """Under the prefix, with the rank, histograms as Prometheus knows them; what is unknown is missing."""
     prometheus = pytest.importorskip("prometheus_client")
     stats = Stats()
+    registry = prometheus.CollectorRegistry()
+    registry.register(StatsCollector(stats, rank=3))
+    assert "slosched:attainment{" not in prometheus.generate_latest(registry).decode()
     stats.attained["chat", "all"] = 3
     stats.failure("policy")
-    stats.plan_s.observe(1e-4)
-    export = PrometheusExport(stats, None, prometheus.CollectorRegistry())
-    for _ in range(2):
-        export.publish()
-    text = prometheus.generate_latest(export.registry).decode()
-    assert 'slosched:slo_requests_total{limit="all",outcome="attained",slo_class="chat"} 3.0' in text
-    assert 'slosched:fallbacks_total{reason="policy"} 1.0' in text
+    for seconds in (1.5e-5, 1e-4, 99.0):
+        stats.plan_s.observe(seconds)
+    text = prometheus.generate_latest(registry).decode()
+    labels = 'engine="3",limit="all",outcome="attained",slo_class="chat"'
+    assert f"slosched:slo_requests_total{{{labels}}} 3.0" in text
+    assert 'slosched:fallbacks_total{engine="3",reason="policy"} 1.0' in text
+    assert 'slosched:attainment{engine="3"} 1.0' in text
+    assert "# TYPE slosched:plan_seconds histogram" in text
+    assert 'slosched:plan_seconds_bucket{engine="3",le="0.0001"} 2.0' in text
+    assert 'slosched:plan_seconds_bucket{engine="3",le="+Inf"} 3.0' in text
+    assert 'slosched:plan_seconds_count{engine="3"} 3.0' in text
+    assert 'slosched:plan_seconds_sum{engine="3"} 99.000115' in text
     assert "attainment 1.000" in stats.line()
     assert math.isnan(Stats().attainment())
+
+
+def test_the_shared_page_says_the_same() -> None:
+    """Where several processes share vLLM's page, real objects carry the values of the collector."""
+    prometheus = pytest.importorskip("prometheus_client")
+    stats = Stats()
+    stats.attained["chat", "all"] = 2
+    page_registry, own = prometheus.CollectorRegistry(), prometheus.CollectorRegistry()
+    page = SharedPage(StatsCollector(stats, rank=1), page_registry)
+    own.register(StatsCollector(stats, rank=1))
+    for seconds in (1e-4, 0.3, 0.3, 99.0):
+        stats.plan_s.observe(seconds)
+        page.publish()
+    stats.missed["chat", "all"] = 1
+    page.publish()
+
+    def samples(registry: Any) -> list[str]:
+        lines = prometheus.generate_latest(registry).decode().splitlines()
+        return sorted(line for line in lines if line[:1] != "#" and "_created" not in line)
+
+    assert samples(page_registry) == samples(own)
 
 
 def test_importing_the_integration_imports_neither_vllm_nor_torch() -> None:
@@ -135,9 +166,12 @@ def test_importing_the_integration_imports_neither_vllm_nor_torch() -> None:
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     """Every metric named in the dashboard file is one that is exported."""
     registry = pytest.importorskip("prometheus_client").CollectorRegistry()
-    PrometheusExport(Stats(), None, registry)
+    stats = Stats()
+    stats.attained["chat", "all"] = 1
+    registry.register(StatsCollector(stats))
     exported = {metric.name for metric in registry.collect()}
     text = (Path(str(package.__file__)).parent / "dashboard.json").read_text()
-    asked = set(re.findall(r'__name__=\\"(slosched:[a-z_]+)\\"', text))
+    exported.add("slosched:refused_requests")  # by the front process
+    asked = set(re.findall(r'__name__=\\"(slosched:[a-z0-9_]+)\\"', text))
     assert len(asked) > 8
-    assert {name.removesuffix("_total") for name in asked} <= exported
+    assert {name.removesuffix("_total").removesuffix("_bucket") for name in asked} <= exported

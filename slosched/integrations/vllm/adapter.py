@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
+from slosched.core.snapshot import Snapshot
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, probe
 from slosched.integrations.vllm.clock import Clock, WallClock
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.controller import Controller
+from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.probe_forecasts import foretold
-from slosched.integrations.vllm.state import Learned
+from slosched.integrations.vllm.publishing import of_rank, rank_of
+from slosched.integrations.vllm.state import Learned, set_aside
 from slosched.policies import PolicySpec
 from slosched.policies.base import Policy
-from slosched.core.snapshot import Snapshot
 
 logger = logging.getLogger("vllm.slosched")
 
@@ -125,7 +127,7 @@ def attach(
     if capability.level != OBSERVE_ONLY:
         RequestQueue.register(type(controller.queue))
         scheduler.policy = SchedulingPolicy.PRIORITY if policy.victim_worst else SchedulingPolicy.FCFS
-        controller.take_place(scheduler)
+        controller.handover.begin(scheduler)
     scheduler.slosched = controller
     return controller
 
@@ -143,15 +145,28 @@ def make(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     learned = Learned(config.engine)
     scheduler = adapted(base_class(vllm_config))(vllm_config, *args, **kwargs)
     controller = attach(scheduler, vllm_config, config, WallClock(), policy, learned)
-    if config.state_file is not None and config.state_file.exists():
-        try:
-            learned.load(config.state_file)
-        except InputError as error:
-            controller.stats.failure("state-file", error)
+    rank = rank_of(vllm_config)
+    if config.state_file is not None:
+        take_up(of_rank(config.state_file, rank), learned, controller.stats)
     controller.planner.rehearse(rehearsal(controller.limits))
     reasons = f" ({'; '.join(controller.capability.reasons)})" if controller.capability.reasons else ""
     logger.info("slosched: policy %s, level %s%s", policy.name, controller.capability.level, reasons)
+    controller.publish(scheduler, rank)
     return scheduler
+
+
+def take_up(path: Path, learned: Learned, stats: Stats) -> None:
+    """Take up the state of an earlier run; a file that cannot be read is kept aside, and said to be."""
+    if not path.exists():
+        return
+    try:
+        learned.load(path)
+    except InputError as error:
+        try:
+            consequence = f"kept as {set_aside(path)}, beginning anew"
+        except OSError as failed:
+            consequence = f"beginning anew; it cannot be kept aside ({failed}) and will be overwritten"
+        stats.failure("state file", error, consequence)
 
 
 def make_policy(config: Config) -> Policy:

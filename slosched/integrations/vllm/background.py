@@ -5,18 +5,40 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
-from slosched.integrations.vllm.decision import Decision
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import RequestTable
+from slosched.integrations.vllm.decision import Decision
 
 SWITCH_S = 2e-4
-"""How long this thread may hold the interpreter when the engine's thread wants it; Python's default is 5 ms."""
+"""How long this thread may hold the interpreter that the engine's wants; Python's default is 5 ms."""
 
 Refresh = Callable[[RequestTable], None]
 """Copies the state of the running requests into a table."""
+
+
+_brisk = [0, 0.0]
+_brisk_lock = threading.Lock()
+
+
+@contextmanager
+def brisk() -> Iterator[None]:
+    """Let the interpreter change threads every `SWITCH_S` seconds, for as long as any thread is in here."""
+    with _brisk_lock:
+        if _brisk[0] == 0:
+            _brisk[1] = sys.getswitchinterval()
+            sys.setswitchinterval(min(SWITCH_S, _brisk[1]))
+        _brisk[0] += 1
+    try:
+        yield
+    finally:
+        with _brisk_lock:
+            _brisk[0] -= 1
+            if _brisk[0] == 0:
+                sys.setswitchinterval(_brisk[1])
 
 
 class Background:
@@ -46,7 +68,6 @@ class Background:
         self.latest: Decision | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
-        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="slosched-plan", daemon=True)
         self._thread.start()
 
@@ -76,7 +97,8 @@ class Background:
                 self._table.copy_from(snapshot.table)
                 if self._refresh is not None:
                     self._refresh(self._table)
-                made = self._decide(replace(snapshot, table=self._table))
+                with brisk():
+                    made = self._decide(replace(snapshot, table=self._table))
                 self.latest = replace(made, serial=self._serial, step=snapshot.step)
                 self.error = None
             except Exception as error:

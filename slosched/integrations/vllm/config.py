@@ -33,14 +33,42 @@ class ClassConfig(_Section):
     predicted_output_tokens: float | None = Field(default=None, ge=1, le=1e7)
 
 
+class RightsConfig(_Section):
+    """What a tenant may claim at most: tighter limits and greater weights count as these.
+
+    Left out, a weight counts at most as that of the request's class, and a limit is at most as tight as that
+    of the class where it has one: nobody gains by claiming.
+    """
+
+    min_ttft_ms: float | None = Milliseconds
+    min_tpot_ms: float | None = Milliseconds
+    min_e2e_ms: float | None = Milliseconds
+    max_weight: float | None = Field(default=None, ge=0, le=1e6)
+
+
 class BoundsConfig(_Section):
-    """What a client may claim at most: tighter limits and greater weights count as these."""
+    """What any client may claim at most, whatever the rights of its tenant; how many tenants there may be."""
 
     min_ttft_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
     min_tpot_ms: float = Field(default=1.0, gt=0, le=MAX_MS)
     min_e2e_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
     max_weight: float = Field(default=10.0, ge=0, le=1e6)
     max_tenants: int = Field(default=1000, ge=1, le=1_000_000)
+
+
+class AdmissionConfig(_Section):
+    """What the front process (`slosched.integrations.vllm.front.Front`) refuses before an answer begins.
+
+    A request with a limit whose chance to keep it is below `min_chance`, or any request whose expected wait
+    is above `max_wait_s`, is answered 429 with ``Retry-After``; 0 and none refuse nobody. Engines publish
+    their state for it in `folder`, by default in memory; ``publish`` switches that off.
+    """
+
+    min_chance: float = Field(default=0.0, ge=0, lt=1)
+    max_wait_s: float | None = Field(default=None, gt=0, le=86_400)
+    publish: bool = True
+    publish_every_ms: float = Field(default=100.0, ge=10, le=10_000)
+    folder: Path | None = None
 
 
 class GuardsConfig(_Section):
@@ -83,9 +111,15 @@ class ForecastConfig(_Section):
 
 
 class MetricsConfig(_Section):
-    """Where metrics go besides vLLM's own page: an own port, a JSON file, a line in the log."""
+    """Where metrics go besides vLLM's own page: an own port, a JSON file, a line in the log.
+
+    With data parallelism, rank r has the port ``port + r``, and each rank but the first has files of its own,
+    ``metrics.rank1.json``. `address` is where the port listens, by default loopback if the server does, else
+    everywhere.
+    """
 
     port: int | None = Field(default=None, ge=1, le=65_535)
+    address: str | None = Field(default=None, min_length=1, max_length=255)
     json_file: Path | None = None
     json_every_s: float = Field(default=10.0, gt=0, le=86_400)
     log_every_s: float = Field(default=60.0, gt=0, le=86_400)
@@ -109,11 +143,14 @@ class Config(_Section):
     engine: str = "h100-llama-3.1-8b"
     state_file: Path | None = None
     step_log: Path | None = None
+    state_every_s: float = Field(default=5.0, gt=0, le=86_400)
+    tenants: dict[str, RightsConfig] = Field(default_factory=dict)
     observe_only: bool = False
     allow_reject: bool = False
     bounds: BoundsConfig = BoundsConfig()
     guards: GuardsConfig = GuardsConfig()
     metrics: MetricsConfig = MetricsConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     forecast: ForecastConfig = ForecastConfig()
 
     @field_validator("forecast", mode="before")
@@ -128,6 +165,20 @@ class Config(_Section):
             known = ", ".join(["default", *self.classes])
             raise ValueError(f"must be one of the classes {known}, got {self.default_class!r}")
         return self
+
+    def weight_of(self, promised: ClassConfig, tenant: str, claimed: float) -> float:
+        """What a claimed weight counts as."""
+        rights = self.tenants.get(tenant)
+        most = promised.weight if rights is None or rights.max_weight is None else rights.max_weight
+        return min(claimed, most, max(promised.weight, self.bounds.max_weight))
+
+    def limit_ms(self, promised: ClassConfig, tenant: str, kind: str, claimed: float) -> float:
+        """What a claimed limit (``ttft``, ``tpot`` or ``e2e``) counts as, in milliseconds."""
+        rights = self.tenants.get(tenant)
+        least: float | None = None if rights is None else getattr(rights, f"min_{kind}_ms")
+        if least is None:
+            least = getattr(promised, f"{kind}_ms") or 0.0
+        return max(claimed, least, float(getattr(self.bounds, f"min_{kind}_ms")))
 
     def of_class(self, name: str) -> ClassConfig:
         """The settings of a class; best effort for a default class that is not listed."""
@@ -178,6 +229,8 @@ def _section(place: tuple[Any, ...]) -> type[BaseModel]:
     """The section of the settings at a place such as ("classes", "chat")."""
     sections: dict[str, type[BaseModel]] = {
         "classes": ClassConfig,
+        "tenants": RightsConfig,
+        "admission": AdmissionConfig,
         "bounds": BoundsConfig,
         "guards": GuardsConfig,
         "metrics": MetricsConfig,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slosched.core.errors import InputError
-from slosched.planner.plan import Plan
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints
+from slosched.planner.plan import Plan
 
 NOBODY: Ints = np.empty(0, dtype=np.int64)
 

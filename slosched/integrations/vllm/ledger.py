@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.forecast import LengthForecast
-from slosched.integrations.vllm.clock import Clock
-from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.slo_fields import read_claim
-from slosched.integrations.vllm.forecaster import Forecaster, running_of
-from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.state import Learned
 from slosched.core.request import Request
 from slosched.core.table import Ints, RequestTable
+from slosched.integrations.vllm.clock import Clock
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.forecaster import Forecaster, running_of
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.slo_fields import read_claim
+from slosched.integrations.vllm.state import Learned
+from slosched.integrations.vllm.tenants import Tenants
+from slosched.integrations.vllm.waits import Outlook, Waits
 
 _FAR = 2**62
-OTHER_TENANTS = "other"
 
 
 class Ledger:
@@ -66,7 +67,9 @@ class Ledger:
         self._hit: Ints = np.zeros(n, dtype=np.int64)
         self._params: list[Any] = [None] * n
         self._tokenless: dict[str, int] = {}
-        self._tenants: dict[str, int] = {}
+        self.tenants = Tenants(self.table, config.bounds.max_tenants)
+        self.waits = Waits()
+        self.outlook: Callable[[], Outlook] = Outlook
         self.describe: Callable[[Any], tuple[Request, int, int]] = self._described
 
     # arrival ----------------------------------------------------------------------------------------------
@@ -98,16 +101,30 @@ class Ledger:
         self.admitted_s[row] = self.predicted_ttft_s[row] = self.predicted_tpot_s[row] = math.nan
         self._lost[row] = self._hit[row] = 0
         self.with_slo += self._promised(row)
+        self._foretell(row)
         return row
+
+    def _foretell(self, row: int) -> None:
+        """State the wait of a newcomer."""
+        t = self.table
+        outlook = self.outlook()
+        left_s = float(t.atoms[row].mean()) * min(outlook.decode_s, float(t.tpot_s[row]))
+        limit_s = min(float(t.ttft_s[row]), max(0.0, float(t.e2e_s[row]) - left_s))
+        self.waits.arrived(
+            row, t.classes[t.class_index[row]], float(t.arrival_s[row]), int(t.prompt_tokens[row]), limit_s,
+            outlook,
+        )  # fmt: skip
 
     def _described(self, request: Any) -> tuple[Request, int, int]:
         """The request in slosched's terms; a plain best-effort one if anything about it is odd."""
         arrival_s = self._clock.arrival_s(request.arrival_time)
+        tenant = None
         try:
             params = request.sampling_params
             claim = read_claim(params.extra_args if params is not None else None, self._config)
             for field in claim.malformed:
                 self._stats.malformed[field] = self._stats.malformed.get(field, 0) + 1
+            tenant = self.tenants.joins(claim.tenant)
             described = Request(
                 request_id=request.request_id,
                 prompt_tokens=max(1, request.num_prompt_tokens),
@@ -117,33 +134,31 @@ class Ledger:
                 weight=claim.weight,
                 priority=min(max(int(request.priority), -_FAR), _FAR),
                 slo_class=claim.slo_class,
-                tenant=self._tenant(claim.tenant),
+                tenant=tenant,
                 generated_tokens=request.num_output_tokens,
             )
             return described, claim.program, _first_block(request)
         except Exception as error:
-            self._stats.failure("describe", error)
+            self._stats.failure("describe", error, "going on as if nothing had been promised")
+            if tenant is not None:
+                self.tenants.leaves(tenant, self._clock.now_s())
             plain = Request(
                 request_id=request.request_id,
                 prompt_tokens=1,
                 forecast=LengthForecast.point(1),
                 arrival_s=arrival_s if math.isfinite(arrival_s) else self._clock.now_s(),
+                tenant=self.tenants.joins("default"),
             )
             return plain, -1, -1
-
-    def _tenant(self, name: str) -> str:
-        """The tenant's name while there are few: names come from clients and must not fill the memory."""
-        if name in self._tenants or len(self._tenants) < self._config.bounds.max_tenants:
-            self._tenants[name] = 1
-            return name
-        return OTHER_TENANTS
 
     def _reread(self, row: int, request: Any) -> None:
         """A streaming session's next input replaced its parameters and arrival: the row starts anew."""
         rank, queued = int(self.rank[row]), bool(self.queued[row])
         if queued:
             return  # the line is sorted by arrival: take up changes when it next joins
+        old_tenant = self.table.tenants[self.table.tenant_index[row]]
         described, program, prefix = self.describe(request)
+        self.tenants.leaves(old_tenant, self._clock.now_s())
         described = replace(described, generated_tokens=0)
         self.with_slo -= self._promised(row)
         self.table.fill(row, described)
@@ -232,6 +247,7 @@ class Ledger:
             elif request.num_output_tokens > 0:
                 self.table.first_token_s[row] = now_s
                 del self._tokenless[request_id]
+                self._stats.wait_ratio.observe(self.waits.began(row, now_s, self.outlook().waiting))
 
     def take_up(self) -> None:
         """Take up better forecasts of requests that have no token yet; a probe knows more of the others."""
@@ -249,6 +265,8 @@ class Ledger:
             return
         request, t = self.requests[row], self.table
         self._tokenless.pop(request_id, None)
+        self.waits.left(row, now_s)
+        self.tenants.leaves(t.tenants[t.tenant_index[row]], now_s)
         natural = request.status.name in ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
         tokens = request.num_output_tokens
         slo_class = t.classes[t.class_index[row]]

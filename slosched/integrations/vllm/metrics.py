@@ -1,13 +1,10 @@
-"""Counts and distributions with prefix ``slosched:``, for Prometheus, a JSON file and the log."""
+"""What the adapter counts: plain numbers, for Prometheus, a JSON file and the log."""
 
 from __future__ import annotations
 
 import bisect
-import json
 import logging
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("vllm.slosched")
@@ -25,7 +22,9 @@ TOTALS = {
     "preempted": "Requests preempted by the policy.",
     "rejected": "Requests refused by the policy.",
     "skipped": "Running requests passed over, summed over steps.",
-    "aborted": "Requests aborted.",
+    "aborted": "Requests that ended from outside: clients that hung up, and stop strings.",
+    "aborted_late": "Those of them that had a limit which had passed by then.",
+    "without_slo": "Finished requests to whom nothing was promised.",
     "starving": "Requests put first for having waited too long.",
     "bypassed": "Requests passed by others for not fitting in memory, summed over steps.",
 }
@@ -75,21 +74,29 @@ class Stats:
         self.malformed: dict[str, int] = {}
         self.errors: dict[str, str] = {}
         self.plans = self.held = self.preempted = self.rejected = self.skipped = self.aborted = 0
-        self.starving = self.bypassed = self.stale_plans = 0
+        self.aborted_late = self.without_slo = self.starving = self.bypassed = self.stale_plans = 0
         self.waiting = self.running = 0
         self.level = "unknown"
         self.breaker_open = False
         self.plan_s = Histogram(PLAN_SECONDS)
         self.reorder = Histogram(PLACES)
         self.seconds = {kind: Histogram(SECONDS) for kind in KINDS}
+        self.wait_ratio = Histogram(RATIOS)
         self.ratio = {kind: Histogram(RATIOS) for kind in ("ttft", "tpot", "e2e", "tokens")}
 
-    def failure(self, reason: str, error: BaseException | None = None) -> None:
-        """Count a fallback; the first error of each kind is logged."""
+    def failure(
+        self,
+        reason: str,
+        error: BaseException | None = None,
+        consequence: str = "going on in the engine's own order",
+    ) -> None:
+        """Count something that failed, and log the first error of each kind with what follows from it."""
         self.fallbacks[reason] = self.fallbacks.get(reason, 0) + 1
         if error is not None and reason not in self.errors:
             self.errors[reason] = f"{type(error).__name__}: {error}"
-            logger.warning("slosched: %s failed, going on in the engine's own order: %s", reason, error)
+            logger.warning(
+                "slosched: %s failed, %s: %s: %s", reason, consequence, type(error).__name__, error
+            )
 
     def finished(
         self,
@@ -103,16 +110,23 @@ class Stats:
         tokens: int,
         predicted_tokens: float,
     ) -> None:
-        """Count a request that has left; a client's abort counts as neither kept nor broken.
+        """Count a request that has left.
 
-        One that the policy refused has broken its limits.
+        Attainment is over requests to whom something was promised. One that the policy refused has broken
+        its limits. A client that hangs up counts as neither kept nor broken, but is counted apart if one of
+        its limits had passed by then.
         """
+        promised = min(limits_s) < math.inf
         if refused:
             self.rejected += 1
-            self.missed[slo_class, "all"] = self.missed.get((slo_class, "all"), 0) + 1
+            if promised:
+                self.missed[slo_class, "all"] = self.missed.get((slo_class, "all"), 0) + 1
             return
         if not natural:
             self.aborted += 1
+            age_s, begun = measured_s[2], not math.isnan(measured_s[0])
+            late = age_s > limits_s[2] or (measured_s[0] if begun else age_s) > limits_s[0]
+            self.aborted_late += promised and late
             return
         every = True
         for kind, limit, measured in zip(KINDS, limits_s, measured_s, strict=True):
@@ -122,8 +136,11 @@ class Stats:
                 every = every and kept
                 counts = self.attained if kept else self.missed
                 counts[slo_class, kind] = counts.get((slo_class, kind), 0) + 1
-        counts = self.attained if every else self.missed
-        counts[slo_class, "all"] = counts.get((slo_class, "all"), 0) + 1
+        if promised:
+            counts = self.attained if every else self.missed
+            counts[slo_class, "all"] = counts.get((slo_class, "all"), 0) + 1
+        else:
+            self.without_slo += 1
         ttft_s, tpot_s = predicted_s
         predicted = (ttft_s, tpot_s, ttft_s + tpot_s * max(0.0, predicted_tokens - 1))
         for kind, wanted, measured in zip(KINDS, predicted, measured_s, strict=True):
@@ -131,26 +148,43 @@ class Stats:
         self.ratio["tokens"].observe(tokens / predicted_tokens)
 
     def attainment(self) -> float:
-        """Share of finished requests that kept every limit; NaN before any has finished."""
+        """Share of finished requests with limits that kept them all; NaN before any has finished."""
         kept = sum(n for (_, kind), n in self.attained.items() if kind == "all")
         broken = sum(n for (_, kind), n in self.missed.items() if kind == "all")
         return kept / (kept + broken) if kept + broken else math.nan
 
+    def histograms(self) -> dict[str, tuple[str, Histogram]]:
+        """Every distribution by its name in metrics, with what it is of."""
+        found = {
+            "plan_seconds": ("Time that a plan took.", self.plan_s),
+            "reorder_places": ("Waiting requests that the first of a new order passes.", self.reorder),
+            "wait_measured_over_stated": ("Time to the first token over what was stated.", self.wait_ratio),
+        }
+        names = {"ttft": "Time to the first token.", "tpot": "Time per further token.", "e2e": "Whole time."}
+        for kind, text in names.items():
+            found[f"{kind}_seconds"] = text, self.seconds[kind]
+        for kind, histogram in self.ratio.items():
+            found[f"{kind}_measured_over_predicted"] = f"Measured over predicted: {kind}.", histogram
+        return found
+
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for a JSON file."""
+        """Everything, for a JSON file; what is not known yet is missing."""
         flat = {
-            name: {f"{c}/{kind}": n for (c, kind), n in sorted(getattr(self, name).items())}
+            name: {f"{c}/{kind}": n for (c, kind), n in sorted(getattr(self, name).copy().items())}
             for name in ("attained", "missed")
         }
         numbers = (
             *TOTALS, "stale_plans", "waiting", "running", "level", "breaker_open", "fallbacks", "malformed",
             "errors", "forecasts", "forecast_s",
         )  # fmt: skip
+        attainment = self.attainment()
         return {
             **flat,
+            **({} if math.isnan(attainment) else {"attainment": attainment}),
             **{name: getattr(self, name) for name in numbers},
             "plan_seconds": self.plan_s.as_dict(),
             "reorder_places": self.reorder.as_dict(),
+            "wait_measured_over_stated": self.wait_ratio.as_dict(),
             "seconds": {kind: h.as_dict() for kind, h in self.seconds.items()},
             "measured_over_predicted": {kind: h.as_dict() for kind, h in self.ratio.items()},
         }
@@ -161,108 +195,6 @@ class Stats:
         share = "-" if math.isnan(attainment) else f"{attainment:.3f}"
         return (
             f"slosched ({self.level}): attainment {share}, running {self.running}, waiting {self.waiting}, "
-            f"plans {self.plans}, preempted {self.preempted}, held {self.held}, "
+            f"plans {self.plans}, preempted {self.preempted}, held {self.held}, refused {self.rejected}, "
             f"fallbacks {sum(self.fallbacks.values())}, malformed fields {sum(self.malformed.values())}"
         )
-
-    def write_json(self, path: Path) -> None:
-        """Write `as_dict` in one move."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.as_dict()))
-        partial.replace(path)
-
-
-class PrometheusExport:
-    """Publishes `Stats` as ``slosched:*`` through prometheus_client.
-
-    Objects made in the engine's process appear on vLLM's own /metrics page if ``PROMETHEUS_MULTIPROC_DIR``
-    is set; otherwise an own port serves them.
-    """
-
-    def __init__(self, stats: Stats, port: int | None, registry: Any = None) -> None:
-        import prometheus_client as prometheus
-
-        self._stats = stats
-        self._last: dict[tuple[str, tuple[str, ...]], float] = {}
-        if registry is None:
-            registry = prometheus.REGISTRY if port is None else prometheus.CollectorRegistry()
-        self.registry = registry
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-            return prometheus.Counter(f"slosched:{name}", text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-            return prometheus.Gauge(
-                f"slosched:{name}", text, labels, registry=self.registry, multiprocess_mode="mostrecent"
-            )
-
-        self._counters = {
-            "slo_requests": counter(
-                "slo_requests", "Finished requests by outcome.", ("slo_class", "limit", "outcome")
-            ),
-            "fallbacks": counter("fallbacks", "Steps in the engine's own order.", ("reason",)),
-            "malformed": counter("malformed_fields", "Request fields ignored.", ("field",)),
-            "forecasts": counter("forecasts", "Length forecasts made.", ("source",)),
-            "forecast_s": counter("forecast_seconds", "Time that forecasts took.", ("source",)),
-        } | {name: counter(name, text) for name, text in TOTALS.items()}
-        self._gauges = {
-            "attainment": gauge("attainment", "Share of finished requests that kept all limits."),
-            "capability": gauge("capability_level", "1 at the present level.", ("level",)),
-            "breaker": gauge("breaker_open", "1 if the policy was turned off."),
-        }
-        buckets = counter("histogram_bucket_count", "Values by bucket.", ("name", "le"))
-        sums = gauge("histogram_sum", "Sum of values.", ("name",))
-        self._buckets, self._sums = buckets, sums
-        if port is not None:
-            prometheus.start_http_server(port, registry=self.registry)
-
-    def publish(self) -> None:
-        """Bring the exported values up to date."""
-        s = self._stats
-        for outcome, counts in (("attained", s.attained), ("missed", s.missed)):
-            for (slo_class, kind), n in counts.items():
-                self._raise("slo_requests", (slo_class, kind, outcome), n)
-        for reason, n in s.fallbacks.items():
-            self._raise("fallbacks", (reason,), n)
-        for field, n in s.malformed.items():
-            self._raise("malformed", (field,), n)
-        for source, n in s.forecasts.items():
-            self._raise("forecasts", (source,), n)
-        for source, seconds in s.forecast_s.items():
-            self._raise("forecast_s", (source,), seconds)
-        for name in TOTALS:
-            self._raise(name, (), getattr(s, name))
-        attainment = s.attainment()
-        if not math.isnan(attainment):
-            self._gauges["attainment"].set(attainment)
-        self._gauges["capability"].labels(s.level).set(1)
-        self._gauges["breaker"].set(float(s.breaker_open))
-        histograms = {"plan_seconds": s.plan_s, "reorder_places": s.reorder}
-        histograms.update({f"{kind}_seconds": h for kind, h in s.seconds.items()})
-        histograms.update({f"{kind}_measured_over_predicted": h for kind, h in s.ratio.items()})
-        for name, histogram in histograms.items():
-            total = 0
-            for edge, n in zip([*map(str, histogram.edges), "+Inf"], histogram.counts, strict=True):
-                total += n
-                self._increase(self._buckets, "bucket", (name, edge), total)
-            self._sums.labels(name).set(histogram.total)
-
-    def _raise(self, name: str, labels: tuple[str, ...], value: float) -> None:
-        self._increase(self._counters[name], name, labels, value)
-
-    def _increase(self, metric: Any, name: str, labels: tuple[str, ...], value: float) -> None:
-        more = value - self._last.get((name, labels), 0.0)
-        if more > 0:
-            (metric.labels(*labels) if labels else metric).inc(more)
-            self._last[name, labels] = value
-
-
-def exporter(stats: Stats, port: int | None) -> PrometheusExport | None:
-    """The Prometheus export, if it is asked for and can be had; never raises."""
-    if port is None and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return None
-    try:
-        return PrometheusExport(stats, port)
-    except Exception as error:
-        logger.warning("slosched: no Prometheus metrics: %s", error)
-        return None

@@ -57,18 +57,25 @@ class SloHeaders:
         if not fields:
             await self.app(scope, receive, send)
             return
-        content, after = await _body(receive)
+        content, after = await body_of(receive)
         changed = merged(content, fields)
-        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
-        headers.append((b"content-length", str(len(changed)).encode()))
-        messages: list[Message] = [{"type": "http.request", "body": changed, "more_body": after is not None}]
-        if after is not None:
-            messages.append(after)
+        await self.app(*replayed(scope, receive, changed, after), send)
 
-        async def replay() -> Message:
-            return messages.pop(0) if messages else await receive()
 
-        await self.app({**scope, "headers": headers}, replay, send)
+def replayed(
+    scope: Message, receive: Receive, content: bytes, after: Message | None
+) -> tuple[Message, Receive]:
+    """A connection whose body is `content`, followed by what came `after` it, for the application behind."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
+    headers.append((b"content-length", str(len(content)).encode()))
+    messages: list[Message] = [{"type": "http.request", "body": content, "more_body": after is not None}]
+    if after is not None:
+        messages.append(after)
+
+    async def replay() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return {**scope, "headers": headers}, replay
 
 
 def fields_of(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -102,15 +109,20 @@ def merged(content: bytes, fields: dict[str, str]) -> bytes:
         return content
     if not isinstance(request, dict):
         return content
+    changed = with_fields(request, fields)
+    return content if changed is request else json.dumps(changed).encode()
+
+
+def with_fields(request: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
+    """A request with the fields in ``vllm_xargs``; the same object if nothing changes."""
     extra = request.get("vllm_xargs")
-    if extra is not None and not isinstance(extra, dict):
-        return content
+    if not fields or (extra is not None and not isinstance(extra, dict)):
+        return request
     given = extra or {}
-    request["vllm_xargs"] = {**given, **{k: v for k, v in fields.items() if k not in given}}
-    return json.dumps(request).encode()
+    return {**request, "vllm_xargs": {**given, **{k: v for k, v in fields.items() if k not in given}}}
 
 
-async def _body(receive: Receive) -> tuple[bytes, Message | None]:
+async def body_of(receive: Receive) -> tuple[bytes, Message | None]:
     """The whole body, and the message that ended it early (a disconnect), if any."""
     parts: list[bytes] = []
     size = 0

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.errors import InputError
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Floats, Ints
 from slosched.integrations.vllm.background import Background, Refresh
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.decision import NOBODY, Decision, checked
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.queue import smallest
 from slosched.policies.base import KeyPolicy, Policy
-from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 
 logger = logging.getLogger("vllm.slosched")
 

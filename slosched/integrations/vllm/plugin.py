@@ -14,7 +14,6 @@ This module must import nothing heavy: vLLM 0.32 cannot start its CPU worker in 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from functools import partialmethod
 from typing import Any

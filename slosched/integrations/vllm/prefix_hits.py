@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from slosched.core.table import Ints
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
-from slosched.core.table import Ints
 
 PROBES = 24
 """Blocks looked up in one step, about a microsecond each."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from slosched.integrations.vllm.ledger import Ledger
-from slosched.integrations.vllm.waiting_rows import ArrivalLine
 from slosched.core.table import Ints
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.passing import adapter_of
+from slosched.integrations.vllm.waiting_rows import ArrivalLine
 
 Entry = tuple[float, float, int, int]
 """Key, arrival, serial and row of a waiting request."""
@@ -63,6 +64,9 @@ class SloQueue:
         self._aside: list[Entry] = []
         self.admitted: list[int] = []
         self.joined: list[int] = []
+        self._adapters: dict[int, int] = {}
+        self._present: set[int] | None = None
+        self._most_adapters = 0
 
     # vLLM's interface -------------------------------------------------------------------------------------
 
@@ -98,7 +102,11 @@ class SloQueue:
         """Take out the request to admit next."""
         row = self._next()
         self._front.pop()
+        if self._present is not None and row in self._adapters:
+            self._present.add(self._adapters[row])
         self._leave(row)
+        if self._present is not None:
+            self._block_adapters()
         self.admitted.append(row)
         return self._ledger.requests[row]
 
@@ -180,6 +188,7 @@ class SloQueue:
 
     def block(self, fenced: Collection[int], held: Collection[int] = ()) -> None:
         """Offer none of these rows, until the next call."""
+        self._present = None
         if self.keyed:
             self._front.clear()
         if not fenced and not held and not self._blocked and not self._aside:
@@ -192,6 +201,26 @@ class SloQueue:
         self._front.clear()
         self._cursor = 0 if self._planned else len(self._order)
 
+    def limit_adapters(self, present: set[int], most: int) -> None:
+        """Offer nobody with whom more than `most` adapters would run, until the next `block`.
+
+        Parameters
+        ----------
+        present
+            Adapters of all running requests; those of requests admitted meanwhile are added.
+        most
+            Adapters that may run at once.
+        """
+        self._present, self._most_adapters = present, most
+        self._block_adapters()
+
+    def _block_adapters(self) -> None:
+        present = self._present
+        if present is not None and len(present) >= self._most_adapters:
+            self._blocked.update(
+                {row: True for row, adapter in self._adapters.items() if adapter not in present}
+            )
+
     @property
     def native(self) -> bool:
         """Whether requests come out first come, first served, nobody held or fenced."""
@@ -201,10 +230,15 @@ class SloQueue:
         self.line.insert(row)
         self.joined.append(row)
         self._ledger.queued[row] = True
+        adapter = adapter_of(self._ledger.requests[row])
+        if adapter:
+            self._adapters[row] = adapter
 
     def _leave(self, row: int) -> None:
         self.line.remove(row)
         self._ledger.queued[row] = False
+        if self._adapters:
+            self._adapters.pop(row, None)
         if self._entry:
             self._entry.pop(row, None)
         if self._blocked:

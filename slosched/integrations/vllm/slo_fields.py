@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from slosched.integrations.vllm.config import MAX_MS, Config
 from slosched.core.slo import Slo
+from slosched.integrations.vllm.config import MAX_MS, Config
 
 MAX_TOKENS = 1e7
 MAX_NAME = 128
@@ -43,14 +43,14 @@ def read_claim(extra: object, config: Config) -> Claim:
     """Read the SLO fields of a request; never raises, whatever they hold.
 
     A field that is not what it should be is ignored in favour of what its class says and is named in
-    `Claim.malformed`; an unknown class counts as the default class. Limits below the tightest allowed and
-    weights above the greatest allowed count as these.
+    `Claim.malformed`; an unknown class counts as the default class. Limits below the tightest and weights
+    above the greatest that the request's tenant may claim count as these.
 
     Examples
     --------
     >>> claim = read_claim({"slo_ttft_ms": 500, "slo_tpot_ms": "fast", "slo_weight": 1e9}, Config())
     >>> claim.slo.ttft_s, claim.slo.tpot_s, claim.weight, claim.malformed
-    (0.5, None, 10.0, ('slo_tpot_ms',))
+    (0.5, None, 1.0, ('slo_tpot_ms',))
     """
     fields: Mapping[Any, Any] = extra if isinstance(extra, Mapping) else {}
     malformed: list[str] = []
@@ -82,21 +82,21 @@ def read_claim(extra: object, config: Config) -> Claim:
         malformed.append("slo_class")
         slo_class = config.default_class
     promised = config.of_class(slo_class)
+    tenant, program = label("slo_tenant") or "default", label("slo_program")
     limits: dict[str, float | None] = {}
     for name, kind in LIMIT_FIELDS.items():
         value = number(name, math.ulp(0.0), MAX_MS)
         if value is not None:
-            value = max(value, getattr(config.bounds, f"min_{kind}_ms"))
+            value = config.limit_ms(promised, tenant, kind, value)
         else:
             value = getattr(promised, f"{kind}_ms")
         limits[f"{kind}_s"] = None if value is None else value / 1000.0
     weight = number("slo_weight", 0.0, math.inf)
     tokens, p90 = (number(name, 1.0, MAX_TOKENS) for name in LENGTH_FIELDS)
-    tenant, program = label("slo_tenant") or "default", label("slo_program")
     return Claim(
         slo=Slo(**limits),
         slo_class=slo_class,
-        weight=promised.weight if weight is None else min(weight, config.bounds.max_weight),
+        weight=promised.weight if weight is None else config.weight_of(promised, tenant, weight),
         tenant=tenant,
         program=-1 if program is None else program_number(tenant, program),
         predicted_tokens=tokens if tokens is not None else promised.predicted_output_tokens,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from slosched.core.engine import Engine
-from slosched.timing.drift import OnlineStepTime
 from slosched.core.errors import InputError
-from slosched.predictors.history import ClassHistory
 from slosched.core.steptime import StepTimeModel
+from slosched.integrations.vllm.publishing import write_whole
+from slosched.predictors.history import ClassHistory
+from slosched.timing.drift import OnlineStepTime
 from slosched.timing.presets import find_engine
 
 FORMAT = 2
+
+KEPT = 3
+"""Unreadable state files that are kept to be looked at."""
 
 
 class Learned:
@@ -26,15 +31,13 @@ class Learned:
         self.step_time = OnlineStepTime(find_engine(engine).step_time, bound=1000.0)
 
     def save(self, path: Path) -> None:
-        """Write the state in one move."""
+        """Write the state in one move, so that a crash leaves the old or the new one."""
         content = {
             "format": FORMAT,
             "step_time": asdict(self.step_time.model),
             "lengths": self.lengths.as_dict(),
         }
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content))
-        partial.replace(path)
+        write_whole(path, json.dumps(content))
 
     def load(self, path: Path) -> None:
         """Take up the state of an earlier run.
@@ -54,3 +57,13 @@ class Learned:
             raise InputError(f"{path} must be a state file of slosched: {error}") from error
         self.step_time = OnlineStepTime(step_time, bound=1000.0)
         self.lengths.restore(content["lengths"])
+
+
+def set_aside(path: Path) -> Path:
+    """Keep a state file that cannot be read under another name, the newest `KEPT`; returns that name."""
+    aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
+    path.rename(aside)
+    older = sorted(path.parent.glob(f"{path.name}.unreadable-*"))[:-KEPT]
+    for old in older:
+        old.unlink(missing_ok=True)
+    return aside

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from slosched.integrations.vllm.state import Learned
 from slosched.timing.drift import OnlineStepTime
 from slosched.timing.fitting import evaluate, fit
 from slosched.timing.steplog import StepLogWriter
-from slosched.integrations.vllm.state import Learned
 
 EVERY_FIRST = 256
 EVERY_LATER = 16

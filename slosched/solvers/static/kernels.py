@@ -22,8 +22,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
+
+from slosched.core.jit import njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from slosched.core.errors import InputError, require
+from slosched.core.jit import njit
+from slosched.solvers.result import LATENCY_TOLERANCE, WEIGHT_TOLERANCE, Result, Score, Status
 from slosched.solvers.static.annealing import anneal_static
 from slosched.solvers.static.constructive import portfolio
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import LATENCY_TOLERANCE, WEIGHT_TOLERANCE, Result, Score, Status
 from slosched.solvers.static.reference import IntsLike, check_plan, evaluate
 
 Floats = NDArray[np.float64]

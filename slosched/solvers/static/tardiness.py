@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from slosched.core.errors import require
+from slosched.core.jit import njit
 from slosched.solvers.result import Status
 
 Floats = npt.NDArray[np.float64]

@@ -1,0 +1,157 @@
+"""Carries out a decision: prepares queue, running list and budget for the step about to be scheduled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slosched.core.table import Ints
+from slosched.integrations.vllm.asking import Prefilling
+from slosched.integrations.vllm.clock import Clock
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.decision import NOBODY, Decision
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.memory_bypass import Bypass
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.passing import PassedOver, adapter_of, can_pass_over
+from slosched.integrations.vllm.preemption import Preemption
+from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.refusal import Refusals
+from slosched.integrations.vllm.step import Step
+
+
+class Carrying:
+    """Turns decisions into changes of one scheduler; what holds for a step only is kept in its `Step`."""
+
+    def __init__(
+        self,
+        queue: SloQueue,
+        ledger: Ledger,
+        preemption: Preemption,
+        refusals: Refusals,
+        prefilling: Prefilling,
+        config: Config,
+        clock: Clock,
+        stats: Stats,
+    ) -> None:
+        self._queue, self._ledger, self._preemption = queue, ledger, preemption
+        self._refusals, self._prefilling = refusals, prefilling
+        self._config, self._clock, self._stats = config, clock, stats
+        self._bypass = Bypass(ledger)
+        self._last: Decision | None = None
+        self._order_serial: Ints = NOBODY
+        self._starved_s = -1e18
+
+    def carry_out(
+        self, scheduler: Any, step: Step, decision: Decision, *, decode_s: float, busy: bool, whole: bool
+    ) -> None:
+        """Prepare the step as decided.
+
+        Parameters
+        ----------
+        scheduler, step, decision
+            vLLM's scheduler, the step, and what was decided.
+        decode_s
+            Seconds of a decoding step, to leave alone who will end soon.
+        busy
+            Whether steps are in flight.
+        whole
+            Whether nobody may be passed over: nothing ran in the last step because of who was.
+        """
+        queue, now = self._queue, self._ledger.table.serial
+        if len(decision.reject) and self._config.allow_reject:
+            self._refusals.refuse(scheduler, decision.alive(decision.reject, now))
+        if len(decision.preempt) and self._preemption.possible(scheduler):
+            rows = decision.alive(decision.preempt, now)
+            # A request is never offered in the step that preempts it, whether or not a step is in flight.
+            step.fenced += self._preemption.apply(scheduler, rows, self._clock.now_s(), decode_s)
+        if decision.running_order is not None:
+            self._reorder(scheduler, decision.alive(decision.running_order, now))
+        if len(decision.skip) and not whole:
+            self._pass_over(scheduler, step, decision.alive(decision.skip, now))
+        if decision.prefill_tokens is not None:
+            self._limit_prefill(scheduler, step, decision.prefill_tokens)
+        if decision is not self._last:
+            serial = now if decision.serial is None else decision.serial
+            self._last, self._order_serial = decision, serial[decision.order]
+            if len(decision.order):
+                self._stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
+        queue.set_order(decision.order, self._order_serial)
+        if len(decision.hold):
+            step.held = decision.alive(decision.hold, now).tolist()
+        queue.block(step.fenced, step.held)
+        if step.held and not queue and not scheduler.running and not busy:
+            self._stats.failure("all-held")  # nobody would ever run again
+            queue.block(step.fenced)
+        else:
+            self._stats.held += len(step.held)
+        self.let_pass(scheduler, step, busy=busy)
+        self._limit_adapters(scheduler)
+
+    def native(self, step: Step) -> None:
+        """Let requests come out in the engine's own order, but for whom a step in flight still computes."""
+        self._queue.clear_order()
+        self._queue.block(step.fenced)
+
+    def let_pass(self, scheduler: Any, step: Step, *, busy: bool) -> None:
+        """Let others pass a head of the queue that does not fit in memory, each for a limited time."""
+        limit_s = self._config.guards.bypass_unfit_s
+        if limit_s > 0 and (scheduler.running or busy):
+            self._stats.bypassed += self._bypass.apply(
+                scheduler, self._queue, step.fenced, step.held, now_s=self._clock.now_s(), limit_s=limit_s
+            )
+
+    def relieve_starving(self) -> None:
+        """Let the longest-waiting request go first if it has waited too long, whatever the policy says."""
+        guards, line = self._config.guards, self._queue.line
+        if not line:
+            return
+        now_s = self._clock.now_s()
+        if now_s - line.oldest_s <= guards.max_wait_s:
+            return
+        if now_s - self._starved_s > guards.starvation_gap_s and self._queue.put_first(int(line.rows[0])):
+            self._starved_s = now_s
+            self._stats.starving += 1
+
+    def _reorder(self, scheduler: Any, order: Ints) -> None:
+        """Put the running list in the planned order; requests the plan did not know stay at the end."""
+        position = {row: i for i, row in enumerate(order.tolist())}
+        rows = self._ledger.rows
+        last = len(position)
+        scheduler.running.sort(key=lambda r: position.get(rows.get(r.request_id, -1), last))
+
+    def _pass_over(self, scheduler: Any, step: Step, rows: Ints) -> None:
+        """Give these running requests no token in this step, if anybody else could get one."""
+        names = self._ledger.table.request_ids
+        ids = {names[row]: True for row in rows.tolist()}
+        here = sum(request.request_id in ids for request in scheduler.running)
+        if not here or not can_pass_over(scheduler):
+            return
+        if here == len(scheduler.running) and not len(self._queue):
+            return
+        step.passed = PassedOver(scheduler, ids)
+        self._stats.skipped += here
+
+    def _limit_adapters(self, scheduler: Any) -> None:
+        """Have the queue count the adapters of all running requests, as vLLM does since 0.33.
+
+        Older releases count those of the requests that get tokens in this step, so that beside requests
+        passed over one too many could be admitted: the next step, with everybody in it, would end the engine.
+        """
+        lora = getattr(scheduler, "lora_config", None)
+        if lora is not None:
+            present = {adapter_of(request) for request in scheduler.running} - {0}
+            self._queue.limit_adapters(present, int(lora.max_loras))
+
+    def _limit_prefill(self, scheduler: Any, step: Step, prefill_tokens: int) -> None:
+        """Bound the prompt tokens of this step; decoding requests keep their token each."""
+        taking_part = scheduler.running
+        begun = self._prefilling.rows()
+        if step.passed is not None:
+            taking_part = taking_part[step.passed.count :]
+            here = {self._ledger.rows.get(r.request_id): True for r in taking_part}
+            begun = {row: True for row in begun if row in here}
+        decoding = max(0, len(taking_part) - len(begun))
+        per_request = 1 + int(getattr(scheduler, "num_spec_tokens", 0) or 0)
+        budget = prefill_tokens + decoding * per_request
+        if budget > 0:
+            step.lower(scheduler, "max_num_scheduled_tokens", budget)

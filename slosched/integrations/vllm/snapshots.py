@@ -1,0 +1,103 @@
+"""The engine's present state in slosched's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from slosched.core.engine import Engine
+from slosched.core.limits import EngineLimits
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Ints, RequestTable
+from slosched.integrations.vllm.clock import Clock
+from slosched.integrations.vllm.decision import NOBODY
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.state import Learned
+
+SYNC_STEPS = 8
+"""Steps for which a policy that only sorts the queue sees the same running requests."""
+
+
+class Snapshots:
+    """Takes snapshots of one scheduler; the table is brought up to date only where a policy may look.
+
+    Parameters
+    ----------
+    queue, ledger, learned, limits, clock
+        Who waits, their rows, the step-time model, the engine's capacity and the time.
+    lax
+        Whether the running requests may be those of a few steps ago, as a mere sort of the queue allows.
+    """
+
+    def __init__(
+        self,
+        queue: SloQueue,
+        ledger: Ledger,
+        learned: Learned,
+        limits: EngineLimits,
+        clock: Clock,
+        *,
+        lax: bool,
+    ) -> None:
+        self._queue, self._ledger, self._learned = queue, ledger, learned
+        self._limits, self._clock, self._lax = limits, clock, lax
+        self._running: list[Any] = []
+        self._rows: Ints = NOBODY
+        self._synced = -SYNC_STEPS
+
+    def take(
+        self, scheduler: Any, step: int, *, copied: bool
+    ) -> tuple[Snapshot, Callable[[RequestTable], None]]:
+        """The present state, and what brings a copy of the table up to date with the running requests.
+
+        Parameters
+        ----------
+        scheduler
+            vLLM's scheduler.
+        step
+            Number of the coming step.
+        copied
+            Whether the policy looks at a copy, so that the table itself needs no update.
+        """
+        running = scheduler.running
+        lax = self._lax and len(running) == len(self._running)
+        old = not lax or step - self._synced >= SYNC_STEPS
+        if old and running != self._running:
+            self._running = list(running)
+            self._rows = self._ledger.rows_of(running)
+        refresh = partial(self._ledger.sync, self._running, self._rows)
+        if old and not copied:
+            refresh(self._ledger.table)
+            self._synced = step
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        return self.of(self._queue.line.rows.copy(), self._rows, free, step), refresh
+
+    def of(self, waiting: Ints, running: Ints, free_blocks: int, step: int) -> Snapshot:
+        """The state now, with the given rows waiting and running."""
+        return Snapshot(
+            now_s=self._clock.now_s(),
+            table=self._ledger.table,
+            waiting=waiting,
+            running=running,
+            engine=Engine(limits=self._limits, step_time=self._learned.step_time.model),
+            free_blocks=free_blocks,
+            step=step - 1,
+        )
+
+
+def limits_of(scheduler: Any) -> EngineLimits:
+    """The scheduler's capacity in slosched's terms."""
+    config = scheduler.scheduler_config
+    return EngineLimits(
+        max_num_seqs=max(1, int(scheduler.max_num_running_reqs)),
+        max_num_batched_tokens=max(1, int(scheduler.max_num_scheduled_tokens)),
+        # One block is vLLM's placeholder and never given out.
+        kv_blocks=max(1, int(scheduler.cache_config.num_gpu_blocks or 0) - 1),
+        block_tokens=max(1, int(getattr(scheduler, "block_size", 0) or scheduler.cache_config.block_size)),
+        max_model_len=max(1, int(scheduler.max_model_len)),
+        chunked_prefill=bool(getattr(config, "enable_chunked_prefill", True)),
+        prefix_cache=bool(scheduler.cache_config.enable_prefix_caching),
+        long_prefill_token_threshold=max(0, int(getattr(config, "long_prefill_token_threshold", 0) or 0)),
+    )

@@ -1,0 +1,325 @@
+"""Features of real requests for chaos runs: adapters, images, grammars, drafts, pooling, siblings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from slosched.core.errors import InputError
+
+
+class Feature:
+    """One feature: how it changes the scheduler, the requests and the replies, and what shows it happened.
+
+    Attributes
+    ----------
+    name
+        Name in options and reports.
+    events
+        How often the feature has made itself felt; a run in which it never did proves nothing.
+    """
+
+    name: ClassVar[str]
+    asynchronous: ClassVar[bool] = True
+    """Whether vLLM has it, and the stand-in for the runner can follow it, with asynchronous scheduling."""
+    deepest: ClassVar[int] = 8
+    """Steps in flight up to which vLLM has it."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.events: Counter[str] = Counter()
+
+    def prepare(self, engine: Any) -> None:
+        """Change a scheduler that has just been made."""
+
+    def dress(self, engine: Any, i: int, keywords: dict[str, Any]) -> None:
+        """Change what request `i` is made of."""
+
+    def made(self, engine: Any, i: int, request: Any) -> None:
+        """Request `i` has been made."""
+
+    def turn(self, engine: Any) -> None:
+        """Another turn of the engine begins."""
+
+    def scheduled(self, engine: Any, output: Any) -> None:
+        """A step was scheduled."""
+
+    def landed(self, engine: Any, flight: Any) -> None:
+        """The output of a step has been taken in."""
+
+
+class Adapters(Feature):
+    """Room for two LoRA adapters, four in use, and requests without any."""
+
+    name = "lora"
+    most: ClassVar[int] = 2
+
+    def prepare(self, engine: Any) -> None:
+        """Let the scheduler know of adapters; no weights are ever needed."""
+        engine.scheduler.lora_config = SimpleNamespace(max_loras=self.most)
+
+    def dress(self, engine: Any, i: int, keywords: dict[str, Any]) -> None:
+        """One in five goes without."""
+        from vllm.lora.request import LoRARequest
+
+        number = i % 5
+        if number:
+            keywords["lora_request"] = LoRARequest(f"adapter-{number}", number, "/nowhere")
+
+    def scheduled(self, engine: Any, output: Any) -> None:
+        """Count steps that fill the room, and check that none overfills it."""
+        requests = engine.scheduler.requests
+        asked = [requests[name].lora_request for name in output.num_scheduled_tokens]
+        present = {adapter.lora_int_id for adapter in asked if adapter}
+        if len(present) > self.most:
+            raise InputError(f"a step may hold {self.most} adapters, got {sorted(present)}.")
+        self.events["adapter_room_full"] += len(present) == self.most
+
+
+class Images(Feature):
+    """One or two images in every other prompt; a step's budget and the cache for encoders are small."""
+
+    name = "multimodal"
+    budget: ClassVar[int] = 64
+    longest: ClassVar[int] = 40
+
+    def prepare(self, engine: Any) -> None:
+        """Give the scheduler an encoder budget and an encoder cache."""
+        from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+
+        scheduler = engine.scheduler
+        scheduler.max_num_encoder_input_tokens = self.budget
+        scheduler.encoder_cache_manager = EncoderCacheManager(cache_size=2 * self.budget)
+
+    def dress(self, engine: Any, i: int, keywords: dict[str, Any]) -> None:
+        """Place images in the prompt; one in three is shared by many requests."""
+        from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+        length = len(keywords["prompt_token_ids"])
+        if i % 2 or length < 12:
+            return
+        found: list[Any] = []
+        at = int(self.rng.integers(0, 4))
+        while at + 8 < length and len(found) < 2:
+            shared = bool(self.rng.random() < 1 / 3)
+            size = 8 if shared else int(self.rng.integers(4, min(self.longest, length - at - 1)))
+            name = f"shared-{self.rng.integers(0, 4)}" if shared else f"image-{i}-{len(found)}"
+            found.append(
+                MultiModalFeatureSpec(
+                    data=None, modality="image", identifier=name,
+                    mm_position=PlaceholderRange(offset=at, length=size),
+                )
+            )  # fmt: skip
+            at += size + int(self.rng.integers(0, 8))
+        keywords["mm_features"] = found
+
+    def scheduled(self, engine: Any, output: Any) -> None:
+        """Count images encoded, and check the budget."""
+        inputs = output.scheduled_encoder_inputs
+        self.events["images_encoded"] += sum(map(len, inputs.values()))
+        spent = sum(
+            engine.scheduler.requests[name].mm_features[i].mm_position.length
+            for name, items in inputs.items()
+            for i in items
+        )
+        if spent > self.budget:
+            raise InputError(f"a step may encode {self.budget} tokens of images, got {spent}.")
+
+
+class Grammars(Feature):
+    """Every third request has a grammar that takes some turns to compile."""
+
+    name = "structured"
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._compiling: list[tuple[int, Future[Any]]] = []
+        self._turns = 0
+
+    def prepare(self, engine: Any) -> None:
+        """Take the place of vLLM's manager of grammars, which needs a tokenizer."""
+        from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
+
+        StructuredOutputGrammar.register(Grammars)  # some releases look at the class
+        engine.scheduler.structured_output_manager = self
+
+    def dress(self, engine: Any, i: int, keywords: dict[str, Any]) -> None:
+        """Ask for a grammar."""
+        if i % 3 == 0:
+            from vllm.sampling_params import StructuredOutputsParams
+
+            keywords["sampling_params"].structured_outputs = StructuredOutputsParams(regex="a*")
+
+    def made(self, engine: Any, i: int, request: Any) -> None:
+        """Begin to compile."""
+        asked = request.structured_output_request
+        if asked is not None:
+            future: Future[Any] = Future()
+            asked.grammar = future
+            self._compiling.append((self._turns + int(self.rng.integers(0, 12)), future))
+
+    def turn(self, engine: Any) -> None:
+        """Some grammars are ready now."""
+        self._turns += 1
+        for due, future in self._compiling:
+            if due <= self._turns and not future.done():
+                future.set_result(self)
+        self._compiling = [(due, future) for due, future in self._compiling if not future.done()]
+
+    def scheduled(self, engine: Any, output: Any) -> None:
+        """What the engine does between scheduling and sampling."""
+        engine.scheduler.get_grammar_bitmask(output)
+
+    # what vLLM asks of a manager and of a grammar
+
+    def grammar_bitmask(self, requests: Any, names: Any, *_: Any) -> Any:
+        """Note for whom a mask was asked."""
+        self.events["grammar_rows"] += len(names)
+        return np.zeros((len(names), 1), dtype=np.int32)
+
+    def grammar_init(self, request: Any) -> None:
+        """Compiled by `turn`."""
+
+    def accept_tokens(self, *_: Any) -> bool:
+        """Every token is allowed."""
+        return True
+
+    def should_advance(self, request: Any, **_: Any) -> bool:
+        """Whether the grammar is to see the tokens."""
+        return bool(request.use_structured_output)
+
+    def should_fill_bitmask(self, request: Any) -> bool:
+        """Whether this request needs a mask."""
+        return True
+
+    def validate_tokens(self, *arguments: Any) -> Any:
+        """Every draft is allowed."""
+        return arguments[-1]
+
+    def trim_reasoning_for_advance(self, request: Any, tokens: Any, **_: Any) -> Any:
+        """Nothing is thought about before the answer."""
+        return tokens
+
+    def is_terminated(self) -> bool:
+        """No grammar ends an answer."""
+        return False
+
+    def clear_backend(self) -> None:
+        """There is none."""
+
+
+class Drafts(Feature):
+    """Three draft tokens for each decoding request, some of them right."""
+
+    name = "speculation"
+    asynchronous = False
+    deepest = 1
+    drafts: ClassVar[int] = 3
+
+    def prepare(self, engine: Any) -> None:
+        """Make the scheduler expect drafts."""
+        engine.scheduler.num_spec_tokens = self.drafts
+
+    def landed(self, engine: Any, flight: Any) -> None:
+        """Propose drafts for whoever got a token."""
+        from vllm.v1.outputs import DraftTokenIds
+
+        reply = flight.reply
+        got = zip(reply.req_ids, reply.sampled_token_ids, strict=True)
+        names = [name for name, tokens in got if tokens and name in engine.live]
+        drafts = []
+        for name in names:
+            place = engine.live[name].num_output_tokens
+            right = int(self.rng.integers(0, self.drafts + 1))
+            drafts.append(
+                [engine.token(engine.row[name], place + k) if k < right else 1 for k in range(self.drafts)]
+            )
+        engine.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
+
+    def scheduled(self, engine: Any, output: Any) -> None:
+        """Count drafts that were taken along."""
+        self.events["drafts_scheduled"] += sum(map(len, output.scheduled_spec_decode_tokens.values()))
+
+
+class Pooling(Feature):
+    """Requests for an embedding of the prompt: no sampling parameters, no tokens."""
+
+    name = "pooling"
+    asynchronous = False
+
+    def dress(self, engine: Any, i: int, keywords: dict[str, Any]) -> None:
+        """Ask for an embedding."""
+        from vllm import PoolingParams
+
+        keywords["sampling_params"] = None
+        keywords["pooling_params"] = PoolingParams(task="embed")
+        engine.pooled[i] = True
+
+    def landed(self, engine: Any, flight: Any) -> None:
+        """Count embeddings handed out."""
+        self.events["embeddings"] = engine.embeddings
+
+
+class Siblings(Feature):
+    """Groups of three requests for one prompt, as ``n = 3`` makes them, arriving together."""
+
+    name = "siblings"
+    group: ClassVar[int] = 3
+
+    def dress(self, engine: Any, i: int, keywords: dict[str, Any]) -> None:
+        """Take the prompt of the group's first, cut to one's own length."""
+        first = engine.prompt(i - i % self.group)
+        own = keywords["prompt_token_ids"]
+        if len(first) >= len(own):
+            keywords["prompt_token_ids"] = first[: len(own)]
+
+    def scheduled(self, engine: Any, output: Any) -> None:
+        """Count steps in which two of a group run."""
+        groups = Counter(engine.row[r.request_id] // self.group for r in engine.scheduler.running)
+        self.events["siblings_together"] += any(n > 1 for n in groups.values())
+
+
+class Priorities(Feature):
+    """Clients' priorities: memory is taken from the worst, as vLLM's priority policy does."""
+
+    name = "priority"
+
+    def dress(self, engine: Any, i: int, keywords: dict[str, Any]) -> None:
+        """Four levels."""
+        keywords["priority"] = int(self.rng.integers(-2, 2))
+
+    def scheduled(self, engine: Any, output: Any) -> None:
+        """Count steps with several levels running."""
+        self.events["levels_together"] += len({r.priority for r in engine.scheduler.running}) > 1
+
+
+FEATURES: dict[str, type[Feature]] = {
+    feature.name: feature for feature in (Adapters, Images, Grammars, Drafts, Pooling, Siblings, Priorities)
+}
+"""Every feature by name."""
+
+
+def features_of(names: Iterable[str], seed: int, *, asynchronous: bool, depth: int) -> list[Feature]:
+    """The features of these names, each with a seed of its own.
+
+    Raises
+    ------
+    InputError
+        If there is no such feature, or not with this kind of scheduling.
+    """
+    found = []
+    for k, name in enumerate(names):
+        kind = FEATURES.get(name)
+        if kind is None:
+            raise InputError(f"feature must be one of {', '.join(FEATURES)}, got {name!r}.")
+        if (asynchronous and not kind.asynchronous) or depth > kind.deepest:
+            raise InputError(
+                f"feature {name!r} must run synchronously, {kind.deepest} steps in flight at most."
+            )
+        found.append(kind(seed + k))
+    return found
