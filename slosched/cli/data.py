@@ -116,26 +116,32 @@ def convert(
 
 @app.command()
 def get(
-    name: Annotated[str | None, typer.Argument(help="Name of the trace; none lists them.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("traces"),
+    names: Annotated[list[str] | None, typer.Argument(help="Names of traces; none lists them.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to put them in.")] = Path("traces"),
+    mirror: Annotated[
+        str | None, typer.Option(help="Address of a folder with the same files, instead of their publishers.")
+    ] = None,
     as_json: c.AsJson = False,
 ) -> None:
-    """Download a public trace from its publisher and check it.
+    """Download public traces from their publishers and check them.
 
-    Example: slosched workload get azure2023-code --out traces
+    Example: slosched workload get azure2023-code azure2023-conversation --out data/traces; then set
+    SLOSCHED_DATA=data
     """
     from slosched.workloads.fetch import TRACES
     from slosched.workloads.fetch import get as download
 
-    if name is None:
+    if not names:
         c.print_json({key: trace.url for key, trace in TRACES.items()})
         return
-    with c.progress_bar(name) as bar:
-        path = download(name, out, progress=lambda done, total: bar(done, total or 0))
+    paths = []
+    for name in names:
+        with c.progress_bar(name) as bar:
+            paths.append(download(name, out, mirror=mirror, progress=bar))
+        if not as_json:
+            print(paths[-1])
     if as_json:
-        c.print_json({"path": str(path)})
-    else:
-        print(path)
+        c.print_json({"paths": [str(path) for path in paths]})
 
 
 def _report(requests: int, out: Path, as_json: bool) -> None:

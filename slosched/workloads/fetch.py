@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slosched.core.errors import InputError
+from slosched.core.errors import DataError, InputError
+from slosched.workloads.readers import read_lengths
 
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the bytes expected (None if the server does not say)."""
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are there and the bytes expected (0 if the server does not say)."""
 
 CHUNK_BYTES = 1 << 16
 
@@ -33,7 +34,9 @@ class PublicTrace:
     file_name
         Name to save it under.
     size_bytes, sha256
-        Of the published file.
+        Of the published file; None where only its content is known.
+    lengths_sha256
+        Of its lengths, one line ``prompt,output`` a request, where `sha256` is None.
     format
         Its format for `slosched.workloads.read`.
     licence
@@ -42,10 +45,11 @@ class PublicTrace:
 
     url: str
     file_name: str
-    size_bytes: int
-    sha256: str
+    size_bytes: int | None
+    sha256: str | None
     format: str
     licence: str
+    lengths_sha256: str = ""
 
 
 _AZURE = (
@@ -58,9 +62,11 @@ _MOONCAKE = (
 )
 _MOONCAKE_LICENCE = "Apache-2.0; cite Qin et al., Mooncake, FAST 2025"
 
+_VIDUR = "https://raw.githubusercontent.com/microsoft/vidur/6d98aa8f71696520acc603d87439e77cc78160a7/data"
+
 # The development machine could not reach the publishers. The Azure and Mooncake checksums are of the
 # published bytes rebuilt from a converted copy (tests repeat this); BurstGPT's is the one that several public
-# repositories quote for release v2.0.
+# repositories quote for release v2.0. Of vidur's lengths only the content was at hand: it is what is checked.
 TRACES = {
     "azure2023-code": PublicTrace(
         url=f"{_AZURE}/AzureLLMInferenceTrace_code.csv",
@@ -94,6 +100,15 @@ TRACES = {
         format="mooncake",
         licence=_MOONCAKE_LICENCE,
     ),
+    "arxiv-summarization": PublicTrace(
+        url=f"{_VIDUR}/processed_traces/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv",
+        file_name="lengths_arxiv_summarization_vidur.csv",
+        size_bytes=None,
+        sha256=None,
+        lengths_sha256="40baedc38204625191922ee825fa9ebe22aca027d284f8fbab48dd3c14cdf057",
+        format="lengths",
+        licence="MIT, Copyright (c) Microsoft Corporation; cite Agrawal et al., Vidur, MLSys 2024",
+    ),
     "burstgpt": PublicTrace(
         url="https://github.com/HPMLL/BurstGPT/releases/download/v2.0/BurstGPT_without_fails_1.csv",
         file_name="burstgpt_1.csv",
@@ -105,12 +120,21 @@ TRACES = {
 }
 """Traces that `get` knows, by name."""
 
+MIX_TRACES = ("azure2023-code", "azure2023-conversation", "mooncake-conversation", "arxiv-summarization")
+"""Those that the mixes ``azure`` and ``mooncake`` and the demonstration replay."""
+
+
+def command(folder: str | Path = "data/traces") -> str:
+    """The command that fetches what mixes replay into a folder of traces."""
+    return f"slosched workload get {' '.join(MIX_TRACES)} --out {folder}"
+
 
 def get(
     name: str,
     folder: str | Path,
     *,
     url: str | None = None,
+    mirror: str | None = None,
     progress: Progress | None = None,
     timeout_s: float = 30.0,
 ) -> Path:
@@ -126,7 +150,9 @@ def get(
     folder
         Where to save; made if absent.
     url
-        Another address of the same bytes, such as a mirror.
+        Another address of the same bytes.
+    mirror
+        Address of a folder that holds the files under the names they have at their publishers.
     progress
         Told how many bytes are there, and how many are expected.
     timeout_s
@@ -148,20 +174,20 @@ def get(
     if name not in TRACES:
         raise InputError(f"trace must be one of {', '.join(TRACES)}, got {name!r}.")
     trace = TRACES[name]
-    address = url or trace.url
+    address = url or (f"{mirror.rstrip('/')}/{trace.url.rsplit('/', 1)[1]}" if mirror else trace.url)
     if not address.startswith(("http://", "https://")):
         raise InputError(f"url must be an http or https address, got {address!r}.")
     target = Path(folder) / trace.file_name
-    if target.is_file() and _digest(target) == trace.sha256:
+    if target.is_file() and _fault(target, trace) is None:
         return target
     partial = target.with_name(f"{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _transfer(address, partial, trace.size_bytes, progress, timeout_s)
-        found = _digest(partial)
-        if found != trace.sha256:
+        fault = _fault(partial, trace)
+        if fault is not None:
             partial.unlink()
-            raise FetchError(f"{address} must have SHA-256 {trace.sha256}, got {found}; nothing was kept.")
+            raise FetchError(f"{address} must {fault}; nothing was kept.")
         partial.replace(target)
     except FetchError:
         raise
@@ -170,10 +196,26 @@ def get(
     return target
 
 
-def _transfer(url: str, partial: Path, size: int, progress: Progress | None, timeout_s: float) -> None:
+def _fault(path: Path, trace: PublicTrace) -> str | None:
+    """What a downloaded file must have and has not; None if it is the published one."""
+    if trace.sha256 is not None:
+        found = _digest(path)
+        return None if found == trace.sha256 else f"have SHA-256 {trace.sha256}, got {found}"
+    try:
+        work = read_lengths(path, rate_per_s=1.0)
+    except DataError as error:
+        return f"hold lengths, got: {error}"
+    lines = zip(work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
+    content = "".join(f"{prompt},{output}\n" for prompt, output in lines)
+    found = hashlib.sha256(content.encode()).hexdigest()
+    ok = found == trace.lengths_sha256
+    return None if ok else f"have lengths of SHA-256 {trace.lengths_sha256}, got {found}"
+
+
+def _transfer(url: str, partial: Path, size: int | None, progress: Progress | None, timeout_s: float) -> None:
     """Bring the partial file to `size` bytes, continuing what is there where the server can."""
-    have = partial.stat().st_size if partial.exists() else 0
-    if have > size:
+    have = partial.stat().st_size if partial.exists() and size is not None else 0
+    if size is not None and have > size:
         partial.unlink()
         have = 0
     if have == size:
@@ -185,23 +227,25 @@ def _transfer(url: str, partial: Path, size: int, progress: Progress | None, tim
         ) as answer:
             if answer.status != http.client.PARTIAL_CONTENT:
                 have = 0
+            if size is None and answer.headers["Content-Length"]:
+                size = int(answer.headers["Content-Length"])
             with partial.open("ab" if have else "wb") as file:
                 while chunk := answer.read(CHUNK_BYTES):
                     have += len(chunk)
-                    if have > size:
+                    if size is not None and have > size:
                         break
                     file.write(chunk)
                     if progress:
-                        progress(have, size)
+                        progress(have, size or 0)
     except urllib.error.HTTPError as error:
         raise FetchError(f"{url} must be available, got HTTP status {error.code} {error.reason}.") from error
     except (http.client.HTTPException, urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise FetchError(f"{url} must be reachable, got: {reason}; run again to resume.") from error
-    if have > size:
+    if size is not None and have > size:
         partial.unlink()
         raise FetchError(f"{url} must have {size} bytes, got more; nothing was kept.")
-    if have < size:
+    if size is not None and have < size:
         raise FetchError(f"{url} must have {size} bytes, got {have}; run again to resume.")
 
 

@@ -34,6 +34,7 @@ from slosched.workloads.builtin import (
     DEFAULT_MODEL,
     KINDS,
 )
+from slosched.workloads.fetch import command
 from slosched.workloads.lengths import LengthTable
 from slosched.workloads.mix import fit_to_engine, merge, relabel
 from slosched.workloads.noise import with_forecast
@@ -77,9 +78,33 @@ class Part:
         ]
 
     def file(self, name: str) -> Path | None:
-        """A trace file, if there is one."""
-        path = self.data / "traces" / name if self.data else None
-        return path if path is not None and path.is_file() else None
+        """A trace file of the data folder, compressed or not; None without a folder.
+
+        Raises
+        ------
+        InputError
+            If the folder lacks it: generated requests in its place would be other data under the same name.
+        """
+        return None if self.data is None else trace_file(self.data, name)
+
+
+def trace_file(folder: str | Path, name: str) -> Path:
+    """A file of a folder of public traces, compressed as it is named or not.
+
+    Raises
+    ------
+    InputError
+        If it is not there; the message says how to get it.
+    """
+    traces = Path(folder) / "traces"
+    for path in (traces / name, traces / name.removesuffix(".gz")):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"data folder must have traces/{name} (or without .gz), got none in {str(folder)!r}. "
+        f"`{command(traces)}` fetches what the mixes azure and mooncake and the demonstration replay; "
+        "without a folder (SLOSCHED_DATA not set) requests come from the built-in generators."
+    )
 
 
 def mix(

@@ -26,16 +26,17 @@ from slosched.workloads import (
 )
 from slosched.workloads.builtin import DEFAULT_FORECAST, DEFAULT_SLOS, KINDS
 from slosched.workloads.clock import UNITS
-from slosched.workloads.mixes import MIXES, mix
+from slosched.workloads.fetch import command
+from slosched.workloads.mixes import MIXES, mix, trace_file
 from slosched.workloads.readers import Said, read
 
 DATA_VARIABLE = "SLOSCHED_DATA"
 """Environment variable that names a folder of public traces."""
 
 DEMO_TRACES = {
-    "chat": "traces/azure2023_conv.csv.gz",
-    "code": "traces/azure2023_code.csv.gz",
-    "batch": "traces/lengths_arxiv_summarization_vidur.csv.gz",
+    "chat": "azure2023_conv.csv.gz",
+    "code": "azure2023_code.csv.gz",
+    "batch": "lengths_arxiv_summarization_vidur.csv.gz",
 }
 """Traces of the demonstration within that folder, by class."""
 
@@ -230,7 +231,8 @@ def trace_source(
 def data_folder() -> str | None:
     """The folder that `SLOSCHED_DATA` names, if it does."""
     folder = os.environ.get(DATA_VARIABLE)
-    require(not folder or Path(folder).is_dir(), DATA_VARIABLE, "a folder", folder)
+    ok = not folder or any((Path(folder) / "traces").glob("*"))
+    require(ok, DATA_VARIABLE, f"a folder with traces in it, as `{command()}` makes", folder)
     return folder or None
 
 
@@ -239,9 +241,7 @@ def demo_source(engine: Engine) -> Generated | Replayed:
     folder = data_folder()
     if folder is None:
         return Generated(engine=engine)
-    paths = {name: Path(folder) / path for name, path in DEMO_TRACES.items()}
-    for path in paths.values():
-        require(path.is_file(), DATA_VARIABLE, f"a folder with {path.name} in traces/", folder)
+    paths = {name: trace_file(folder, file) for name, file in DEMO_TRACES.items()}
     chat, code = (relabel(read(paths[name]), name) for name in ("chat", "code"))
     per_s = (len(chat) + len(code)) / float(chat.arrival_s[-1])
     batch_rps = per_s * BATCH_SHARE / (1 - BATCH_SHARE)

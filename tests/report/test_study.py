@@ -165,7 +165,7 @@ def test_demo_falls_back_to_the_generator(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert data_folder() is None
     assert isinstance(demo_source(engine=ENGINE), Generated)
     monkeypatch.setenv("SLOSCHED_DATA", str(tmp_path))
-    with pytest.raises(InputError, match="SLOSCHED_DATA must be a folder with azure2023"):
+    with pytest.raises(InputError, match="SLOSCHED_DATA must be a folder with traces in it"):
         demo_source(engine=ENGINE)
 
 

@@ -9,14 +9,20 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from slosched.cli import app
+from slosched.core.engine import DEFAULT_ENGINE
 from slosched.core.errors import InputError
-from slosched.workloads import fetch, read
+from slosched.workloads import fetch, read, sources
+from slosched.workloads.mixes import MIXES, mix
 
 BODY = b"TIMESTAMP,ContextTokens,GeneratedTokens\n" + b"2023-11-16 18:17:03.9799600,4808,10\n" * 5000
 
@@ -66,7 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_good(server: str, tmp_path: Path) -> None:
     """The file arrives whole under its name, with progress up to its size, and reads as a trace."""
-    seen: list[tuple[int, int | None]] = []
+    seen: list[tuple[int, int]] = []
     path = fetch.get("toy", tmp_path / "new", url=f"{server}/good", progress=lambda a, b: seen.append((a, b)))
     assert path == tmp_path / "new" / "toy.csv"
     assert path.read_bytes() == BODY
@@ -137,6 +143,89 @@ def test_bad_arguments(tmp_path: Path) -> None:
         fetch.get("burstgpt", tmp_path / "file" / "folder")
 
 
+def test_lengths_are_checked_by_content(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the content is known, it decides: other bytes of the same lengths pass, others do not."""
+    lengths = "".join("4808,10\n" for _ in range(5000))
+    digest = hashlib.sha256(lengths.encode()).hexdigest()
+    known = replace(fetch.TRACES["toy"], size_bytes=None, sha256=None, lengths_sha256=digest)
+    monkeypatch.setitem(fetch.TRACES, "toy", known)
+    assert fetch.get("toy", tmp_path, url=f"{server}/whole").read_bytes() == BODY
+    assert fetch.get("toy", tmp_path, url=f"{server}/missing").is_file()
+    (tmp_path / "toy.csv").unlink()
+    with pytest.raises(fetch.FetchError, match="run again to resume"):
+        fetch.get("toy", tmp_path, url=f"{server}/cut")
+    with pytest.raises(fetch.FetchError, match="hold lengths"):
+        fetch.get("toy", tmp_path, url=f"{server}/other")
+    monkeypatch.setitem(fetch.TRACES, "toy", replace(known, lengths_sha256="0" * 64))
+    with pytest.raises(fetch.FetchError, match="lengths of SHA-256"):
+        fetch.get("toy", tmp_path, url=f"{server}/whole")
+    assert list(tmp_path.glob("toy*")) == []
+
+
+def test_the_documented_command_assembles_the_folder(data_folder: Path, tmp_path: Path) -> None:
+    """From a mirror on the loopback: `get` of all that mixes replay, then a mix of real requests."""
+    traces = data_folder / "traces"
+    published = {
+        "azure2023-code": published_azure(traces / "azure2023_code.csv.gz", "19:14:19.928016"),
+        "azure2023-conversation": published_azure(traces / "azure2023_conv.csv.gz", "19:14:08.402527"),
+        "mooncake-conversation": published_mooncake(traces / "mooncake_conversation.jsonl.gz"),
+        "arxiv-summarization": published_vidur(traces / "lengths_arxiv_summarization_vidur.csv.gz"),
+    }
+    assert tuple(published) == fetch.MIX_TRACES
+    site = tmp_path / "site"
+    site.mkdir()
+    for name, body in published.items():
+        (site / fetch.TRACES[name].url.rsplit("/", 1)[1]).write_bytes(body)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+    folder = tmp_path / "data" / "traces"
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        words = fetch.command(folder).split()[1:]
+        mirror = f"http://127.0.0.1:{httpd.server_address[1]}"
+        done = CliRunner().invoke(app, [*words, "--mirror", mirror, "--json"], env={"no_proxy": "*"})
+        httpd.shutdown()
+    assert done.exit_code == 0, done.output
+    assert sorted(json.loads(done.stdout)["paths"]) == sorted(str(p) for p in folder.iterdir())
+    for name in ("azure", "mooncake"):
+        ours, theirs = (
+            mix(name, rate_per_s=5.0, requests=50, seed=1, data_dir=where)
+            for where in (data_folder, tmp_path / "data")
+        )
+        assert np.array_equal(theirs.prompt_tokens, ours.prompt_tokens)
+
+
+def test_a_partial_folder_is_no_silent_change_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder, one without traces, and one that lacks a file of a mix: errors that say what to do."""
+    monkeypatch.setenv("SLOSCHED_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="slosched workload get azure2023-code"):
+        sources.data_folder()
+    (tmp_path / "traces").mkdir()
+    with pytest.raises(InputError, match="SLOSCHED_DATA"):
+        sources.data_folder()
+    (tmp_path / "traces" / "azure2023_code.csv").write_bytes(BODY)
+    assert sources.data_folder() == str(tmp_path)
+    for name in MIXES:
+        with pytest.raises(InputError, match="must have traces/"):
+            mix(name, rate_per_s=5.0, requests=50, data_dir=tmp_path)
+    with pytest.raises(InputError, match=r"must have traces/azure2023_conv\.csv"):
+        sources.demo_source(DEFAULT_ENGINE)
+
+
+def published_mooncake(path: Path) -> bytes:
+    """The publisher's bytes of a Mooncake trace, rebuilt from the recompressed copy."""
+    with gzip.open(path, "rt") as lines:
+        return "".join(json.dumps(json.loads(line)) + "\n" for line in lines).encode()
+
+
+def published_vidur(path: Path) -> bytes:
+    """Lengths under the publisher's column names."""
+    with gzip.open(path, "rt") as lines:
+        rows = [line.strip() for line in lines][1:]
+    return ("num_prefill_tokens,num_decode_tokens\n" + "\n".join(rows) + "\n").encode()
+
+
 def published_azure(path: Path, last: str) -> bytes:
     """The publisher's bytes of an Azure trace, rebuilt from the converted copy."""
     with gzip.open(path, "rt") as file:
@@ -168,9 +257,7 @@ def test_checksums_of_the_registry(data_folder: Path) -> None:
         "azure2023-conversation": published_azure(traces / "azure2023_conv.csv.gz", "19:14:08.402527"),
     }
     for name, file in (("conversation", "mooncake_conversation"), ("synthetic", "mooncake_synthetic")):
-        with gzip.open(traces / f"{file}.jsonl.gz", "rt") as lines:
-            text = "".join(json.dumps(json.loads(line)) + "\n" for line in lines)
-        bodies[f"mooncake-{name}"] = text.encode()
+        bodies[f"mooncake-{name}"] = published_mooncake(traces / f"{file}.jsonl.gz")
     for name, body in bodies.items():
         assert len(body) == fetch.TRACES[name].size_bytes, name
         assert hashlib.sha256(body).hexdigest() == fetch.TRACES[name].sha256, name
