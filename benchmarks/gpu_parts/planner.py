@@ -13,6 +13,7 @@ from gpu_parts.settings import Settings, say
 from slosched import EngineLimits, LengthForecast, Request, Slo, Snapshot
 from slosched.core.engine import Engine
 from slosched.core.steptime import StepTimeModel
+from slosched.core.table import RequestTable
 from slosched.timing.presets import preset
 
 ROUNDS = 6
@@ -25,12 +26,12 @@ class Churn:
     def __init__(self, running: int, waiting: int, step_time: StepTimeModel) -> None:
         self.rng, self.now_s, self.step = np.random.default_rng(0), 100.0, 0
         limits = EngineLimits(max_num_seqs=running, max_num_batched_tokens=8192, kv_blocks=64 * running + 64)
-        requests = [self.request(f"r{i}") for i in range(running + waiting)]
         self.engine = Engine(limits=limits, step_time=step_time)
-        first = Snapshot.of(requests, engine=self.engine, now_s=self.now_s)
-        self.table = first.table
-        self.running, self.waiting = first.waiting[:0], first.waiting
-        self.count = len(requests)
+        # Not `Snapshot.of`: its table stands for one instant, and policies look its requests up by name.
+        self.table, self.count = RequestTable(running + waiting), running + waiting
+        rows = [self.table.add(self.request(f"r{i}")) for i in range(self.count)]
+        self.waiting = np.array(rows, dtype=np.int64)
+        self.running = self.waiting[:0]
         for row in self.waiting[:running].tolist():
             self.admit(row)
 

@@ -163,6 +163,7 @@ def test_the_loops_queue_stays_one_that_policies_may_see() -> None:
     from slosched.timing.presets import preset
 
     churn, chosen = Churn(6, 30, preset("h100-llama-3.1-8b").step_time), policy("edf")
+    assert not churn.table.detached  # or policies look everybody up by name at every step
     for _ in range(40):
         snapshot = churn.snapshot()
         table = snapshot.table
@@ -209,7 +210,9 @@ def test_the_whole_script_on_a_processor(tmp_path: Path) -> None:
     assert all(row[-1] > 0 for rows in model["rows"].values() for row in rows)
     assert all(row["largest_difference"] < 1e-5 for row in found["probe"]["rows"])
     assert {row["mode"] for row in found["planner"]["rows"]} == {"alone", "adapter", "before", "during"}
-    assert all(row["plans"] > 0 for row in found["planner"]["rows"] if row["mode"] == "adapter")
+    adapter = [row for row in found["planner"]["rows"] if row["mode"] == "adapter"]
+    assert not any(row["errors"] for row in adapter)
+    assert sum(row["plans"] for row in adapter) > 0  # a busy machine may starve the background in one of them
     assert all(row["plan_p50_us"] > 0 for row in found["planner"]["rows"] if row["mode"] != "alone")
     assert all(row.get("batch_ms", 1) > 0 for row in found["ranker"]["rows"])
 
