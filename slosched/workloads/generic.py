@@ -58,7 +58,8 @@ def read_generic(source: str | Path | Table, *, time_unit: str | None = None) ->
     table = source if isinstance(source, Table) else open_table(source)
     found = recognise(table.names)
     reader = _Rows(table, found)
-    for row, fields in table.rows(reader.required, [column.name for column in found.columns]):
+    names = [column.name for column in found.columns]
+    for row, fields in table.rows(reader.required, names, everywhere=False):
         reader.add(row, fields)
     return reader.workload(time_unit)
 

@@ -254,7 +254,7 @@ def _mooncake(
     clock = Clock(file, "timestamp")
     prompts, outputs = array("q"), array("q")
     counts, ids = array("q", [0]), array("q")
-    sessions: dict[object, object] = {}
+    sessions: dict[int, int] = {}
     session, left_out = array("q"), 0
     for row, fields in table.rows():
         for key in (*MOONCAKE_KEYS, *(BAILIAN_KEYS if bailian else ())):
@@ -268,9 +268,10 @@ def _mooncake(
             continue
         clock.add(row, fields["timestamp"])
         if bailian:
-            root = sessions.get(fields["parent_chat_id"], fields["chat_id"])
-            sessions[fields["chat_id"]] = root
-            session.append(whole(file, row, "chat_id", root, 0, 2**53, "an integer from 0 to 2**53"))
+            domain = "an integer from -1 to 2**53"
+            chat, parent = (whole(file, row, key, fields[key], -1, 2**53, domain) for key in BAILIAN_KEYS)
+            sessions[chat] = sessions.get(parent, max(0, chat))
+            session.append(sessions[chat])
         prompts.append(prompt)
         outputs.append(output)
         blocks = fields["hash_ids"]

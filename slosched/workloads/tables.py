@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched.core.errors import DataError, MissingExtraError
-from slosched.core.files import json_object, open_text, read_text, text_lines
+from slosched.core.files import MOST_SHOWN, json_object, open_text, read_text, text_lines
 
 PARQUET_MAGIC = b"PAR1"
 SEPARATORS = ",;\t"
@@ -47,8 +47,12 @@ class Table:
     records: Callable[[], Iterator[Row]]
     seen: dict[str, None] = field(default_factory=dict)
 
-    def rows(self, required: Sequence[str] = (), known: Sequence[str] = ()) -> Iterator[Row]:
+    def rows(
+        self, required: Sequence[str] = (), known: Sequence[str] = (), *, everywhere: bool = True
+    ) -> Iterator[Row]:
         """All rows in the file's order; `required` and `known` columns must not stand there twice.
+
+        Records of JSON need not have the same keys: with `everywhere` each must have the required ones.
 
         Raises
         ------
@@ -64,11 +68,14 @@ class Table:
                 columns, found = f"columns {', '.join(required)}", ", ".join(self.names)[:200]
                 raise DataError(self.path, None, "header", columns, found)
         self.seen.update(dict.fromkeys(self.names))
-        count = 0
+        count, must = 0, set(required)
         for number, row in self.records():
             count += 1
             if len(row) > len(self.seen) or not row.keys() <= self.seen.keys():
                 self.seen.update(dict.fromkeys(row))
+            if everywhere and not row.keys() >= must:
+                keys = ", ".join(str(key) for key in row)[:MOST_SHOWN]
+                raise DataError(self.path, number, "keys", ", ".join(required), keys)
             yield number, row
         if count == 0:
             raise DataError(self.path, None, "file", "not empty", "no rows")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from slosched.core.errors import DataError
+from slosched.core.files import MOST_SHOWN
 from slosched.core.table import Floats
 from slosched.core.workload import Workload
 from slosched.workloads.clock import UNITS, Clock
@@ -44,8 +45,10 @@ def read_vllm(table: Table, *, time_unit: str | None = None) -> tuple[Workload, 
             domain = "given, as new releases of vLLM write them"
             raise DataError(table.path, number, "start_times", domain, "no times")
         for name, values in given.items():
-            if values is not None and not (isinstance(values, list) and len(values) == count):
-                raise DataError(table.path, number, name, f"a list of {count}", str(values)[:80])
+            absent = values is None and name == "errors"
+            if not absent and not (isinstance(values, list) and len(values) == count):
+                domain = f"a list of {count}" if count >= 0 else "a list"
+                raise DataError(table.path, number, name, domain, str(values)[:MOST_SHOWN])
         errors = given["errors"] or [""] * count
         for i in range(count):
             collected.add(

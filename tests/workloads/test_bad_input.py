@@ -122,6 +122,14 @@ VALID = [
     AGENTIC.encode() + b"1,main,0,1000,5,0\n1,main,1,1100,5,960\n2,main,0,100,5,0\n",
     b"Timestamp,Model,Request tokens,Response tokens,Total tokens\n1,GPT,5,6,11\n2,GPT,5,6,11\n",
     b'{"arrival_s": 0, "prompt_tokens": 5, "output_tokens": 6, "prefix_ids": [1], "prefix_block_tokens": 4}',
+    b'{"input_lens": [3, 4], "output_lens": [5, 6], "start_times": [1.5, 2.5], "errors": ["", ""]}',
+    b'{"metadata": {"request_start_ns": 1759813207532900363, "x_correlation_id": "a", "request_end_ns": 1.8e18}'
+    b', "metrics": {"input_sequence_length": {"value": 5}, "output_sequence_length": {"value": 9}}}',
+    b'{"created": 1716300000, "usage": {"prompt_tokens": 9, "completion_tokens": 4}}\n' * 2,
+    b'{"chat_id": 0, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 12, "output_length": 20, '
+    b'"hash_ids": [0]}\n' * 2,
+    b'[{"timestamp": "2024-05-12T00:00:01Z", "isl": 5, "osl": 6, "session_id": "x", "think_ms": 9}]',
+    b"timestamp;isl;osl;ttft_ms\n1.5;5;6;100\n0.5;5;6;\n",
 ]
 
 
@@ -159,6 +167,8 @@ def test_corruption_never_crashes(
 FIELDS = (
     "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "slo_class", "weight", "priority", "request_id",
     "predicted_output_tokens", "prefix_ids", "prefix_block_tokens", "timestamp", "input_length", "hash_ids",
+    "output_length", "chat_id", "parent_chat_id", "usage", "created", "response", "metadata", "metrics",
+    "error", "input_lens", "output_lens", "start_times", "errors", "session", "think_ms", "data",
 )  # fmt: skip
 TRICKY = st.one_of(
     st.none(),
@@ -167,6 +177,7 @@ TRICKY = st.one_of(
     st.floats(),
     st.text(max_size=5),
     st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.sampled_from(["usage", "prompt_tokens", "completion_tokens", "value"]), st.integers()),
 )
 
 
@@ -182,6 +193,35 @@ def test_odd_json_values(tmp_path: Path, row: dict[str, object]) -> None:
     path = tmp_path / "odd.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert_read_or_refused(path)
+
+
+RECORDS = [
+    {"arrival_s": 1, "prompt_tokens": 5, "output_tokens": 6, "ttft_ms": 9, "session": "a", "think_s": 1},
+    {"timestamp": 2.5, "isl": 5, "osl": 6, "user": "u", "weight": 2, "priority": 1},
+    {"timestamp": 1, "input_length": 20, "output_length": 5, "hash_ids": [1]},
+    {"chat_id": 1, "parent_chat_id": -1, "timestamp": 1, "input_length": 9, "output_length": 5, "hash_ids": [1]},
+    {"TIMESTAMP": "2024-05-12 00:00:01", "ContextTokens": 5, "GeneratedTokens": 6},
+    {"Timestamp": 5, "Request tokens": 5, "Response tokens": 6},
+    {"session": 1, "agent": "m", "t_s": 1, "input_tokens": 9, "output_tokens": 2, "reused_prefix_tokens": 3},
+    {"input_lens": [3], "output_lens": [5], "start_times": [1.5], "errors": [""]},
+    {"metadata": {"request_start_ns": 5}, "metrics": {"input_sequence_length": {"value": 4}}, "error": None},
+    {"created": 17, "usage": {"prompt_tokens": 3, "completion_tokens": 4}, "response": None},
+]  # fmt: skip
+WRONG: tuple[object, ...] = (
+    None, True, 0, -1, 2**70, 10**400, 1.5, float("nan"), "", "x", "\ud800", [], [None], {}, {"usage": {}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: next(iter(record)))
+def test_any_key_may_be_missing_or_wrong_in_any_row(tmp_path: Path, record: dict[str, object]) -> None:
+    """Every key of every format, in the first row or the last, absent or of another kind: read or refused."""
+    path = tmp_path / "odd.jsonl"
+    for key in record:
+        absent = {name: value for name, value in record.items() if name != key}
+        for changed in (absent, *(record | {key: value} for value in WRONG)):
+            for rows in ([changed, record], [record, changed]):
+                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                assert_read_or_refused(path)
 
 
 def test_no_half_written_output(tmp_path: Path) -> None:
