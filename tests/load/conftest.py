@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -71,18 +72,17 @@ class Habits:
         return response
 
 
-@pytest.fixture
-def habits() -> Iterator[Habits]:
-    """A running server; its script can be changed at any time."""
-    made = Habits()
+@contextmanager
+def serving(made: Any) -> Iterator[Any]:
+    """Run a server object with `models` and `complete` in a thread; its address is put into its `url`."""
     loop = asyncio.new_event_loop()
     ready, stop = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
         app = web.Application()
         app.router.add_get("/v1/models", made.models)
-        app.router.add_post("/v1/completions", made.complete)
-        app.router.add_post("/v1/chat/completions", made.complete)
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            app.router.add_post(path, made.complete)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -94,7 +94,22 @@ def habits() -> Iterator[Habits]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     assert ready.wait(20)
-    yield made
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(20)
-    loop.close()
+    try:
+        yield made
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        loop.close()
+
+
+@pytest.fixture
+def run_server() -> Iterator[Callable[[Any], Any]]:
+    """Runs a server object until the test ends."""
+    with ExitStack() as stack:
+        yield lambda made: stack.enter_context(serving(made))
+
+
+@pytest.fixture
+def habits(run_server: Callable[[Any], Any]) -> Any:
+    """A running server; its script can be changed at any time."""
+    return run_server(Habits())

@@ -123,7 +123,7 @@ VALID = [
     b"Timestamp,Model,Request tokens,Response tokens,Total tokens\n1,GPT,5,6,11\n2,GPT,5,6,11\n",
     b'{"arrival_s": 0, "prompt_tokens": 5, "output_tokens": 6, "prefix_ids": [1], "prefix_block_tokens": 4}',
     b'{"input_lens": [3, 4], "output_lens": [5, 6], "start_times": [1.5, 2.5], "errors": ["", ""]}',
-    b'{"metadata": {"request_start_ns": 1759813207532900363, "x_correlation_id": "a", "request_end_ns": 1.8e18}'
+    b'{"metadata": {"request_start_ns": 1759813207532900363, "x_correlation_id": "a", "request_end_ns": 2e18}'
     b', "metrics": {"input_sequence_length": {"value": 5}, "output_sequence_length": {"value": 9}}}',
     b'{"created": 1716300000, "usage": {"prompt_tokens": 9, "completion_tokens": 4}}\n' * 2,
     b'{"chat_id": 0, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 12, "output_length": 20, '
@@ -199,7 +199,8 @@ RECORDS = [
     {"arrival_s": 1, "prompt_tokens": 5, "output_tokens": 6, "ttft_ms": 9, "session": "a", "think_s": 1},
     {"timestamp": 2.5, "isl": 5, "osl": 6, "user": "u", "weight": 2, "priority": 1},
     {"timestamp": 1, "input_length": 20, "output_length": 5, "hash_ids": [1]},
-    {"chat_id": 1, "parent_chat_id": -1, "timestamp": 1, "input_length": 9, "output_length": 5, "hash_ids": [1]},
+    {"chat_id": 1, "parent_chat_id": 0, "timestamp": 1, "input_length": 9,
+      "output_length": 5, "hash_ids": []},
     {"TIMESTAMP": "2024-05-12 00:00:01", "ContextTokens": 5, "GeneratedTokens": 6},
     {"Timestamp": 5, "Request tokens": 5, "Response tokens": 6},
     {"session": 1, "agent": "m", "t_s": 1, "input_tokens": 9, "output_tokens": 2, "reused_prefix_tokens": 3},
