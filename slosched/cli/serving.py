@@ -156,7 +156,11 @@ def _report(run: Run, counts: LoadCounts, *, out: Path | None, as_json: bool, as
     from slosched.report.table import run_table
 
     if len(run.outcomes.workload) == 0:
-        print(counts.sentences())
+        # Stopped before anything had ended: there is nothing to report but that.
+        if as_json:
+            c.print_json({"client": asdict(counts)})
+        else:
+            print(counts.sentences())
         return
     comparison = _comparison(run, counts)
     if as_json:
