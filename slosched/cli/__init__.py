@@ -14,19 +14,25 @@ app = typer.Typer(
     name="slosched",
     help="Decide which requests an LLM inference engine serves next, so that most meet their SLOs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (runs, order, serving, router, tools, instances, evidence, probe, predictors):
-    for command in module.COMMANDS:
-        app.command()(command)
+OPERATOR, RESEARCHER, PREDICTOR = "For operators", "For researchers", "For predictors of answer lengths"
 _passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}
-app.command(context_settings=_passed_on)(tools.bench)
-app.add_typer(data.app, name="workload")
+for user, commands in (
+    (OPERATOR, (serving.doctor, router.router, tools.warmup, tools.fit, serving.load, evidence.whatif)),
+    (OPERATOR, (order.order, tools.policies)),
+    (RESEARCHER, (runs.demo, runs.compare, runs.simulate, runs.capacity, evidence.why)),
+    (RESEARCHER, (evidence.evidence, evidence.scenario, instances.instances)),
+    (PREDICTOR, (probe.collect, predictors.predict)),
+):
+    for command in commands:
+        app.command(rich_help_panel=user)(command)
+app.command(context_settings=_passed_on, rich_help_panel=RESEARCHER)(tools.bench)
+app.add_typer(data.app, name="workload", rich_help_panel=RESEARCHER)
 predictors.train.command("probe")(probe.train_probe)
-app.add_typer(predictors.train)
-app.add_typer(predictors.evaluate)
+app.add_typer(predictors.train, rich_help_panel=PREDICTOR)
+app.add_typer(predictors.evaluate, rich_help_panel=PREDICTOR)
 
 
 @app.callback(invoke_without_command=True)
@@ -41,8 +47,12 @@ def _top(
         raise typer.Exit
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line: exit code 0 if done, 1 if it failed, 2 for bad input.
+    """Run the command line: exit code 0 if done, 1 if it failed, 2 for bad input, 130 after Ctrl-C.
 
     Bad input of any kind is one line on standard error, never a traceback.
     """
@@ -54,8 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave(str(error), 2)
     except (MissingExtraError, OSError) as error:
         _leave(str(error), 1)
-    except KeyboardInterrupt:
-        _leave("interrupted; nothing was written.", 1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C, which says nothing.
+            _leave("interrupted.", INTERRUPTED)
+        raise
 
 
 def _leave(message: str, code: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,6 +131,57 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Say on standard error when kernels are compiled, which only a first use does, and how long it takes."""
+    from numba.core import event
+
+    live = sys.stderr.isatty()
+
+    class Compiles(event.Listener):  # type: ignore[misc]
+        """Counts kernels as the compiler takes them up; one kernel's parts are compiled within it."""
+
+        begun, kernels, depth = 0.0, 0, 0
+
+        def on_start(self, _: object) -> None:
+            if not self.begun:
+                self.begun = time.perf_counter()
+                say("First use: kernels are compiled and kept in a cache (`slosched warmup` compiles all).")
+            self.kernels += self.depth == 0
+            self.depth += 1
+            if live:
+                print(f"\rcompiling kernel {self.kernels} …", end="", file=sys.stderr, flush=True)
+
+        def on_end(self, _: object) -> None:
+            self.depth -= 1
+
+    listener = Compiles()
+    with event.install_listener("numba:compile", listener):
+        yield
+    if listener.kernels:
+        took_s = time.perf_counter() - listener.begun
+        say(("\r" if live else "") + f"Compiled {listener.kernels} kernels in {took_s:.1f} s.")
+
+
+def prepare(policies: Iterable[str]) -> None:
+    """Compile what policies and simulator need, before processes start that would each do it."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from slosched.core.workload import Workload
+    from slosched.simulator import simulate
+
+    n = 40
+    crowd = replace(
+        Workload.plain(np.linspace(0.0, 0.04, n), np.full(n, 2000), np.full(n, 3)),
+        ttft_s=np.full(n, 0.5), tpot_s=np.full(n, 0.05), e2e_s=np.full(n, 2.0),
+    )  # fmt: skip
+    with compiling():
+        for policy in policies:
+            simulate(crowd, policy)
 
 
 def say(words: str) -> None:

@@ -5,33 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from slosched.core.errors import InputError
 from slosched.lab.configfile import config_words, parse_config
 
 
 class CompareConfig(BaseModel):
-    """A comparison; field names are the keys of a config file."""
+    """A comparison; its fields are the options of ``slosched compare``, which are the keys of a config file.
+
+    Where an option may be given several times, a file has a list, or one value.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     workload: str = "mixed"
-    traces: list[str] = Field(default_factory=list)
-    slos: list[str] = Field(default_factory=list)
+    trace: list[str] = Field(default_factory=list)
+    slo: list[str] = Field(default_factory=list)
     forecast: str | None = None
-    duration_s: float = Field(default=300.0, gt=0)
+    duration: float = Field(default=300.0, gt=0)
     requests: int = Field(default=2000, ge=1)
     engine: str = "h100-llama-3.1-8b"
     max_num_seqs: int | None = Field(default=None, ge=1)
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
     kv_tokens: int | None = Field(default=None, ge=1)
-    policies: list[str] = Field(default_factory=list)
-    loads: list[float] = Field(default_factory=list)
-    rates_rps: list[float] = Field(default_factory=list)
+    engines: int = Field(default=1, ge=1)
+    router: str | None = None
+    on: str = "simulator"
+    depth: int = Field(default=1, ge=1)
+    asynchronous: bool = Field(default=False, alias="async")
+    policy: list[str] = Field(default_factory=list)
+    load: list[float] = Field(default_factory=list)
+    rate: list[float] = Field(default_factory=list)
     seed: int = Field(default=0, ge=0)
     seeds: int = Field(default=3, ge=1)
     jobs: int | None = Field(default=None, ge=1)
+    out: Path | None = None
+
+    @field_validator("trace", "slo", "policy", "load", "rate", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        """One value stands for a list of one."""
+        return given if isinstance(given, list | tuple) else [given]
 
 
 def load_config(path: Path | None, options: dict[str, Any]) -> CompareConfig:
@@ -51,6 +66,8 @@ def load_config(path: Path | None, options: dict[str, Any]) -> CompareConfig:
         outside its domain.
     """
     content = {} if path is None else parse_config(path)
+    # An option's name as on the command line, or as Python has it; YAML 1.1 reads the key `on` as true.
+    content = {"on" if key == "True" else key.replace("-", "_"): value for key, value in content.items()}
     content |= {key: value for key, value in options.items() if value not in (None, [])}
     try:
         return CompareConfig.model_validate(content)

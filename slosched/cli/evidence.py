@@ -65,7 +65,7 @@ def evidence(
             )
     except KeyboardInterrupt:
         c.say(f"Interrupted; the results so far are in {store.path}: the same command goes on from there.")
-        raise typer.Exit(1) from None
+        raise typer.Exit(130) from None
     summary = found.summary()
     index = write_site(found, summary, out, store.complaints)
     if as_json:
@@ -135,7 +135,7 @@ def whatif(
     from rich.table import Table
 
     from slosched.core.errors import require
-    from slosched.lab.parallel import cores
+    from slosched.lab.parallel import Interrupted, cores
     from slosched.lab.whatif import instances_needed
     from slosched.policies import PolicySpec
 
@@ -154,14 +154,20 @@ def whatif(
         for machine in machines
     }  # fmt: skip
     require(len(benches) == len(machines), "engine", "of distinct names", [m.name for m in machines])
+    c.prepare(policies)
+    code = 0
     with c.progress_bar("planning") as bar:
-        needs = instances_needed(
-            benches, policies, rate_rps=rate, seeds=range(seed, seed + seeds), target=target, most=most,
-            jobs=jobs or cores(), progress=bar, router=router or "slosched",
-        )  # fmt: skip
+        try:
+            needs = instances_needed(
+                benches, policies, rate_rps=rate, seeds=range(seed, seed + seeds), target=target, most=most,
+                jobs=jobs or cores(), progress=bar, router=router or "slosched",
+            )  # fmt: skip
+        except Interrupted as stop:
+            needs = [stop.results[i] for i in sorted(stop.results)]
+            code = 130
     if as_json:
         c.print_json([dataclasses.asdict(need) for need in needs])
-        return
+        raise typer.Exit(code)
     table = Table(title=f"Engines that keep {target:.0%} at {rate:g} requests/s")
     for head in ("engine", "policy", "engines", "GPUs", "attainment", "GPUs saved against the first policy"):
         table.add_column(head, justify="left" if head in ("engine", "policy") else "right")
@@ -173,6 +179,9 @@ def whatif(
             f"{need.attainment:.1%}", saved,
         )  # fmt: skip
     c.print_table(table)
+    if code:
+        c.say(f"Interrupted: {len(needs)} of {len(benches) * len(policies)} answers.")
+        raise typer.Exit(code)
 
 
 def why(

@@ -35,8 +35,10 @@ def order(
 
     machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     snapshot = read_queue(queue, machine)
-    plan = decide(snapshot, policy=policy, seed=seed)
-    rows = outlook(plan)
+    with c.compiling():
+        plan = decide(snapshot, policy=policy, seed=seed)
+        expected = outlook(plan)
+    rows = expected
     refused = [snapshot.table.request_ids[row] for row in plan.reject.tolist()]
     if as_json:
         c.print_json({"policy": policy, "now_s": snapshot.now_s, "order": rows, "rejected": refused})

@@ -84,7 +84,9 @@ def compare(
     policy: Policies = None,
     load: Annotated[list[float] | None, typer.Option(help="Multiple of the FCFS capacity; several.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Requests/s, instead of --load; several.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML or TOML file with these options as keys.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or TOML file whose keys are these options: policy: [fcfs, edf].")
+    ] = None,
     workload: Annotated[str | None, typer.Option(help="Built-in workload.")] = None,
     trace: c.Traces = None,
     slo: c.Slos = None,
@@ -97,11 +99,13 @@ def compare(
     max_num_seqs: c.MaxSeqs = None,
     max_num_batched_tokens: c.MaxTokens = None,
     kv_tokens: c.KvTokens = None,
-    engines: c.Engines = 1,
+    engines: Annotated[int | None, typer.Option(min=1, help="Engines behind a router.")] = None,
     router: c.RouterName = None,
-    on: c.On = "simulator",
-    depth: c.Depth = 1,
-    asynchronous: c.Asynchronous = False,
+    on: Annotated[str | None, typer.Option(help="simulator (the default) or vllm, as for simulate.")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Steps in flight at once, with --on vllm.")] = None,
+    asynchronous: Annotated[
+        bool | None, typer.Option("--async", help="Asynchronous scheduling, with --on vllm.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="First seed.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.")] = None,
     jobs: c.Jobs = None,
@@ -121,31 +125,32 @@ def compare(
 
     require(not (as_json and as_csv), "format", "one of --json and --csv", "both")
     given = {
-        "policies": policy, "loads": load, "rates_rps": rate, "workload": workload, "traces": trace,
-        "slos": slo, "forecast": forecast, "duration_s": duration, "requests": requests, "engine": engine,
+        "policy": policy, "load": load, "rate": rate, "workload": workload, "trace": trace, "slo": slo,
+        "forecast": forecast, "duration": duration, "requests": requests, "engine": engine,
         "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
-        "kv_tokens": kv_tokens,
-        "seed": seed, "seeds": seeds, "jobs": jobs,
+        "kv_tokens": kv_tokens, "engines": engines, "router": router, "on": on, "depth": depth,
+        "async": asynchronous, "seed": seed, "seeds": seeds, "jobs": jobs, "out": out,
     }  # fmt: skip
     plan = load_config(config, given)
-    if out is not None:
-        check_folder(out)
+    if plan.out is not None:
+        check_folder(plan.out)
     machine = c.engine_of(plan.engine, plan.max_num_seqs, plan.max_num_batched_tokens, plan.kv_tokens)
     source = c.source_of(
-        engine=machine, workload=plan.workload, traces=plan.traces, slos=plan.slos, forecast=plan.forecast,
-        duration_s=plan.duration_s, requests=plan.requests,
+        engine=machine, workload=plan.workload, traces=plan.trace, slos=plan.slo, forecast=plan.forecast,
+        duration_s=plan.duration, requests=plan.requests,
     )  # fmt: skip
     study = Study(
         bench=c.bench_of(
-            machine, source, on=on, depth=depth, asynchronous=asynchronous, engines=engines, router=router
+            machine, source, on=plan.on, depth=plan.depth, asynchronous=plan.asynchronous,
+            engines=plan.engines, router=plan.router,
         ),
-        policies=tuple(plan.policies) or DEMO_POLICIES,
+        policies=tuple(plan.policy) or DEMO_POLICIES,
         seeds=tuple(range(plan.seed, plan.seed + plan.seeds)),
-        loads=tuple(plan.loads) if plan.loads or plan.rates_rps else DEMO_LOADS,
-        rates_rps=tuple(plan.rates_rps),
+        loads=tuple(plan.load) if plan.load or plan.rate else DEMO_LOADS,
+        rates_rps=tuple(plan.rate),
         jobs=plan.jobs or cores(),
-    )
-    _finish(study, [c.about_engine(machine, on)], out=out, as_json=as_json, as_csv=as_csv)
+    )  # fmt: skip
+    _finish(study, [c.about_engine(machine, plan.on)], out=plan.out, as_json=as_json, as_csv=as_csv)
 
 
 def simulate(
@@ -199,6 +204,7 @@ def simulate(
     bench = c.bench_of(
         machine, source, on=on, depth=depth, asynchronous=asynchronous, engines=engines, router=router
     )
+    c.prepare([policy])
     run = bench.run(policy, rate_rps, seed)
     metrics = Metrics.of(run)
     if timeline is not None:
@@ -249,16 +255,22 @@ def capacity(
         engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
-    found = []
+    c.prepare(names)
+    found, code = [], 0
+    bench = c.bench_of(machine, source, engines=engines, router=router)
     with c.progress_bar("capacity") as bar:
         for i, name in enumerate(names):
-            found.append(
-                find(
-                    c.bench_of(machine, source, engines=engines, router=router), name,
-                    seeds=range(seed, seed + seeds), target=target,
-                    jobs=jobs or cores(), progress=lambda done, n, i=i: bar(i * n + done, len(names) * n),  # type: ignore[misc]
-                )
-            )  # fmt: skip
+            try:
+                found.append(
+                    find(
+                        bench, name, seeds=range(seed, seed + seeds), target=target, jobs=jobs or cores(),
+                        progress=lambda done, n, i=i: bar(i * n + done, len(names) * n),  # type: ignore[misc]
+                    )
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                c.say(f"Interrupted: {len(found)} of {len(names)} policies are done.")
+                code = 130
+                break
     if as_json:
         rows = [
             {"policy": f.policy, "target": f.target, "rates_rps": f.rates_rps, "mean_rps": f.spread.mean}
@@ -266,23 +278,32 @@ def capacity(
             for f in found
         ]
         c.print_json(rows)
-        return
+        raise typer.Exit(code)
     table = Table(title=f"Highest rate in requests/s at which {target:.0%} meet their SLOs ({seeds} seeds)")
     for head in ("policy", "capacity", "95 % interval"):
         table.add_column(head, justify="left" if head == "policy" else "right")
     for f in found:
         table.add_row(f.policy, f"{f.spread.mean:.3g}", f"{f.spread.low:.3g} to {f.spread.high:.3g}")
     c.print_table(table)
+    raise typer.Exit(code)
 
 
 def _finish(study: Study, about: list[str], *, out: Path | None, as_json: bool, as_csv: bool) -> None:
+    from slosched.lab.study import StudyInterrupted
     from slosched.report.bundle import write_bundle
     from slosched.report.export import results_csv, results_json
     from slosched.report.table import compare_table
 
-    begin = time.perf_counter()
+    begin, code = time.perf_counter(), 0
+    c.prepare(study.policies)
     with c.progress_bar("simulating") as bar:
-        comparison: Comparison = study.run(progress=bar, about=about)
+        try:
+            comparison: Comparison = study.run(progress=bar, about=about)
+        except StudyInterrupted as stop:
+            comparison, code = stop.comparison, 130
+    if code:
+        done = len({point.seed for point in comparison.points})
+        c.say(f"Interrupted: what follows holds the {done} of {len(study.seeds)} seeds that are complete.")
     if as_json:
         print(results_json(comparison).decode(), end="")
     elif as_csv:
@@ -292,6 +313,8 @@ def _finish(study: Study, about: list[str], *, out: Path | None, as_json: bool, 
     if out is not None:
         report = write_bundle(comparison, out)[0]
         c.say(f"Report: {report} ({len(comparison.points)} runs in {time.perf_counter() - begin:.0f} s)")
+    if code:
+        raise typer.Exit(code)
 
 
 COMMANDS = (demo, compare, simulate, capacity)

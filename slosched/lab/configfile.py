@@ -37,7 +37,8 @@ def config_words(error: ValidationError, where: str, model: type[BaseModel]) -> 
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{where}: key must be one of {', '.join(model.model_fields)}, got {key!r}."
+        known = ", ".join(field.alias or name for name, field in model.model_fields.items())
+        return f"{where}: key must be one of {known}, got {key!r}."
     if first["type"] == "value_error" and not key:
         return f"{where}: {first['msg'].removeprefix('Value error, ')}"
     return f"{where}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}."

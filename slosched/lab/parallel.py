@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, Generic, Self, TypeVar
@@ -21,6 +22,14 @@ Progress = Callable[[int, int], None]
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a map; `results` holds what was done until then, by the place of the cell."""
+
+    def __init__(self, results: dict[int, Any]) -> None:
+        super().__init__("interrupted")
+        self.results = results
 
 
 class Workers(Generic[Shared]):
@@ -47,19 +56,32 @@ class Workers(Generic[Shared]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:  # Nobody waits for what is still running.
+            for process in list(getattr(self._pool, "_processes", None) or {}).copy():
+                self._pool._processes[process].terminate()
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def map(
         self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell], progress: Progress | None = None
     ) -> list[Result]:
-        """Results in the order of the cells."""
+        """Results in the order of the cells.
+
+        Raises
+        ------
+        Interrupted
+            At Ctrl-C; it holds the results so far.
+        """
         results: dict[int, Result] = {}
-        for index, result in self.each(task, cells):
-            results[index] = result
-            if progress is not None:
-                progress(len(results), len(cells))
+        try:
+            for index, result in self.each(task, cells):
+                results[index] = result
+                if progress is not None:
+                    progress(len(results), len(cells))
+        except KeyboardInterrupt:
+            raise Interrupted(results) from None
         return [results[i] for i in range(len(cells))]
 
     def each(
@@ -124,6 +146,7 @@ _shared: Any = None
 def _remember(shared: Any) -> None:
     global _shared
     _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
 
 
 def _guarded(task: Callable[[Any, Any], Any], cell: Any) -> tuple[Any, str | None]:

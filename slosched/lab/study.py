@@ -16,7 +16,7 @@ from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import require
 from slosched.core.outcome import Run
 from slosched.core.workload import Workload
-from slosched.lab.parallel import Progress, Workers
+from slosched.lab.parallel import Interrupted, Progress, Workers
 from slosched.report.comparison import REFERENCE, Comparison, Point
 from slosched.report.metrics import Metrics, Spread
 
@@ -25,6 +25,11 @@ TARGET = 0.9
 
 TOLERANCE = 0.02
 """Relative width at which the bisection for a capacity stops."""
+
+_Cell = tuple[str, float, int, bool]
+"""Policy, rate, seed, and whether the whole run is kept."""
+_Found = tuple[Metrics, Run | None, tuple[str, str]]
+"""Figures of a run, the run itself where it is kept, name and source of the workload."""
 
 LOWEST_RPS, HIGHEST_RPS = 2.0**-10, 2.0**12
 
@@ -116,6 +121,11 @@ class Study:
             Called after each run, the search for the capacity included.
         about
             Sentences for the report.
+
+        Raises
+        ------
+        StudyInterrupted
+            At Ctrl-C once every run of the first seed is done; it holds the seeds that are complete.
         """
         count = len(self.policies) * len(self.seeds) * len(self.loads or self.rates_rps)
         extra = len(self.seeds) if self.loads else 0
@@ -133,20 +143,48 @@ class Study:
                 for rate in rates
                 for policy in self.policies
             ]
-            results = workers.map(_run_cell, cells, _shifted(progress, extra, count + extra))
-        first = results[0][2]
-        return Comparison(
-            points=tuple(
-                Point(policy=policy, load=rate / best, rate_rps=rate, seed=seed, metrics=metrics)
-                for (policy, rate, seed, _), (metrics, _, _) in zip(cells, results, strict=True)
-            ),
-            workload=first[0],
-            source=first[1],
-            about=tuple(about),
-            capacity_rps=best,
-            details=tuple(run for _, run, _ in results if run is not None),
-            detail_rate_rps=max(rates),
-        )
+            try:
+                results = workers.map(_run_cell, cells, _shifted(progress, extra, count + extra))
+            except Interrupted as stop:
+                each = len(rates) * len(self.policies)
+                whole = [
+                    s
+                    for s in range(len(self.seeds))
+                    if all(s * each + i in stop.results for i in range(each))
+                ]
+                if not whole:
+                    raise
+                places = [s * each + i for s in whole for i in range(each)]
+                some = [cells[i] for i in places], [stop.results[i] for i in places]
+                raise StudyInterrupted(_comparison(*some, best, about), len(self.seeds)) from None
+        return _comparison(cells, results, best, about)
+
+
+class StudyInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a study; `comparison` holds the seeds that are complete, of `seeds` in all."""
+
+    def __init__(self, comparison: Comparison, seeds: int) -> None:
+        super().__init__("interrupted")
+        self.comparison, self.seeds = comparison, seeds
+
+
+def _comparison(
+    cells: Sequence[_Cell], results: Sequence[_Found], capacity_rps: float, about: Sequence[str]
+) -> Comparison:
+    """Runs as a comparison."""
+    name, source = results[0][2]
+    return Comparison(
+        points=tuple(
+            Point(policy=policy, load=rate / capacity_rps, rate_rps=rate, seed=seed, metrics=metrics)
+            for (policy, rate, seed, _), (metrics, _, _) in zip(cells, results, strict=True)
+        ),
+        workload=name,
+        source=source,
+        about=tuple(about),
+        capacity_rps=capacity_rps,
+        details=tuple(run for _, run, _ in results if run is not None),
+        detail_rate_rps=max(rate for _, rate, _, _ in cells),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,9 +260,7 @@ def _shifted(progress: Progress | None, done_before: int, total: int) -> Progres
     return lambda done, _: progress(done_before + done, total)
 
 
-def _run_cell(
-    bench: Bench, cell: tuple[str, float, int, bool]
-) -> tuple[Metrics, Run | None, tuple[str, str]]:
+def _run_cell(bench: Bench, cell: _Cell) -> _Found:
     policy, rate, seed, keep = cell
     run = bench.run(policy, rate, seed)
     work = run.outcomes.workload

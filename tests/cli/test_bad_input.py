@@ -118,12 +118,12 @@ def test_request_larger_than_the_engine(slosched: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("c.yaml", "polices: [fcfs]\n", ("c.yaml", "policies", "'polices'")),
+        ("c.yaml", "polices: [fcfs]\n", ("c.yaml", "policy", "async", "'polices'")),
         ("c.toml", "seeds = 0\n", ("c.toml", "seeds", "0")),
         ("c.yaml", "seeds: [\n", ("c.yaml",)),
         ("c.yaml", "- 1\n", ("c.yaml",)),
-        ("c.yaml", "loads: [1]\nrates_rps: [1]\n", ("loads",)),
-        ("c.yaml", "loads: [.nan]\n", ("loads",)),
+        ("c.yaml", "load: [1]\nrate: [1]\n", ("loads",)),
+        ("c.yaml", "load: [.nan]\n", ("loads",)),
     ],
 )
 def test_bad_config(slosched: Any, tmp_path: Path, name: str, text: str, words: tuple[str, ...]) -> None:

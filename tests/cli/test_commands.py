@@ -157,8 +157,11 @@ def test_compare_csv_has_a_row_per_run(slosched: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("c.yaml", "policies: [fcfs, edf]\nrates_rps: [4]\nseeds: 1\nduration_s: 20\njobs: 1\n"),
-        ("c.toml", 'policies = ["fcfs", "edf"]\nrates_rps = [4]\nseeds = 1\nduration_s = 20\njobs = 1\n'),
+        ("c.yaml", "policy: [fcfs, edf]\nrate: 4\nseeds: 1\nduration: 20\njobs: 1\non: simulator\n"),
+        (
+            "c.toml",
+            'policy = ["fcfs", "edf"]\nrate = [4]\nseeds = 1\nduration = 20\njobs = 1\nmax-num-seqs = 64\n',
+        ),
     ],
 )
 def test_config_file_and_options_on_top(slosched: Any, tmp_path: Path, name: str, text: str) -> None:
