@@ -15,7 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PLAIN: dict[str, Any] = {"classes": {"chat": {}, "assist": {}, "batch": {}}, "default_class": "batch"}
+PLAIN: dict[str, Any] = {
+    "classes": {"chat": {}, "assist": {}, "batch": {}},
+    "default_class": "batch",
+    "tenants": {"default": {"max_weight": 10}},  # the load says what each request is worth
+}
 """slosched's settings where a contender has none of its own: everything by default."""
 
 SLOSCHED = ("--scheduler-cls", "slosched.integrations.vllm.Scheduler")

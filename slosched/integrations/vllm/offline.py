@@ -7,6 +7,7 @@ with numba loaded, so nothing of slosched that needs numba may be imported here 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from slosched.integrations.vllm.plugin import register, watch_of
 
 def answers(task: dict[str, Any]) -> list[dict[str, Any]]:
     """Answer the prompts of a task; lengths, how each ended, and the name of each request."""
+    # Of Model Runner V1's requests the sampling parameters, and so the natural end of an answer, are known.
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     from vllm import LLM, SamplingParams
 
     register()  # a source checkout may not be installed, so that vLLM does not find the plugin by itself
-    llm = LLM(model=task["model"], **task["engine"])
+    llm = LLM(model=task["model"], **{"async_scheduling": False, **task["engine"]})
     runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     watch = watch_of(runner)
     if watch is None:

@@ -34,8 +34,21 @@ def register() -> None:
         from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
         _wrap(GPUModelRunner)
+        second = _second_runner()
+        if second is not None:
+            _wrap(second, "load_model")
     except Exception as error:
         _give_up(None, error)
+
+
+def _second_runner() -> Any:
+    """The class of Model Runner V2, the default on GPUs since 0.33; None where it cannot be imported."""
+    try:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    except Exception as error:  # without Triton or a GPU vLLM never uses it
+        logger.debug("slosched: Model Runner V2 is not there: %s", error)
+        return None
+    return GPUModelRunner
 
 
 def watch_of(runner: Any) -> Any:
@@ -43,13 +56,12 @@ def watch_of(runner: Any) -> Any:
     return runner.__dict__.get(_MARK)
 
 
-def _wrap(runner_class: Any) -> None:
+def _wrap(runner_class: Any, loads: str = "_setup_eagle3_aux_hidden_state_outputs") -> None:
+    """Wrap a runner's class: `loads` prepares for auxiliary states, or loads the model (V2)."""
     if getattr(runner_class, _MARK, False):
         return
-    for name, watched in (
-        ("_setup_eagle3_aux_hidden_state_outputs", _set_up),
-        ("sample_tokens", _sample),
-    ):
+    prepare = _load if loads == "load_model" else _set_up
+    for name, watched in ((loads, prepare), ("sample_tokens", _sample)):
         setattr(runner_class, name, partialmethod(watched, getattr(runner_class, name)))
     setattr(runner_class, _MARK, True)
 
@@ -63,6 +75,16 @@ def _set_up(runner: Any, native: Callable[..., Any], *args: Any, **kwargs: Any) 
         return native(runner, *args, **kwargs)
     setattr(runner, _MARK, watch)
     return None
+
+
+def _load(runner: Any, native: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Around Model Runner V2's loading of the model, which `native` is: watch the runner from then on."""
+    result = native(runner, *args, **kwargs)
+    try:
+        setattr(runner, _MARK, _attach(runner))
+    except Exception as error:
+        _give_up(runner, error)
+    return result
 
 
 def _sample(runner: Any, native: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -86,9 +108,10 @@ def _sample(runner: Any, native: Callable[..., Any], *args: Any, **kwargs: Any) 
 def _attach(runner: Any) -> Any:
     from vllm.model_executor.models.interfaces import supports_eagle3
 
-    from slosched.integrations.vllm.probe import Watch, reader_for
+    from slosched.integrations.vllm.probe import Collector, Watch, reader_for
 
-    config, model = runner.vllm_config, runner.get_model()
+    config, second = runner.vllm_config, hasattr(runner, "req_states")
+    model = runner.get_model()
     if runner.use_aux_hidden_state_outputs or config.speculative_config is not None:
         raise InputError("the engine must run without speculative decoding.")
     if config.parallel_config.pipeline_parallel_size > 1:
@@ -97,6 +120,8 @@ def _attach(runner: Any) -> Any:
         raise InputError(f"{type(model).__name__} must support auxiliary hidden states (EAGLE-3).")
     text = config.model_config.hf_text_config
     reader = reader_for(config.model_config.model, int(text.hidden_size), int(text.num_hidden_layers))
+    if second and isinstance(reader, Collector):
+        raise InputError("training data is collected with Model Runner V1: VLLM_USE_V2_MODEL_RUNNER=0.")
     # vLLM counts layers passed: number k is what leaves the k-th decoder layer.
     model.set_aux_hidden_state_layers(reader.layers)
     runner.use_aux_hidden_state_outputs = True
