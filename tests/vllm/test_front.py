@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slosched.integrations.vllm import front
 from slosched.integrations.vllm.front import Front
 from slosched.integrations.vllm.published import folder_for, sweep, tell, told
 from slosched.integrations.vllm.refusal_reason import REASON
@@ -199,11 +202,11 @@ def test_everybody_is_let_in_where_nothing_is_known(folder: Path) -> None:
 def test_requests_let_in_since_the_engine_told_count(folder: Path) -> None:
     """A burst between two publications does not slip in as a whole."""
     tell(folder, os.getpid(), 0, Outlook(waiting=15, gap_s=0.1))
-    front = Front(None)  # type: ignore[arg-type]
+    made = Front(None)  # type: ignore[arg-type]
     from slosched.integrations.vllm.slo_fields import read_claim
 
-    claim = read_claim({"slo_ttft_ms": 2000}, front.config)
-    verdicts = [front.door.refuse(claim, 3) for _ in range(200)]
+    claim = read_claim({"slo_ttft_ms": 2000}, made.config)
+    verdicts = [made.door.refuse(claim, 3) for _ in range(200)]
     assert verdicts[0] is None
     assert verdicts[-1] is not None
     assert 10 < sum(v is None for v in verdicts) < 100
@@ -215,6 +218,45 @@ def test_what_dead_servers_left_is_swept(folder: Path) -> None:
     sweep(folder)
     assert [path.name for path in folder.iterdir()] == [f"engine-{os.getpid()}.rank0.json"]
     assert told(folder, (os.getpid(),))[0].outlook == BUSY
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_of_a_dead_engine_is_ended(
+    begun: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VLLM's server waits for ever for an engine that was killed; clients get 503, or an error chunk."""
+    monkeypatch.setattr(front, "WATCH_S", 0.01)
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    tell(folder, os.getpid(), 0, BUSY)
+    path = folder / f"engine-{os.getpid()}.rank0.json"
+    sent: list[Any] = []
+    ended = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        if begun:
+            await send({"type": "http.response.body", "body": TEXT, "more_body": True})
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": child.pid}))
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(True)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b'{"prompt": "a"}', "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": []}
+    asyncio.run(asyncio.wait_for(Front(app)(scope, receive, send), 30))
+    assert ended == [True]
+    assert sent[0]["status"] == (200 if begun else 503)
+    body = b"".join(m.get("body", b"") for m in sent[1:])
+    assert json.loads(body.split(b"data: ")[2 if begun else 0])["error"]["code"] == 503
+    assert body.endswith(DONE) == begun
+    assert not sent[-1].get("more_body", False)
 
 
 def test_half_a_character_is_a_bad_request() -> None:

@@ -36,9 +36,21 @@ class Ending:
     def __init__(self, send: Send, answers: int, refuse: Callable[[Send], Awaitable[None]]) -> None:
         self._send, self._answers, self._refuse = send, answers, refuse
         self._start: Message | None = None
-        self._stream = self._replaced = self._error = False
+        self._stream = self._replaced = self._error = self._begun = False
+        self.abandoned = False
         self._finished = 0
         self._held: list[Message] = []
+
+    async def abandon(self) -> None:
+        """End an answer that will never come: with a status, or, amid a stream, with an error chunk."""
+        if self._replaced:
+            return
+        self._replaced = self.abandoned = True
+        if not self._begun:
+            await self._refuse(self._send)
+        elif self._stream:
+            body = _cut_short() + DONE + b"\n\n"
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def send(self, message: Message) -> None:
         """Pass on one message of the answer."""
@@ -59,6 +71,7 @@ class Ending:
         if self._stream or (message["status"] == 200 and kind.startswith(b"application/json")):
             self._start = message
         else:
+            self._begun = True
             await self._send(message)
 
     async def _chunk(self, message: Message) -> None:
@@ -71,16 +84,14 @@ class Ending:
                 else:
                     self._held.append(message)
                 return
+            self._begun = True
             for held in (self._start, *self._held):
                 await self._send(held)
             self._start, self._held = None, []
         self._finished += len(FINISHED.findall(body))
         self._error = self._error or ERROR in body
         if DONE in body and self._finished < self._answers and not self._error:
-            text = "the server ended the request before its answer was complete"
-            error = {"message": text, "type": "ServiceUnavailableError", "param": None, "code": 503}
-            chunk = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
-            message = {**message, "body": body.replace(DONE, chunk + DONE, 1)}
+            message = {**message, "body": body.replace(DONE, _cut_short() + DONE, 1)}
         await self._send(message)
 
     async def _whole(self, message: Message) -> None:
@@ -89,10 +100,17 @@ class Ending:
             self._replaced = True
             await self._refuse(self._send)
             return
-        start, self._start = self._start, None
+        start, self._start, self._begun = self._start, None, True
         if start is not None:
             await self._send(start)
         await self._send(message)
+
+
+def _cut_short() -> bytes:
+    """The event that tells a client its answer is not whole."""
+    text = "the server ended the request before its answer was complete"
+    error = {"message": text, "type": "ServiceUnavailableError", "param": None, "code": 503}
+    return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
 
 
 def _says_something(body: bytes) -> bool:

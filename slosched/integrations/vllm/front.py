@@ -10,6 +10,7 @@ has begun, it ends with an error chunk.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -47,6 +48,9 @@ CHARACTERS_PER_TOKEN = 4.0
 
 LOG_EVERY_S = 10.0
 
+WATCH_S = 0.5
+"""Seconds between looks whether the engines' processes still live, while answers are awaited."""
+
 STREAMED = ("/v1/completions", "/v1/chat/completions")
 """Paths whose streams end with ``[DONE]``."""
 
@@ -77,7 +81,7 @@ class Door:
         rules, now_s = self._config.admission, time.monotonic()
         if rules.min_chance <= 0.0 and rules.max_wait_s is None:
             return None
-        engines = self._engines(now_s)
+        engines = [engine for engine in self._engines(now_s) if engine.fresh]
         if not engines:
             return None
         if all(engine.ending for engine in engines):
@@ -106,9 +110,14 @@ class Door:
         return None
 
     def ending(self) -> bool:
-        """Whether the engines say that they are shutting down."""
+        """Whether the engines say that they are shutting down, or are gone."""
         engines = self._engines(time.monotonic())
-        return bool(engines) and all(engine.ending for engine in engines)
+        return bool(engines) and all(engine.ending or engine.dead for engine in engines)
+
+    def dead(self) -> bool:
+        """Whether the process of every engine that has ever told something is gone."""
+        engines = self._engines(time.monotonic())
+        return bool(engines) and all(engine.dead for engine in engines)
 
     def _engines(self, now_s: float) -> list[Told]:
         if now_s - self._read_s > READ_EVERY_S:
@@ -139,6 +148,8 @@ class Front:
         self.door = Door(self.config)
         self.counter = _counter()
         self._unsaid, self._said_s = 0, -math.inf
+        self._open: dict[Ending, asyncio.Future[None]] = {}
+        self._watcher: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -161,9 +172,33 @@ class Front:
             await _answer(send, verdict.status, verdict.message, verdict.retry_s)
             return
         changed = content if request is None else json.dumps(request).encode()
-        if scope["path"] in STREAMED:
-            send = Ending(send, _answers(request), self._refused).send
-        await self.app(*replayed(scope, receive, changed, after), send)
+        scope, receive = replayed(scope, receive, changed, after)
+        if scope["path"] not in STREAMED:
+            await self.app(scope, receive, send)
+            return
+        ending = Ending(send, _answers(request), self._refused)
+        serving = asyncio.ensure_future(self.app(scope, receive, ending.send))
+        self._open[ending] = serving
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.ensure_future(self._watch())
+        try:
+            await serving
+        except asyncio.CancelledError:
+            if not ending.abandoned:  # the server's own cancelling, not ours
+                serving.cancel()
+                raise
+        finally:
+            del self._open[ending]
+
+    async def _watch(self) -> None:
+        """End the answers of engines that are gone, for which vLLM's server would wait for ever."""
+        while self._open:
+            await asyncio.sleep(WATCH_S)
+            if not self.door.dead():
+                continue
+            for ending, serving in list(self._open.items()):
+                await ending.abandon()
+                serving.cancel()
 
     async def _refused(self, send: Send) -> None:
         """Answer a request that the scheduler has refused, or that a server which ends has dropped."""

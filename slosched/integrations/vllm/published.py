@@ -22,12 +22,28 @@ NAME = re.compile(r"^engine-(\d+)\.rank(\d+)\.json$")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """The outlook of one rank, when it was told (monotonic clock), and whether the engine is ending."""
+    """The outlook of one rank, its process, when it was told (monotonic clock), whether the engine ends."""
 
     rank: int
+    pid: int
     time_s: float
     ending: bool
     outlook: Outlook
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's process is gone, or waits for nothing but its parent to notice."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            except OSError:
+                return False
+            return False
+        return state in ("Z", "X")
 
     @property
     def fresh(self) -> bool:
@@ -70,7 +86,10 @@ def tell(folder: Path, server: int, rank: int, outlook: Outlook, *, ending: bool
     rank, outlook, ending
         What is told.
     """
-    content = {"rank": rank, "time_s": time.monotonic(), "ending": ending, "outlook": asdict(outlook)}
+    content = {
+        "rank": rank, "pid": os.getpid(), "time_s": time.monotonic(), "ending": ending,
+        "outlook": asdict(outlook),
+    }  # fmt: skip
     path = folder / f"engine-{server}.rank{rank}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content))
@@ -92,18 +111,17 @@ def sweep(folder: Path) -> None:
 
 
 def told(folder: Path, servers: tuple[int, ...]) -> list[Told]:
-    """What the engines of a server have told, those that can be believed, by rank."""
+    """What the engines of a server have told last, by rank; not all of it is `Told.fresh`."""
     found = []
     for server in servers:
         for path in sorted(folder.glob(f"engine-{server}.rank*.json")):
             try:
                 content = json.loads(path.read_text())
                 one = Told(
-                    int(content["rank"]), float(content["time_s"]), bool(content["ending"]),
-                    Outlook(**content["outlook"]),
+                    int(content["rank"]), int(content["pid"]), float(content["time_s"]),
+                    bool(content["ending"]), Outlook(**content["outlook"]),
                 )  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # just being replaced, or not ours
-            if one.fresh:
-                found.append(one)
+            found.append(one)
     return sorted(found, key=lambda one: one.rank)
