@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slosched.core.forecast import LengthForecast
@@ -29,6 +30,7 @@ from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.publishing import Job, Publisher, rank_of, write_whole
 from slosched.integrations.vllm.state import KEPT, Learned
 from slosched.integrations.vllm.tenants import FORGOTTEN_S, OTHER_TENANTS, Tenants
+from slosched.integrations.vllm.waits import Outlook, Waits
 
 from .conftest import fake_request
 
@@ -225,6 +227,51 @@ def test_attainment_is_over_requests_with_limits(clock: VirtualClock) -> None:
         )  # fmt: skip
     assert (unpromised.rejected, unpromised.missed) == (2, {("chat", "all"): 1})
     assert stats.attainment() == 0.0
+
+
+# stated waits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slower", [1.0, 4.0])
+def test_stated_waits_and_chances_come_true(slower: float) -> None:
+    """One server, first come, first served, in overload and out of it; its pace is not what is estimated."""
+    rng = np.random.default_rng(0)
+    n, service = 4000, rng.exponential(0.1, 4000)
+    arrival = np.cumsum(rng.exponential(1.0 / (9 + 3 * np.sin(np.arange(n) / 300))))
+    begin, free = np.zeros(n), 0.0
+    for i in range(n):
+        begin[i] = max(free, arrival[i])
+        free = begin[i] + service[i]
+    limit = rng.uniform(0.1, 6.0, n)
+    waits, stated, ratios = Waits(), [], []
+    model = SimpleNamespace(base_s=0.01 / slower, prefill_token_s=1e-4)
+    events = sorted([(t, 0, i) for i, t in enumerate(arrival)] + [(t, 1, i) for i, t in enumerate(begin)])
+    waiting = 0
+    for now, kind, i in events:
+        outlook = waits.outlook(waiting, model, 0.01)
+        if kind == 0:
+            waits.arrived(i, "chat", now, 10, limit[i], outlook)
+            stated.append(outlook.wait_s(10, "chat"))
+            waiting += 1
+        else:
+            waiting -= 1
+            ratio = waits.began(i, now, waiting)
+            ratios.append(ratio)
+    late = np.array([r for r in ratios[n // 4 :] if r == r])
+    assert 0.7 < np.median(late) < 1.4
+    bins = [row for row in waits.calibration() if row["requests"] > 50]
+    assert len(bins) >= 4
+    assert sum(row["requests"] * abs(row["stated"] - row["kept"]) for row in bins) / n < 0.08
+
+
+def test_who_leaves_late_counts_as_not_kept() -> None:
+    """A client that hangs up after its limit tells as much as one that was answered late."""
+    waits, outlook = Waits(), Outlook(waiting=3, gap_s=0.1)
+    for row, left_s in ((0, 0.5), (1, 9.0)):
+        waits.arrived(row, "chat", 0.0, 10, 1.0, outlook)
+        waits.left(row, left_s)
+    assert [(row["requests"], row["kept"]) for row in waits.calibration()] == [(1, 0.0)]
+    assert waits.began(0, 9.0, 0) != waits.began(0, 9.0, 0)  # NaN: it is not known any more
 
 
 # tenants --------------------------------------------------------------------------------------------------
