@@ -7,7 +7,11 @@ writable: a read-only container, another user's installation. Such a process com
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -15,6 +19,8 @@ import numba
 logger = logging.getLogger("slosched")
 
 _UNCACHED: list[str] = []
+_DIGESTS: dict[str, str] = {}
+"""What kernels of other modules depend on, by module: computed once in a process."""
 
 
 def njit(**options: Any) -> Callable[[Any], Any]:
@@ -52,6 +58,7 @@ def njit(**options: Any) -> Callable[[Any], Any]:
             _say(str(error))
             return numba.njit(**{**wanted, "cache": False})(function)
         _forgive(made)
+        _guard(made)
         return made
 
     return decorate
@@ -60,6 +67,62 @@ def njit(**options: Any) -> Callable[[Any], Any]:
 def cache_reason() -> str | None:
     """Why compiled kernels are not kept in this process; None if they are, as far as is known."""
     return _UNCACHED[0] if _UNCACHED else None
+
+
+def _guard(made: Any) -> None:
+    """Let the cache see what a function takes from other files: numba looks at its own file only.
+
+    Without this a constant renumbered in one file would stay as it was in the kernels of another.
+    """
+    file = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if file is not None and hasattr(file, "_source_stamp"):
+        foreign = fingerprint(made.py_func.__globals__)
+        file._source_stamp = (file._source_stamp, foreign)
+
+
+def fingerprint(names: dict[str, Any]) -> str:
+    """Digest of what a module's functions may take from other files of its package.
+
+    Parameters
+    ----------
+    names
+        The module's globals at the time its first kernel is made: all that it imports is there.
+
+    Returns
+    -------
+    str
+        Digest of the numbers, words and tuples among them, and of the files of kernels and of modules that
+        hold kernels or constants.
+    """
+    own = str(names.get("__name__"))
+    parts = [f"{name}={value!r}" for name, value in sorted(names.items()) if _is_constant(name, value)]
+    for name, value in sorted(names.items(), key=lambda item: item[0]):
+        module = value if isinstance(value, ModuleType) else _module_of(value)
+        if module is None or module.__name__ == own or module.__name__ in (__name__, "__main__"):
+            continue
+        if module.__name__.partition(".")[0] == own.partition(".")[0]:
+            parts.append(f"{name}:{module.__name__}:{_digest_of(module)}")
+    return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _is_constant(name: str, value: Any) -> bool:
+    return not name.startswith("__") and isinstance(value, int | float | str | tuple)
+
+
+def _module_of(value: Any) -> ModuleType | None:
+    """The module of a kernel; None for anything else."""
+    function = getattr(value, "py_func", None)
+    return sys.modules.get(function.__module__) if function is not None else None
+
+
+def _digest_of(module: ModuleType) -> str:
+    """Digest of a module that a kernel's module uses: its constants, and its text if it holds kernels."""
+    if module.__name__ not in _DIGESTS:
+        _DIGESTS[module.__name__] = ""  # whoever comes back here has been counted
+        holds = any(_module_of(value) is module for value in vars(module).values())
+        text = Path(str(module.__file__)).read_bytes() if holds and module.__file__ else b""
+        _DIGESTS[module.__name__] = sha256(text + fingerprint(vars(module)).encode()).hexdigest()
+    return _DIGESTS[module.__name__]
 
 
 def _forgive(made: Any) -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from slosched.core.errors import require
+from slosched.core.jit import njit
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
@@ -161,7 +161,7 @@ class Paced(Policy):
         return min(budget, max(LEAST_TOKENS, room))
 
 
-@njit(nogil=True, cache=True)
+@njit()
 def prompt_tokens_within(
     have: Ints, want: Ints, decodes: int, context: float, model: Floats, step_s: float
 ) -> int:
