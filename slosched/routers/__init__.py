@@ -13,6 +13,7 @@ from slosched.routers.base import PickRouter as PickRouter
 from slosched.routers.base import Router as Router
 from slosched.routers.base import Routing as Routing
 from slosched.routers.rivals.dynamo import Dynamo
+from slosched.routers.rivals.huang import Huang
 from slosched.routers.rivals.scores import LlmdHeadroom, LMetric, PolyServe
 from slosched.routers.slosched import Slosched
 
@@ -20,7 +21,8 @@ ROUTERS: dict[str, Callable[..., Router]] = {
     r.name: r
     for r in (
         simple.RoundRobin, simple.Random, simple.PowerOfTwo, simple.LeastRequests, simple.LeastTokens,
-        simple.PrefixAffinity, simple.SessionAffinity, LMetric, PolyServe, LlmdHeadroom, Dynamo, Slosched,
+        simple.PrefixAffinity, simple.SessionAffinity, LMetric, PolyServe, LlmdHeadroom, Dynamo, Huang,
+        Slosched,
     )
 }  # fmt: skip
 """Every router by name; call one to get a fresh object."""

@@ -14,6 +14,9 @@ from slosched.routers.base import EngineView, FleetSnapshot, Router, Routing
 PATIENCE_S = 60.0
 """Deadline, from arrival, of a request without limits in the lane's order: behind all with limits in use."""
 
+LOOKS = 16
+"""Parked requests that are looked at in one decision: each costs what a newcomer does."""
+
 
 class Slosched(Router):
     """Sends a request where the modelled fleet keeps most promises, its own and those made before.
@@ -24,10 +27,21 @@ class Slosched(Router):
     gain is within `tolerance` of the best count as equal, and the least loaded of them is taken: imbalance is
     paid by those who are yet to come, of whom the model knows nothing.
 
+    A request that gains less than `least_gain` of its weight everywhere is parked: it would cost others what
+    it brings. It is looked at again every `tick_s`, and goes to an engine where nobody waits and it harms
+    nobody, or after `patience_s` to the least loaded one. So all are served, and nobody waits in a line that
+    keeps no promise.
+
     Parameters
     ----------
     tolerance
         Share of the request's weight within which gains count as equal, at least 0.
+    least_gain
+        Share of a request's weight, at least 0; 0 parks nobody.
+    tick_s
+        Seconds from look to look, above 0.
+    patience_s
+        Longest time that a request is parked, in seconds, at least 0.
     refuse
         Whether to refuse a request whose chance is below `least_chance` on every engine.
     least_chance
@@ -36,31 +50,68 @@ class Slosched(Router):
 
     name: ClassVar[str] = "slosched"
 
-    def __init__(self, *, tolerance: float = 0.1, refuse: bool = False, least_chance: float = 0.05) -> None:
+    def __init__(
+        self,
+        *,
+        tolerance: float = 0.1,
+        least_gain: float = 0.1,
+        tick_s: float = 0.1,
+        patience_s: float = 60.0,
+        refuse: bool = False,
+        least_chance: float = 0.05,
+    ) -> None:
         require(0 <= tolerance < np.inf, "tolerance", "a finite number of at least 0", tolerance)
+        require(0 <= least_gain < np.inf, "least_gain", "a finite number of at least 0", least_gain)
+        require(0 < tick_s < np.inf, "tick_s", "a finite number of seconds above 0", tick_s)
+        require(0 <= patience_s < np.inf, "patience_s", "a finite number of at least 0", patience_s)
         require(isinstance(refuse, bool), "refuse", "true or false", refuse)
         require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
-        self.tolerance, self.refuse, self.least_chance = tolerance, refuse, least_chance
+        self.tolerance, self.least_gain, self.patience_s = tolerance, least_gain, patience_s
+        self.refuse, self.least_chance = refuse, least_chance
+        self.holds = least_gain > 0
+        self.tick_s = tick_s if self.holds else np.inf
         self._lanes = _LaneBooks()
+        self._looked = 0
 
     def route(self, fleet: FleetSnapshot) -> Routing:
-        """Send each pending request where it gains most; the first of equals."""
+        """Send each pending request where it gains most, or park it."""
         self._lanes.update(fleet)
         open_ = np.array(fleet.open, dtype=np.int64)
         send: list[tuple[int, int]] = []
         refuse: list[int] = []
-        for row in fleet.pending.tolist():
-            todo = self._lanes.newcomer(row, fleet)
-            gain, load, chance = lane.gains(self._lanes.lanes, row, todo, open_, fleet.now_s)
-            promised = min(fleet.table.ttft_s[row], fleet.table.tpot_s[row], fleet.table.e2e_s[row]) < np.inf
-            if self.refuse and promised and chance.max() < self.least_chance:
+        for row in self._turn(fleet.pending).tolist():
+            engine = self._engine(row, fleet, open_)
+            if engine is None:
                 refuse.append(row)
-                continue
-            near = gain >= gain.max() - self.tolerance * float(fleet.table.weight[row])
-            best = int(open_[int(np.argmin(np.where(near, load, np.inf)))])
-            self._lanes.put(row, best, todo[best])
-            send.append((row, best))
+            elif engine >= 0:
+                send.append((row, engine))
         return Routing(send=tuple(send), refuse=tuple(refuse))
+
+    def _turn(self, pending: Ints) -> Ints:
+        """The newcomer, and the next few of the parked ones."""
+        if len(pending) <= LOOKS:
+            return pending
+        self._looked = (self._looked + LOOKS) % len(pending)
+        others = np.roll(pending[:-1], -self._looked)[: LOOKS - 1]
+        return np.concatenate([pending[-1:], others])
+
+    def _engine(self, row: int, fleet: FleetSnapshot, open_: Ints) -> int | None:
+        """The engine for a request, -1 to park it, None to refuse it."""
+        t, lanes = fleet.table, self._lanes
+        weight, todo = float(t.weight[row]), lanes.newcomer(row, fleet)
+        gain, load, chance = lane.gains(lanes.lanes, row, todo, open_, fleet.now_s)
+        promised = min(t.ttft_s[row], t.tpot_s[row], t.e2e_s[row]) < np.inf
+        if self.refuse and promised and chance.max() < self.least_chance:
+            return None
+        near = gain >= gain.max() - self.tolerance * weight
+        hopeful = not self.holds or gain.max() >= self.least_gain * weight
+        if not hopeful and fleet.now_s - t.arrival_s[row] < self.patience_s:
+            near = (lanes.lanes.waits[open_] == 0) & (gain >= -self.tolerance * weight)
+            if not near.any():
+                return -1
+        best = int(open_[int(np.argmin(np.where(near, load, np.inf)))])
+        lanes.put(row, best, todo[best])
+        return best
 
 
 class _LaneBooks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
@@ -19,11 +20,12 @@ from slosched.core.steptime import StepTimeModel
 from slosched.core.table import RequestTable
 from slosched.routers import ROUTERS, FleetSnapshot, PickRouter, Router, Routing, router
 from slosched.routers.books import FleetBooks, PrefixIndex
+from slosched.routers.rivals import huang
 from slosched.testing.routers import RouterFault, check_router, random_fleet
 
 MODEL = StepTimeModel(base_s=0.008, prefill_token_s=2e-5, sequence_s=5e-5, kv_token_s=6e-8)
 ENGINE = Engine(name="one", limits=EngineLimits(prefix_cache=True), step_time=MODEL)
-FAST = [*ROUTERS, "slosched:refuse=true", "llm-d-headroom:most=true"]
+FAST = [*ROUTERS, "slosched:refuse=true", "huang:joint=true", "llm-d-headroom:most=true"]
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -178,6 +180,32 @@ def test_affinities() -> None:
     table.prefix_index[row] = 7
     places = {sent_to("session-affinity", books.snapshot(1.0)) for _ in range(5)}
     assert len(places) == 1
+
+
+def test_annealing_against_enumeration() -> None:
+    """On six requests and two engines the scaled search finds what all assignments and orders hold."""
+    rng = np.random.default_rng(3)
+    for lexicographic in (False, True):
+        n, engines = 6, 2
+        jobs = huang.Jobs(
+            prefill_s=rng.uniform(0.1, 1, (engines, n)), decode_s=rng.uniform(0.5, 4, (engines, n)),
+            ttft_s=rng.uniform(0.5, 6, n), e2e_s=rng.uniform(2, 12, n), tpot_s=np.full(n, np.inf),
+            tokens=np.full(n, 50.0), waited_s=rng.uniform(0, 1, n), busy_s=np.array([0.0, 1.0]), batch=2,
+        )  # fmt: skip
+        best = -1.0
+        for order in permutations(range(n)):
+            for cut in range(n + 1):
+                line = np.zeros((engines, n + 1), dtype=np.int64)
+                line[0, :cut], line[1, : n - cut] = order[:cut], order[cut:]
+                best = max(best, huang.evaluate(jobs, line, np.array([cut, n - cut]), lexicographic))
+        line, count = huang.shortest_first(jobs, np.full(2, 1e4), np.full(n, 100.0))
+        start = huang.evaluate(jobs, line, count, lexicographic)
+        draws = rng.random((huang.LEVELS * huang.MOVES, 6))
+        found = huang.anneal(jobs, line, count, draws, 0.05 * start, huang.SCALED_COOLING, lexicographic)
+        assert found == pytest.approx(huang.evaluate(jobs, line, count, lexicographic))
+        assert sorted(np.concatenate([line[e, : count[e]] for e in range(2)]).tolist()) == list(range(n))
+        assert start <= found <= best + 1e-12
+        assert found >= 0.99 * best
 
 
 def test_prefix_index_against_sets() -> None:
