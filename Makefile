@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 
-.PHONY: demo test test-core test-vllm lint typecheck wheel-smoke live bench-micro clean
+# Ray Serve, too, for the tests of the request router.
+RAY_VENV ?= .venv-ray
+RAY_BIN := $(RAY_VENV)/bin
+
+.PHONY: demo test test-core test-vllm test-ray fleet lint typecheck wheel-smoke live bench-micro clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("slosched needs Python 3.11 or later, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -33,7 +37,14 @@ $(VLLM_VENV)/.tried: pyproject.toml
 	else echo "The CPU build of vLLM could not be installed (see above): tests on the real engine are skipped."; fi
 	touch $@
 
-test: test-core test-vllm
+$(RAY_VENV)/.tried: pyproject.toml
+	$(PYTHON) -m venv $(RAY_VENV)
+	if $(RAY_BIN)/python -m pip install --quiet --editable '.[ray,router]' hypothesis pytest pytest-timeout pytest-xdist; \
+	then touch $(RAY_VENV)/.installed; \
+	else echo "Ray Serve could not be installed (see above): tests of its request router are skipped."; fi
+	touch $@
+
+test: test-core test-vllm test-ray
 
 test-core: $(VENV)/.installed-test lint typecheck
 	$(BIN)/python -m pytest -n 2 tests
@@ -44,11 +55,19 @@ test-vllm: $(VLLM_VENV)/.tried
 	  NUMBA_CACHE_DIR=$(CURDIR)/$(VLLM_VENV)/numba $(VLLM_BIN)/python -m pytest tests/vllm tests/predictors/test_transformer.py; \
 	else echo "skipped: the CPU build of vLLM is not installed"; fi
 
+test-ray: $(RAY_VENV)/.tried
+	if [ -f $(RAY_VENV)/.installed ]; then \
+	  NUMBA_CACHE_DIR=$(CURDIR)/$(RAY_VENV)/numba $(RAY_BIN)/python -m pytest tests/ray; \
+	else echo "skipped: Ray Serve is not installed"; fi
+
 wheel-smoke: $(VENV)/.installed-test
 	bash .ci/wheel-smoke $(BIN)/python
 
 live: $(VLLM_VENV)/.tried
 	NUMBA_CACHE_DIR=$(CURDIR)/$(VLLM_VENV)/numba $(VLLM_BIN)/python benchmarks/live.py
+
+fleet: $(VLLM_VENV)/.tried
+	NUMBA_CACHE_DIR=$(CURDIR)/$(VLLM_VENV)/numba $(VLLM_BIN)/python benchmarks/fleet_live.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check slosched tests benchmarks
@@ -61,4 +80,4 @@ bench-micro: $(VENV)/.installed-test
 	$(BIN)/python -m pytest benchmarks/micro --benchmark-only --benchmark-columns=min,median,max,rounds
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) out build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) out build dist *.egg-info

@@ -62,6 +62,7 @@ def _work(
         plain,
         atoms=np.maximum(1.0, median[:, None] * np.exp(SPREAD * QUANTILES)),
         class_index=kind.astype(np.int64),
+        classes=("first", "second", "third"),
         priority=kind.astype(np.int64),
     )
 
