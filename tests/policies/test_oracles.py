@@ -225,6 +225,22 @@ def test_ltr_promotes_the_starved() -> None:
     assert ltr.plan(replace(snapshot, step=50)).order.tolist() == [0, 1]
 
 
+def test_ltr_counts_idle_steps_anew_after_service() -> None:
+    """Who has run waits the whole T steps again before it goes first."""
+    ltr = Ltr(starvation_steps=50, quantum_steps=3)
+    queue = [request("long", output=500), request("short", output=5, arrival_s=0.1)]
+    limits = EngineLimits(max_num_seqs=1)
+    both = Snapshot.of(queue, [request("run", output=1)], engine=Engine(limits=limits, step_time=MODEL))
+    long = both.waiting[:1]
+    ltr.plan(replace(both, step=40, waiting=long))
+    ltr.plan(replace(both, step=41, waiting=long[:0], running=long))
+    ltr.plan(replace(both, step=85, waiting=long))
+    # 84 steps of waiting in all, 44 since it ran; the short one has only just come.
+    for step in range(86, 91):
+        assert ltr.plan(replace(both, step=step)).order.tolist() == [1, 0]
+    assert ltr.plan(replace(both, step=91)).order.tolist() == [0, 1]
+
+
 def test_ltr_preempts_whoever_ranks_behind() -> None:
     """A running request with a longer forecast gives way on a full engine; a shorter one does not."""
     limits = EngineLimits(max_num_seqs=2)

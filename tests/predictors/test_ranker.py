@@ -14,7 +14,7 @@ from slosched.core.forecast import FORECAST_ATOMS
 from slosched.predictors import Prompt, load_predictor
 from slosched.predictors.answers import Answers, read_answers
 from slosched.predictors.base import ABOUT
-from slosched.predictors.calibration import Recalibration, calibrate, interval
+from slosched.predictors.calibration import Recalibration, _spread, calibrate, interval
 from slosched.predictors.evaluation import evaluate, quality
 from slosched.predictors.features import BUCKETS, COUNTS, featurise
 from slosched.predictors.ranker import Ranker, fit, tau, train_ranker
@@ -165,6 +165,23 @@ def test_objectives_rank_alike(answers: Answers) -> None:
     assert max(taus) - min(taus) < 0.03
     with pytest.raises(InputError, match="objective must be one of listmle"):
         fit(answers, objective="best")
+
+
+def test_answers_cut_off_do_not_count_as_inside() -> None:
+    """An answer cut off within its interval may have ended beyond it: only the others tell the width."""
+    atoms = np.repeat(np.geomspace(50.0, 200.0, FORECAST_ATOMS)[None, :], 200, axis=0)
+    rng = np.random.default_rng(1)
+    wide = 100.0 * np.exp(rng.normal(0.0, 1.2, 200))
+    early = np.full(200, 95.0)
+    none, all_cut = np.zeros(200, dtype=bool), np.ones(200, dtype=bool)
+    alone = _spread(atoms, wide, none)
+    assert alone > 1.5
+    both, tokens = np.concatenate([atoms, atoms]), np.concatenate([wide, early])
+    assert _spread(both, tokens, np.concatenate([none, all_cut])) == pytest.approx(alone)
+    assert _spread(both, tokens, np.concatenate([none, none])) < 0.8 * alone
+    # Cut off beyond the interval: outside it, however long it would have become.
+    assert _spread(atoms, wide, wide > 400) == pytest.approx(_spread(atoms, wide, none))
+    assert _spread(atoms, early, all_cut) == 1.0
 
 
 def test_conformal_calibration_covers() -> None:

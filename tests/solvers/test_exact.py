@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,57 @@ def test_coarse_cpsat_never_claims_too_much() -> None:
         check(coarse, problem, Objective.LEX)
         assert coarse.bound is not None
         assert coarse.objective <= best.objective <= coarse.bound
+
+
+def poor_run(problem: StaticProblem, *, ratio: bool = False) -> cpsat._Run:
+    """A search that begins with a poor plan, so that what it finds hides nothing."""
+    start = naive_start(problem)
+    plan = np.array(start[0], dtype=np.int64), np.array(start[1], dtype=np.int64)
+    return cpsat._Run(problem, ratio, time.perf_counter() + 20, 2, 0, plan, evaluate(problem, *plan).score)
+
+
+@pytest.mark.parametrize("resolution_s", [1e-6, 0.02, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cpsat_attainment_bound(resolution_s: float, weighted: bool) -> None:
+    """Whatever the unit of time, the bound is at least the optimum, and at a fine one it is the optimum."""
+    pytest.importorskip("ortools")
+    for seed in range(5):
+        problem = random_problem(6, 1 + seed % 3, seed, weighted=weighted)
+        best = labelling.solve_static(problem).objective
+        run = poor_run(problem)
+        model = cpsat._Model(cpsat._Rounded.of(problem, resolution_s, None), everyone=False)
+        proved, bound = run.attainment(model)
+        assert proved
+        assert bound >= best - 1e-9
+        if resolution_s < 1e-3:
+            assert bound == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("resolution_s", [1e-6, 0.02])
+def test_cpsat_ratio_bound(resolution_s: float) -> None:
+    """The same of weight over latency."""
+    pytest.importorskip("ortools")
+    for seed in range(4):
+        problem = random_problem(5, 1 + seed % 3, seed)
+        best = labelling.solve_static(problem, Objective.G).objective
+        run = poor_run(problem, ratio=True)
+        _, bound = run.dinkelbach(cpsat._Model(cpsat._Rounded.of(problem, resolution_s, None), everyone=True))
+        assert bound >= best * (1 - 1e-9)
+        if resolution_s < 1e-3:
+            assert bound == pytest.approx(best, rel=1e-3)
+
+
+def test_rounding_makes_nothing_harder() -> None:
+    """Executions round down and latest starts up: a plan on time to the instant stays on time."""
+    problem = random_problem(6, 3, 1)
+    for unit_s in (1e-5, 0.013, 0.4):
+        whole = cpsat._Rounded.of(problem, unit_s, None)
+        for size in range(1, 4):
+            run_s, latest_s = problem.exec_s(size), problem.latest_start_s(size)
+            for i in range(6):
+                assert run_s[i] - unit_s < whole.runs[i][size] * unit_s <= run_s[i] * (1 + 1e-12)
+                if latest_s[i] >= 0:
+                    assert whole.latest[i][size] * unit_s >= min(latest_s[i], problem.exec_s(3).sum()) - 1e-12
 
 
 def test_cpsat_out_of_time_keeps_start_and_true_bound() -> None:

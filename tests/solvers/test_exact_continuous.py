@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import permutations
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
-from slosched.solvers.cpsat_continuous import solve_continuous_fixed
+from slosched.solvers.cpsat_continuous import _Queue, _solve, solve_continuous_fixed
 from slosched.solvers.result import Status
 
 pytest.importorskip("ortools")
@@ -77,6 +78,39 @@ def test_schedule_respects_slots_tokens_and_limits(seed: int) -> None:
         active = [j for j in placed if result.start_s[j] <= now < result.start_s[j] + run[j]]
         assert len(active) <= 4
         assert kv[active].sum() <= 1000
+
+
+def test_two_that_fit_to_the_instant() -> None:
+    """Two jobs of 1.5 s and the second due at 3 s: a unit of one second must not lose one."""
+    result = solve_continuous_fixed([1.5, 1.5], [0.0, 1.5], [1.0, 1.0], [1, 1], 1, 1, resolution_s=1.0)
+    assert (result.weight, result.bound) == (2.0, 2.0)
+    columns = [np.array(c) for c in ([1.5, 1.5], [0.0, 1.5], [1.0, 1.0], [1, 1])]
+    tight = _Queue(columns[0], columns[1], columns[2], columns[3], 1, 1, np.empty(0), np.empty(0, np.int64))
+    whole = tight.rounded(1.0)
+    assert (whole.duration_s.tolist(), whole.latest_s.tolist()) == ([1.0, 1.0], [0.0, 2.0])
+    proved, ceiling, found = _solve(tight, np.full(2, math.inf), 1.0, time.perf_counter() + 5, 2, 0)
+    assert proved
+    assert ceiling == 2.0
+    assert found is not None
+
+
+@pytest.mark.parametrize("unit_s", [1e-4, 0.3, 1.0])
+def test_bound_of_one_solve(unit_s: float) -> None:
+    """The bound of one solve is at least the best of all orders; at a fine unit it is that."""
+    for seed in range(6):
+        q = queue(seed)
+        best = best_by_permutation(q)
+        running = np.array(q["running_s"]), np.array(q["running_kv_tokens"])
+        whole = _Queue(
+            q["durations_s"], q["latest_start_s"], q["weight"], q["kv_tokens"], q["slots"], q["kv_capacity"],
+            running[0], running[1],
+        )  # fmt: skip
+        nothing = np.full(len(q["weight"]), math.inf)
+        proved, ceiling, _ = _solve(whole, nothing, unit_s, time.perf_counter() + 20, 2, 0)
+        assert proved
+        assert ceiling >= best - 1e-9
+        if unit_s < 1e-3:
+            assert ceiling == pytest.approx(best, abs=1e-4)
 
 
 def test_trivial_queues() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from slosched.integrations.vllm import middleware
 from slosched.integrations.vllm.middleware import PATHS, SloHeaders
 
 
@@ -65,3 +66,26 @@ def test_odd_bodies_pass_untouched(body: bytes) -> None:
 def test_other_requests_pass_untouched(path: str, headers: dict[str, str]) -> None:
     """Other paths, no SLO headers, absurd values."""
     assert _serve(path, headers, [b'{"a": 1}'])[0] == b'{"a": 1}'
+
+
+def test_a_body_without_end_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit the client counts as gone: no more is read, and no whole body goes on."""
+    monkeypatch.setattr(middleware, "MAX_BODY", 10)
+    parts = [b"12345"] * 50
+    seen: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while not seen or seen[-1]["type"] == "http.request":
+            seen.append(await receive())
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": "http", "path": PATHS[0], "headers": [(b"x-slo-ttft-ms", b"5")]}
+    asyncio.run(SloHeaders(app)(scope, receive, send))
+    assert len(parts) == 47
+    assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]
+    assert seen[0]["more_body"] is True
+    assert _serve(PATHS[0], {"x-slo-ttft-ms": "500"}, [b"12345", b"67890"])[0] == b"1234567890"
