@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, data_folder, environment, write_json
-from predictors import measures, spread
+from predictors import measures, spread, streamed
 from rungs import Set, read_sets
 
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.table import Floats
+from slosched.integrations.vllm.forecaster import TRUST
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Prompt
 from slosched.predictors.blend import HISTORY, Blend, Told
@@ -36,13 +37,12 @@ from slosched.predictors.calibration import LEVELS, interval
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.ranker import Ranker, tau, train_ranker
 
-DELAY = 16
-"""Requests that come before an answer is there."""
-
 SEGMENTS = {"first 50": (0, 50), "51 to 100": (50, 100), "after 100": (100, None)}
 REQUESTS, LOAD, SLOTS = 600, 1.4, 32
 RENEWED_AFTER = 32
 """Answers after which forecasts of those who wait are renewed."""
+
+ABROAD = "ranker of another world"
 
 Cells = dict[str, dict[str, dict[str, float]]]
 
@@ -51,21 +51,6 @@ def pinball(atoms: Floats, tokens: Floats) -> Floats:
     """Pinball loss of the logarithm of the length, mean over levels, shape (n,)."""
     miss = np.log(tokens)[:, None] - np.log(atoms)
     return np.asarray(np.maximum(LEVELS * miss, (LEVELS - 1.0) * miss).mean(axis=1))
-
-
-def streamed(said: Floats, tokens: Floats) -> tuple[Floats, Floats]:
-    """Blended forecasts and those of the class's history, both shape (n, FORECAST_ATOMS)."""
-    history, blend = ClassHistory(), Blend()
-    told: list[Told] = []
-    mixed, past = np.empty_like(said), np.empty_like(said)
-    for i in range(len(tokens)):
-        past[i] = history.of("all").atoms
-        told.append(blend.tell("all", {HISTORY: past[i], "ranker": said[i]}))
-        mixed[i] = blend.atoms(told[-1])
-        if i >= DELAY:
-            history.observe("all", int(tokens[i - DELAY]))
-            blend.observe(told[i - DELAY], float(tokens[i - DELAY]))
-    return mixed, past
 
 
 def blends(sets: dict[str, Set], seed: int, cells: Cells) -> None:
@@ -95,10 +80,10 @@ class Online:
     for those who wait.
     """
 
-    def begin(self, said: Floats | None, output_tokens: Any, classes: Sequence[str]) -> None:
-        """What a ranker says of each request, row by row, and what only time will show."""
+    def begin(self, said: Floats | None, trust: float, output_tokens: Any, classes: Sequence[str]) -> None:
+        """What a ranker says of each request, row by row, its trust, and what only time will show."""
         self._said, self._truth, self._classes = said, output_tokens, classes
-        self._history, self._blend = ClassHistory(), Blend({"prior": 0.3})
+        self._history, self._blend = ClassHistory(), Blend({"ranker": trust})
         self._told: dict[int, Told] = {}
         self._alive: set[int] = set()
         self._answers = 0
@@ -128,7 +113,7 @@ class Online:
         past = np.asarray(self._history.of(self._classes[row]).atoms)
         if self._said is None:
             return past
-        self._told[row] = self._blend.tell(self._classes[row], {HISTORY: past, "prior": self._said[row]})
+        self._told[row] = self._blend.tell(self._classes[row], {HISTORY: past, "ranker": self._said[row]})
         return self._blend.atoms(self._told[row])
 
     def _again(self, row: int) -> Floats:
@@ -139,12 +124,12 @@ class Online:
         return self._blend.atoms(self._told[row])
 
 
-def online(policy: Any, said: Floats | None, output_tokens: Any, classes: Sequence[str]) -> Any:
+def online(policy: Any, said: Floats | None, trust: float, output_tokens: Any, classes: Sequence[str]) -> Any:
     """The policy with forecasts blended online."""
     kind: Any = type(f"Online{type(policy).__name__}", (Online, type(policy)), {"static": False})
     made = kind.__new__(kind)
     made.__dict__.update(policy.__dict__)
-    made.begin(said, output_tokens, classes)
+    made.begin(said, trust, output_tokens, classes)
     return made
 
 
@@ -179,7 +164,7 @@ def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cell
     prompts = [Prompt(text) for text in texts]
     said: dict[str, Floats | None] = {
         "class history": None,
-        "ranker of another world": train_ranker(abroad, seed=seed).forecast(prompts),
+        ABROAD: train_ranker(abroad, seed=seed).forecast(prompts),
         "250 own answers": own(250).forecast(prompts),
         "2,500 own answers": own(2500).forecast(prompts),
     }
@@ -204,7 +189,9 @@ def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cell
                 w = replace(base, atoms=np.maximum(1.0, fixed[kind][order]))
             else:
                 told = said[kind]
-                chosen = online(chosen, None if told is None else told[order], tokens[order], classes)
+                trust = TRUST["prior" if kind == ABROAD else "ranker"]
+                mine = None if told is None else told[order]
+                chosen = online(chosen, mine, trust, tokens[order], classes)
             out = simulate(w, chosen, engine=engine).outcomes
             place = cells.setdefault(f"{policy}, {kind}", {})
             for key, value in measures(out).items():

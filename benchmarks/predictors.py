@@ -27,7 +27,8 @@ from common import RESULTS, data_folder, environment, write_json
 
 from slosched.predictors.answers import Answers, read_answers
 from slosched.predictors.base import Prompt
-from slosched.predictors.calibration import LEVELS, Recalibration, interval
+from slosched.predictors.blend import HISTORY, Blend, Told
+from slosched.predictors.calibration import LEVELS, interval
 from slosched.predictors.evaluation import evaluate, quality
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.ranker import fit, tau, train_ranker
@@ -144,17 +145,29 @@ def split_set(
     return train, same, other
 
 
-def streamed(atoms: Any, tokens: Any, seed: int) -> dict[str, float]:
-    """Coverage when answers come back one by one and correct the forecasts of later ones."""
-    fix, inside, late = Recalibration(), [], []
+def streamed(said: Any, tokens: Any, delay: int = 16) -> tuple[Any, Any]:
+    """Forecasts blended with the class's history as answers come, `delay` requests later, and those of the
+    history alone; both shape (n, FORECAST_ATOMS).
+    """
+    history, blend = ClassHistory(), Blend()
+    told: list[Told] = []
+    mixed, past = np.empty_like(said), np.empty_like(said)
+    for i in range(len(tokens)):
+        past[i] = history.of("all").atoms
+        told.append(blend.tell("all", {HISTORY: past[i], "ranker": said[i]}))
+        mixed[i] = blend.atoms(told[-1])
+        if i >= delay:
+            history.observe("all", int(tokens[i - delay]))
+            blend.observe(told[i - delay], float(tokens[i - delay]))
+    return mixed, past
+
+
+def covered(atoms: Any, tokens: Any, seed: int) -> dict[str, float]:
+    """Coverage of the 80 % intervals when answers come back in random order and correct later forecasts."""
     order = np.random.default_rng(seed).permutation(len(tokens))[:2000]
-    for place, i in enumerate(order.tolist()):
-        low, high = interval(fix.adjust(atoms[i : i + 1]))
-        inside.append(low[0] <= tokens[i] <= high[0])
-        if place >= Recalibration.LEAST:
-            late.append(inside[-1])
-        fix.observe(atoms[i], float(tokens[i]))
-    return {"coverage": float(np.mean(inside)), "coverage_after_32": float(np.mean(late))}
+    low, high = interval(streamed(atoms[order], tokens[order])[0])
+    inside = (low <= tokens[order]) & (tokens[order] <= high)
+    return {"coverage": float(inside.mean()), "coverage_after_100": float(inside[100:].mean())}
 
 
 def history_atoms(train: Answers, test: Answers, seed: int) -> Any:
@@ -201,7 +214,7 @@ def ranks(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Ite
                 note(name, key, getattr(found, key))
             note(name, "pinball over class history", found.pinball_tokens / past.pinball_tokens)
             note(name, "coverage, class history", past.coverage)
-            note(name, "coverage, streamed", streamed(atoms, truth, seed)["coverage"])
+            note(name, "coverage, streamed", covered(atoms, truth, seed)["coverage"])
             if name in models:
                 crossed = evaluate(ranker, other)[0]
                 note(name, "coverage, other models", crossed.coverage)
@@ -216,7 +229,7 @@ def ranks(folder: Path, seeds: list[int], names: list[str], cells: Cells) -> Ite
                 truth = test.output_tokens.astype(np.float64)
                 atoms = ranker.forecast(test.prompts)[test.prompt]
                 note(place, "coverage", quality(atoms, truth).coverage)
-                for key, value in streamed(atoms, truth, seed).items():
+                for key, value in covered(atoms, truth, seed).items():
                     note(place, f"{key}, streamed", value)
             print(f"seed {seed} {name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
         yield {place: {name: spread(v) for name, v in found.items()} for place, found in cells.items()}

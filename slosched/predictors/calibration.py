@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,62 +179,3 @@ def _spread(atoms: Floats, tokens: Floats, cut: NDArray[np.bool_]) -> float:
         return 1.0
     level = min(1.0, np.ceil((len(miss) + 1) * COVERAGE) / len(miss))
     return float(np.clip(np.quantile(miss, level), 0.25, 4.0))
-
-
-class Recalibration:
-    """Corrects forecasts that have stopped to hold, by the latest answers: new prompts, another model.
-
-    While the share of answers inside their 80 % intervals is as it should be, forecasts are left alone. Else
-    each keeps its place (its middle), and its spread is taken from the latest ratios of truth to middle.
-
-    Parameters
-    ----------
-    window
-        Latest answers looked at, at least `LEAST`.
-
-    Examples
-    --------
-    >>> fix = Recalibration()
-    >>> wrong = np.full((1, FORECAST_ATOMS), 10.0)
-    >>> for tokens in range(80, 120):
-    ...     fix.observe(wrong[0], tokens)
-    >>> bool(80 <= fix.adjust(wrong)[0, 0] <= 90)
-    True
-    """
-
-    LEAST = 32
-    TOLERANCE = 0.05
-
-    def __init__(self, window: int = 256) -> None:
-        require(window >= self.LEAST, "window", f"at least {self.LEAST}", window)
-        self._seen: deque[tuple[float, bool, bool]] = deque(maxlen=window)
-        self._factors: Floats | None = None
-        self._since = 0
-
-    def observe(self, atoms: Floats, tokens: float, *, cut: bool = False) -> None:
-        """Learn from an answer that had this forecast, before `adjust`; `cut` if it was cut off."""
-        low, high = interval(atoms[None, :])
-        inside = bool(low[0] <= tokens <= high[0])
-        if cut and tokens <= high[0]:
-            inside = True
-        self._seen.append((float(tokens / _middle(atoms[None, :])[0]), cut, inside))
-        self._since += 1
-        if len(self._seen) >= self.LEAST and self._since >= 8:
-            self._since = 0
-            covered = sum(inside for _, _, inside in self._seen) / len(self._seen)
-            noise = 2.0 * np.sqrt(COVERAGE * (1.0 - COVERAGE) / len(self._seen))
-            self._factors = None
-            if abs(covered - COVERAGE) > max(self.TOLERANCE, float(noise)):
-                ratios, cuts, _ = zip(*self._seen, strict=True)
-                self._factors = censored_quantiles(ratios, cuts)
-
-    def adjust(self, atoms: Floats) -> Floats:
-        """The forecasts as they should be by what was seen, shape as given."""
-        if self._factors is None:
-            return atoms
-        return np.maximum(_middle(atoms)[:, None] * self._factors[None, :], 1.0)
-
-
-def _middle(atoms: Floats) -> Floats:
-    half = FORECAST_ATOMS // 2
-    return np.asarray(np.sqrt(atoms[:, half - 1] * atoms[:, half]))

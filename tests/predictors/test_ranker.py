@@ -14,7 +14,7 @@ from slosched.core.forecast import FORECAST_ATOMS
 from slosched.predictors import Prompt, load_predictor
 from slosched.predictors.answers import Answers, read_answers
 from slosched.predictors.base import ABOUT
-from slosched.predictors.calibration import Recalibration, _spread, calibrate, interval
+from slosched.predictors.calibration import _spread, calibrate, interval
 from slosched.predictors.evaluation import evaluate, quality
 from slosched.predictors.features import BUCKETS, COUNTS, featurise
 from slosched.predictors.ranker import Ranker, fit, tau, train_ranker
@@ -195,25 +195,6 @@ def test_conformal_calibration_covers() -> None:
         inside = (low <= tokens[2000:]) & (tokens[2000:] <= high)
         assert 0.76 < inside.mean() < 0.84
         assert abs(inside[score[2000:] > 0].mean() - inside[score[2000:] <= 0].mean()) < 0.08
-
-
-def test_recalibration_hardly_moves_good_forecasts_and_mends_bad_ones() -> None:
-    """Forecasts five times too short are right after a few dozen answers."""
-    rng = np.random.default_rng(0)
-    good, bad = Recalibration(), Recalibration()
-    levels = np.exp(0.5 * np.array([-1.53, -0.89, -0.49, -0.16, 0.16, 0.49, 0.89, 1.53]))
-    inside = []
-    for i in range(600):
-        middle = float(rng.uniform(50, 500))
-        tokens = middle * float(np.exp(0.5 * rng.normal()))
-        right, wrong = middle * levels[None, :], middle / 5 * levels[None, :]
-        if i > 100:
-            low, high = interval(bad.adjust(np.maximum(wrong, 1)))
-            inside.append(bool(low[0] <= tokens <= high[0]))
-        good.observe(right[0], tokens)
-        bad.observe(np.maximum(wrong[0], 1), tokens)
-    assert good.adjust(right) == pytest.approx(right, rel=0.15)
-    assert 0.72 < np.mean(inside) < 0.88
 
 
 # bad input --------------------------------------------------------------------------------------------------
