@@ -18,6 +18,7 @@ from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.probe import Collector, reader_for
 from slosched.integrations.vllm.probe_forecasts import foretold
+from slosched.predictors.states import load_states
 
 from .conftest import fake_request
 
@@ -134,6 +135,32 @@ def test_a_layer_the_model_has_not_is_refused(
     reader = reader_for("tiny", 8, 4)
     assert isinstance(reader, Collector)
     assert reader.layers == (2,)
+
+
+def test_several_layers_are_written_to_a_folder_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """States stand side by side in a row: each layer gets its own columns, of prompts as well."""
+    monkeypatch.setenv(probe_settings.STATES, str(tmp_path))
+    monkeypatch.setenv(probe_settings.LAYER, "1,3")
+    reader = reader_for("tiny", 2, 4)
+    assert isinstance(reader, Collector)
+    assert reader.layers == (1, 3)
+    step: Any = SimpleNamespace(names=["a"], rows=lambda which: np.array([[1, 2, 3, 4]], dtype=np.float32))
+    # Mean of layers 1 and 3, then the last token's of both.
+    reader.take(step, {}, {0: np.arange(8, dtype=np.float32)})
+    reader.take(step, {0: 1}, {})
+    reader._open["a"].newest = 2
+    reader._close("a", cut=False)
+    reader.flush()
+    first, third = load_states(tmp_path / "layer-1"), load_states(tmp_path / "layer-3")
+    assert (first.layer, third.layer) == (1, 3)
+    assert first.states.tolist() == [[1, 2]]
+    assert third.states.tolist() == [[3, 4]]
+    assert first.prompt_states.tolist() == [[0, 1, 4, 5]]
+    assert third.prompt_states.tolist() == [[2, 3, 6, 7]]
+    for wrong in ("1,9", "2,2", "1,"):
+        monkeypatch.setenv(probe_settings.LAYER, wrong)
+        with pytest.raises(InputError, match="SLOSCHED_STATES_LAYER"):
+            reader_for("tiny", 2, 4)
 
 
 def test_forecasts_that_make_no_sense_are_counted_and_ignored(ledger: Ledger) -> None:

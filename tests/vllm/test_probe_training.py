@@ -165,6 +165,30 @@ def test_the_command_writes_a_probe_and_its_curves(
     assert {name: len(c["train"]) for name, c in curves.items()} == {"prompt": 3, "decode": 3}
 
 
+def test_the_command_takes_trails_settings_and_each_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten bins up to 512 tokens and their middles, a forecast at every token; what is said besides counts."""
+    made(60).save(tmp_path / "states.safetensors")
+    out = tmp_path / "probe"
+    asked = ["--data", str(tmp_path / "states.safetensors"), "--out", str(out), "--json"]
+    for more in (
+        ["--trail", "--epochs", "1"],
+        ["--trail", "--epochs", "1", "--width", "9", "--values", "mean"],
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["train", "probe", *asked, *more])
+        assert left.value.code in (0, None)
+        capsys.readouterr()
+        probe = load_probe(out)
+        assert len(probe.about.values) == 10
+        assert probe.about.edges[-1] == pytest.approx(512)
+        assert (probe.about.values[0] == pytest.approx(25.6)) == ("mean" not in more)
+        assert probe.decode.w1.shape[1] == (9 if "9" in more else 512)
+        assert (probe.about.prompt_input, probe.about.refinement) == ("mean", "bayes")
+        assert probe.about.every_tokens == 1
+
+
 def test_the_command_leaves_nothing_behind_on_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
