@@ -45,8 +45,9 @@ Make = Callable[[Ints, Floats, np.random.Generator, float], Workload]
 
 
 def _work(
-    kind: Ints, times: Floats, rng: np.random.Generator, prompt: list[float], output: list[float], name: str
-) -> Workload:
+    kind: Ints, times: Floats, rng: np.random.Generator, prompt: list[float], output: list[float],
+    classes: tuple[str, str, str],
+) -> Workload:  # fmt: skip
     """Requests of some kinds with log-normal lengths, and forecasts that know the kind only."""
     n = len(kind)
     lengths = [np.array(mean)[kind] * rng.lognormal(-(SPREAD**2) / 2, SPREAD, n) for mean in (prompt, output)]
@@ -54,7 +55,6 @@ def _work(
         times,
         np.clip(lengths[0], 4, 1200).astype(np.int64),
         np.clip(lengths[1], 2, 300).astype(np.int64),
-        name=name,
         source="log-normal lengths made for a CPU",
     )
     median = np.array(output)[kind] * np.exp(-(SPREAD**2) / 2)
@@ -62,44 +62,41 @@ def _work(
         plain,
         atoms=np.maximum(1.0, median[:, None] * np.exp(SPREAD * QUANTILES)),
         class_index=kind.astype(np.int64),
-        classes=("first", "second", "third"),
+        classes=classes,
         priority=kind.astype(np.int64),
     )
 
 
 def _tiers(kind: Ints, times: Floats, rng: np.random.Generator, step_s: float) -> Workload:
     """Three tiers of the same work: only what they were promised differs."""
-    work = _work(kind, times, rng, [90.0] * 3, [40.0] * 3, "tiers")
+    work = _work(kind, times, rng, [90.0] * 3, [40.0] * 3, ("gold", "silver", "bronze"))
     return replace(
         work,
         ttft_s=np.array([20.0, 60.0, 240.0])[kind] * step_s,
         tpot_s=np.array([1.5, 3.0, np.inf])[kind] * step_s,
-        classes=("gold", "silver", "bronze"),
     )
 
 
 def _lengths(kind: Ints, times: Floats, rng: np.random.Generator, step_s: float) -> Workload:
     """Long beside short prompts, all with the same limits."""
-    work = _work(kind, times, rng, [40.0, 60.0, 700.0], [32.0] * 3, "lengths")
+    work = _work(kind, times, rng, [40.0, 60.0, 700.0], [32.0] * 3, ("short", "medium", "long"))
     n = len(work)
     return replace(
         work,
         ttft_s=np.full(n, 60.0 * step_s),
         tpot_s=np.full(n, 2.0 * step_s),
-        classes=("short", "medium", "long"),
     )
 
 
 def _today(kind: Ints, times: Floats, rng: np.random.Generator, step_s: float) -> Workload:
     """Chat with tight limits, longer answers with looser ones, batch with an end-to-end limit."""
-    work = _work(kind, times, rng, [45.0, 100.0, 180.0], [28.0, 56.0, 94.0], "today")
+    work = _work(kind, times, rng, [45.0, 100.0, 180.0], [28.0, 56.0, 94.0], ("chat", "assist", "batch"))
     return replace(
         work,
         ttft_s=np.array([20.0, 60.0, np.inf])[kind] * step_s,
         tpot_s=np.array([2.0, 3.5, np.inf])[kind] * step_s,
         e2e_s=np.array([np.inf, np.inf, 800.0])[kind] * step_s,
         weight=np.array([2.0, 1.0, 1.0])[kind],
-        classes=("chat", "assist", "batch"),
     )
 
 
@@ -129,7 +126,7 @@ def live_mix(name: str, seconds: float, rate_rps: float, seed: int, full_step_s:
     rng = np.random.default_rng(seed)
     n = max(1, int(rng.poisson(rate_rps * seconds)))
     kind = rng.choice(3, n, p=shares)
-    return make(kind, np.sort(rng.uniform(0.0, seconds, n)), rng, full_step_s)
+    return replace(make(kind, np.sort(rng.uniform(0.0, seconds, n)), rng, full_step_s), name=name)
 
 
 def random_priority(work: Workload, seed: int) -> Workload:
