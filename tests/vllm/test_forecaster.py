@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,22 @@ def test_hints_that_lie_are_unlearned(folder: Path) -> None:
         made.of(claim, asked("Write one line on 7.", f"r{i}", max_tokens=9000))
         made.learn(f"r{i}", claim.slo_class, 10 + i % 3, prompt_tokens=5, cut=False)
     assert made.of(claim, asked("Write one line on 7.", max_tokens=9000)).mean_tokens < 15
+
+
+def test_a_programs_past_turns_tell_of_its_next() -> None:
+    """Two programs in one class, one of short answers and one of long ones; a third is not known yet."""
+    made = Forecaster(Config(), ClassHistory(), Stats())
+    claims = [replace(PLAIN, program=i) for i in range(3)]
+    rng = np.random.default_rng(0)
+    for i in range(80):
+        name = f"r{i}"
+        made.of(claims[i % 2], asked("Go on.", name, max_tokens=9000))
+        tokens = int((40, 1500)[i % 2] * rng.lognormal(0.0, 0.3))
+        made.learn(name, PLAIN.slo_class, tokens, prompt_tokens=5, cut=False)
+    short, long, new = (made.of(c, asked("Go on.", "x", max_tokens=9000)).mean_tokens for c in claims)
+    assert short < 100
+    assert long > 1000
+    assert short < new < long
 
 
 class Slow:

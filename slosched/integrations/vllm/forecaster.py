@@ -1,4 +1,6 @@
-"""Forecasts of newcomers: class history, ranker and client's hint, blended by how right each has been."""
+"""Forecasts of newcomers: class history, ranker, the program's past turns and the client's hint, blended by
+how right each has been.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from slosched.predictors.blend import HISTORY, Blend, Told
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.later import Later
 from slosched.predictors.prior import PRIOR, load_prior
+from slosched.predictors.turns import PastTurns
 
 logger = logging.getLogger("vllm.slosched")
 
@@ -33,9 +36,9 @@ PATIENCE = 8
 HINT_SIGMA = 0.4
 """Spread of a client's hint that comes without a quantile."""
 
-TRUST = {"hint": 0.95, "ranker": 0.9, "light": 0.9, "prior": 0.1}
+TRUST = {"hint": 0.95, "program": 0.3, "ranker": 0.9, "light": 0.9, "prior": 0.1}
 """What each source is believed before its first answer: a client speaks of its own request, a ranker was
-trained by the operator, the prior ranker on other people's prompts. With 0.3 for the last, a ranker from
+trained by the operator, the prior ranker on other people's prompts, a program changes what it asks. With 0.3 for the last, a ranker from
 another world cost a point of attainment before it was ignored (``benchmarks/cold_start.py``)."""
 
 REVISED_AFTER = 64
@@ -49,9 +52,10 @@ REVISED_A_STEP = 16
 class _Asked:
     """What was told of a request, and what bounds and places its forecast."""
 
-    told: Told
+    told: Told | None
     limit: float
     prompt_tokens: int
+    program: int
 
 
 class Forecaster:
@@ -74,7 +78,7 @@ class Forecaster:
             self._ranker, self._name = quick, "light"
         self._model: Any = None
         self._tokenizer: Any = None
-        self._blend = Blend(TRUST)
+        self._blend, self._turns = Blend(TRUST), PastTurns()
         self._asked: dict[str, _Asked] = {}
         self._revise: deque[str] = deque()
         self._bad = self._bad_later = self._learned = 0
@@ -97,15 +101,17 @@ class Forecaster:
         tokens = max(1, request.num_prompt_tokens)
         history = self._history.of(claim.slo_class, tokens)
         sources = {HISTORY: np.asarray(history.atoms)}
-        for name, said in (("hint", self._hint(claim)), (self._name, self._ranked(claim, request))):
-            if said is not None:
-                sources[name] = said
-        if len(sources) == 1:
-            atoms = sources[HISTORY]
-        else:
+        said = {
+            "hint": self._hint(claim), self._name: self._ranked(claim, request),
+            "program": self._turns.of(claim.program),
+        }  # fmt: skip
+        sources |= {name: atoms for name, atoms in said.items() if atoms is not None}
+        told, atoms = None, sources[HISTORY]
+        if len(sources) > 1:
             told = self._blend.tell(claim.slo_class, sources)
-            self._asked[request.request_id] = _Asked(told, limit, tokens)
             atoms = self._blend.atoms(told)
+        if told is not None or claim.program >= 0:
+            self._asked[request.request_id] = _Asked(told, limit, tokens, claim.program)
         return LengthForecast(tuple(np.minimum(atoms, limit).tolist()))
 
     def news(self) -> Iterator[tuple[str, Floats]]:
@@ -117,17 +123,17 @@ class Forecaster:
                 asked = self._asked.get(name)
                 if isinstance(said, Exception):
                     self._failed_later(said)
-                elif asked is not None:
+                elif asked is not None and asked.told is not None:
                     self._bad_later = 0
                     self._count("ranker", 0.0)
                     sources = {n: np.exp(r) for n, r in zip(asked.told.names, asked.told.logs, strict=True)}
-                    kept = {n: atoms for n, atoms in sources.items() if n in (HISTORY, "hint")}
+                    kept = {n: atoms for n, atoms in sources.items() if n in (HISTORY, "hint", "program")}
                     asked.told = self._blend.tell(asked.told.slo_class, kept | {"ranker": said})
                     yield name, np.minimum(self._blend.atoms(asked.told), asked.limit)
         for _ in range(min(REVISED_A_STEP, len(self._revise))):
             name = self._revise.popleft()
             asked = self._asked.get(name)
-            if asked is not None:
+            if asked is not None and asked.told is not None:
                 history = self._history.of(asked.told.slo_class, asked.prompt_tokens)
                 asked.told = self._blend.again(asked.told, np.asarray(history.atoms))
                 yield name, np.minimum(self._blend.atoms(asked.told), asked.limit)
@@ -141,6 +147,10 @@ class Forecaster:
             return
         self._history.observe(slo_class, tokens, prompt_tokens=prompt_tokens, cut=cut)
         if asked is None:
+            return
+        if asked.program >= 0:
+            self._turns.observe(asked.program, tokens)
+        if asked.told is None:
             return
         self._blend.observe(asked.told, tokens, cut=cut)
         self._learned += 1
