@@ -29,8 +29,8 @@ class Slosched(Router):
 
     A request that gains less than `least_gain` of its weight everywhere is parked: it would cost others what
     it brings. It is looked at again every `tick_s`, and goes to an engine where nobody waits and it harms
-    nobody, or after `patience_s` to the least loaded one. So all are served, and nobody waits in a line that
-    keeps no promise.
+    nobody, or after `patience_s` to the least loaded one. So all are served. Nobody is parked while some
+    engine says that nobody waits there, or says nothing: the model may be wrong about what an engine can do.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Slosched(Router):
         tolerance: float = 0.1,
         least_gain: float = 0.1,
         tick_s: float = 0.1,
-        patience_s: float = 60.0,
+        patience_s: float = 20.0,
         refuse: bool = False,
         least_chance: float = 0.05,
     ) -> None:
@@ -105,13 +105,18 @@ class Slosched(Router):
             return None
         near = gain >= gain.max() - self.tolerance * weight
         hopeful = not self.holds or gain.max() >= self.least_gain * weight
-        if not hopeful and fleet.now_s - t.arrival_s[row] < self.patience_s:
+        if not hopeful and self._all_queue(fleet) and fleet.now_s - t.arrival_s[row] < self.patience_s:
             near = (lanes.lanes.waits[open_] == 0) & (gain >= -self.tolerance * weight)
             if not near.any():
                 return -1
         best = int(open_[int(np.argmin(np.where(near, load, np.inf)))])
         lanes.put(row, best, todo[best])
         return best
+
+    def _all_queue(self, fleet: FleetSnapshot) -> bool:
+        """Whether every engine that takes requests says that some wait there."""
+        views = (fleet.engines[i] for i in fleet.open)
+        return all(view.status is not None and view.status.waiting > 0 for view in views)
 
 
 class _LaneBooks:

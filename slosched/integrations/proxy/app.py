@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from slosched.core.engine import Engine
 from slosched.core.errors import MissingExtraError
 from slosched.integrations.proxy.asking import PATHS, read_asked
 from slosched.integrations.proxy.dispatch import NOBODY, REFUSED, Dispatcher, Held
@@ -70,6 +71,8 @@ class RouterApp:
         """Connect, look at every engine once, and keep looking."""
         import aiohttp
 
+        # Compiled code is loaded before the first request comes, not while it waits.
+        await asyncio.to_thread(warm_up, self.settings.router, self.dispatcher.engine)
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self.settings.connect_s, sock_read=self.settings.silence_s
         )
@@ -227,6 +230,15 @@ class RouterApp:
                 e2e_s=now_s - float(t.arrival_s[row]),
             )
             self.metrics.slo.labels(held.asked.claim.slo_class, str(met).lower()).inc()
+
+
+def warm_up(router: str, engine: Engine) -> None:
+    """Have a router of this name, thrown away afterwards, decide once about two idle engines."""
+    trial = Dispatcher(engine, ["a", "b"], router_by_name(router), time.monotonic)
+    for i in range(2):
+        trial.books.accept(i, True)
+    held = trial.add(read_asked([], b'{"prompt": "warm up"}', load_config()))
+    trial.router.route(trial.books.snapshot(0.0, only=held.row))
 
 
 async def respond(

@@ -53,7 +53,7 @@ class RouterSettings:
     refuse_status: int = 429
     statistics_s: float = 0.25
     hold_s: float = 30.0
-    connect_s: float = 2.0
+    connect_s: float = 5.0
     silence_s: float = 600.0
     max_body_bytes: int = 64 * 1024 * 1024
     max_header_bytes: int = 32 * 1024
