@@ -1,8 +1,7 @@
 """Policies by loads by seeds, in parallel processes; and the capacity of a policy.
 
-A load is a multiple of the capacity under first come, first served: 1.0 is the highest rate at which that
-policy still meets 90 % of all SLOs, so that "0.3" is idle and "1.4" overloaded on any engine and workload.
-Rates in requests per second may be given instead.
+A load is a multiple of what the engine can sustain with full batches, whatever the policy
+(`slosched.lab.offered_load`). Rates in requests per second may be given instead.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import require
 from slosched.core.outcome import Run
 from slosched.core.workload import Workload
+from slosched.lab.offered_load import offered_load
 from slosched.lab.parallel import Interrupted, Progress, Workers
-from slosched.report.comparison import REFERENCE, Comparison, Point
+from slosched.report.comparison import Comparison, Point
 from slosched.report.metrics import Metrics, Spread
 
 TARGET = 0.9
@@ -82,7 +82,7 @@ class Study:
     seeds
         Seeds, at least one.
     loads
-        Multiples of the capacity under first come, first served; or give `rates_rps`.
+        Multiples of what the engine sustains, see `slosched.lab.offered_load`; or give `rates_rps`.
     rates_rps
         Requests per second.
     jobs
@@ -118,7 +118,7 @@ class Study:
         Parameters
         ----------
         progress
-            Called after each run, the search for the capacity included.
+            Called after each run.
         about
             Sentences for the report.
 
@@ -127,24 +127,17 @@ class Study:
         StudyInterrupted
             At Ctrl-C once every run of the first seed is done; it holds the seeds that are complete.
         """
-        count = len(self.policies) * len(self.seeds) * len(self.loads or self.rates_rps)
-        extra = len(self.seeds) if self.loads else 0
+        unit = self._unit_rps() if self.loads else math.nan
+        rates = self.rates_rps or tuple(load * unit for load in self.loads)
+        cells = [
+            (policy, rate, seed, rate == max(rates) and seed == self.seeds[0])
+            for seed in self.seeds
+            for rate in rates
+            for policy in self.policies
+        ]
         with Workers(self.bench, self.jobs) as workers:
-            best = math.nan
-            if self.loads:
-                report = _shifted(progress, 0, count + extra)
-                found = capacity(self.bench, REFERENCE, seeds=self.seeds, workers=workers, progress=report)
-                best = found.spread.mean
-                require(best > 0, "SLOs", f"such that {REFERENCE} can meet 90 % of them at some rate", best)
-            rates = self.rates_rps or tuple(load * best for load in self.loads)
-            cells = [
-                (policy, rate, seed, rate == max(rates) and seed == self.seeds[0])
-                for seed in self.seeds
-                for rate in rates
-                for policy in self.policies
-            ]
             try:
-                results = workers.map(_run_cell, cells, _shifted(progress, extra, count + extra))
+                results = workers.map(_run_cell, cells, progress)
             except Interrupted as stop:
                 each = len(rates) * len(self.policies)
                 whole = [
@@ -156,8 +149,15 @@ class Study:
                     raise
                 places = [s * each + i for s in whole for i in range(each)]
                 some = [cells[i] for i in places], [stop.results[i] for i in places]
-                raise StudyInterrupted(_comparison(*some, best, about), len(self.seeds)) from None
-        return _comparison(cells, results, best, about)
+                raise StudyInterrupted(_comparison(*some, unit, about), len(self.seeds)) from None
+        return _comparison(cells, results, unit, about)
+
+    def _unit_rps(self) -> float:
+        """Requests per second of load 1, the mean over the seeds."""
+        works = [self.bench.source(1.0, seed) for seed in self.seeds]
+        # As many seconds as requests: one a second.
+        loads = [offered_load(work, self.bench.engine, duration_s=float(len(work))) for work in works]
+        return sum(1.0 / load for load in loads) / len(loads)
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -169,19 +169,19 @@ class StudyInterrupted(KeyboardInterrupt):
 
 
 def _comparison(
-    cells: Sequence[_Cell], results: Sequence[_Found], capacity_rps: float, about: Sequence[str]
+    cells: Sequence[_Cell], results: Sequence[_Found], unit_rps: float, about: Sequence[str]
 ) -> Comparison:
     """Runs as a comparison."""
     name, source = results[0][2]
     return Comparison(
         points=tuple(
-            Point(policy=policy, load=rate / capacity_rps, rate_rps=rate, seed=seed, metrics=metrics)
+            Point(policy=policy, load=rate / unit_rps, rate_rps=rate, seed=seed, metrics=metrics)
             for (policy, rate, seed, _), (metrics, _, _) in zip(cells, results, strict=True)
         ),
         workload=name,
         source=source,
         about=tuple(about),
-        capacity_rps=capacity_rps,
+        sustained_rps=unit_rps,
         details=tuple(run for _, run, _ in results if run is not None),
         detail_rate_rps=max(rate for _, rate, _, _ in cells),
     )
@@ -251,13 +251,6 @@ def capacity(
             rates = own.map(_capacity_of_seed, cells, progress)
     spread = Spread.of(rates, bounds=(0.0, math.inf))
     return Capacity(policy=policy, target=target, rates_rps=tuple(rates), spread=spread)
-
-
-def _shifted(progress: Progress | None, done_before: int, total: int) -> Progress | None:
-    """Progress of a part as progress of the whole."""
-    if progress is None:
-        return None
-    return lambda done, _: progress(done_before + done, total)
 
 
 def _run_cell(bench: Bench, cell: _Cell) -> _Found:

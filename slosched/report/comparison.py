@@ -22,7 +22,7 @@ class Point:
     policy
         Name of the policy.
     load
-        Offered rate relative to the capacity under first come, first served; NaN if that is not known.
+        Offered work over what the engine sustains (`slosched.lab.offered_load`); NaN if that is not known.
     rate_rps
         Offered rate in requests per second.
     seed
@@ -50,8 +50,8 @@ class Comparison:
         Name of the workload, and where its lengths and arrivals come from.
     about
         Sentences on workload, engine and method.
-    capacity_rps
-        Highest rate at which first come, first served keeps its target attainment; NaN if not asked.
+    sustained_rps
+        Rate of load 1: what the engine sustains with full batches; NaN if not asked.
     details
         Whole runs at `detail_rate_rps` and the first seed, one per policy, for the pictures that need every
         request.
@@ -63,13 +63,13 @@ class Comparison:
     workload: str
     source: str = ""
     about: tuple[str, ...] = ()
-    capacity_rps: float = math.nan
+    sustained_rps: float = math.nan
     details: tuple[Run, ...] = field(default=(), repr=False)
     detail_rate_rps: float = math.nan
 
     @property
     def relative(self) -> bool:
-        """Whether loads are given relative to a known capacity."""
+        """Whether loads are known."""
         return all(math.isfinite(p.load) for p in self.points)
 
     @property
@@ -88,9 +88,9 @@ class Comparison:
         return list(dict.fromkeys(name for p in self.points for name in p.metrics.by_class))
 
     def label(self, rate_rps: float) -> str:
-        """How a rate is called: as a share of capacity if that is known."""
+        """How a rate is called: by its load if that is known."""
         if self.relative:
-            return f"{rate_rps / self.capacity_rps:.2f}x"
+            return f"{rate_rps / self.sustained_rps:.2f}x"
         return f"{rate_rps:.3g}/s"
 
     def at(self, policy: str, rate_rps: float) -> list[Metrics]:
@@ -112,10 +112,10 @@ class Comparison:
 
     @property
     def crowded_rates_rps(self) -> list[float]:
-        """Rates that tell policies apart: at or above capacity if known, else those with a queue."""
+        """Rates that tell policies apart: from load 1 on if loads are known, else those with a queue."""
         rates = self.rates_rps
         if self.relative:
-            beyond = [r for r in rates if r >= 0.999 * self.capacity_rps]
+            beyond = [r for r in rates if r >= 0.999 * self.sustained_rps]
         else:
             beyond = [r for r in rates if self.queued(r)]
         return beyond or rates[-1:]
@@ -135,6 +135,33 @@ class Comparison:
         ours = 1 - self.attainment(policy, rate_rps).mean
         theirs = 1 - self.attainment(other, rate_rps).mean
         return ours / theirs if theirs > 0 else math.nan
+
+    @property
+    def headline(self) -> str | None:
+        """The result in a sentence: ours against the best other policy, paired by seed; None without both."""
+        best, rates = self.best_baseline, self.crowded_rates_rps
+        if best is None or OURS not in self.policies or not rates:
+            return None
+        ours, theirs = (
+            [
+                _mean(self.at(policy, rate)[place].weighted.value for rate in rates)
+                for place in range(len(self.seeds))
+            ]
+            for policy in (OURS, best)
+        )
+        gain = Spread.of(a - b for a, b in zip(ours, theirs, strict=True))
+        where = " and ".join({self.label(min(rates)): 0, self.label(max(rates)): 0})
+        verdict = "ahead" if gain.low > 0 else "behind" if gain.high < 0 else "no clear difference"
+        interval = (
+            f"; {verdict}"
+            if gain.seeds < 2
+            else (f", 95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}: {verdict}")
+        )
+        return (
+            f"Overloaded ({where}), {OURS} keeps {100 * _mean(ours):.0f} % of SLOs; the best of "
+            f"{len(self.policies) - 1} rivals, {best}, keeps {100 * _mean(theirs):.0f} % "
+            f"(difference {100 * gain.mean:+.1f} points{interval})."
+        )
 
     @property
     def best_baseline(self) -> str | None:

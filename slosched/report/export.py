@@ -20,13 +20,13 @@ def point_dict(point: Point) -> dict[str, Any]:
 
 def results_json(comparison: Comparison) -> bytes:
     """All runs with the environment they ran in; strict JSON, NaN as null."""
-    capacity = comparison.capacity_rps
+    unit = comparison.sustained_rps
     content = {
         "environment": environment(),
         "workload": comparison.workload,
         "source": comparison.source,
         "about": list(comparison.about),
-        "capacity_rps": capacity if math.isfinite(capacity) else None,
+        "sustained_rps": unit if math.isfinite(unit) else None,
         "points": [point_dict(p) for p in comparison.points],
     }
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()

@@ -78,6 +78,7 @@ def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
         f'<p class="faint">{escape(_size(comparison))}</p>',
         "<h2>Requests that met their SLOs</h2>",
         _attainment_table(comparison),
+        *([f"<p><b>{escape(comparison.headline)}</b></p>"] if comparison.headline else []),
         *(f"<p>{escape(line)}</p>" for line in notes(comparison)),
         *(picture(CAPTIONS.get(name, name), content) for name, content in pictures.items()),
         "<h2>Workload and engine</h2>",

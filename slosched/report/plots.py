@@ -102,7 +102,7 @@ def attainment_figure(comparison: Comparison) -> Figure:
     figure, axes = _figure(8.6, 4.6)
     ax = axes[0][0]
     rates = comparison.rates_rps
-    x = np.array([r / comparison.capacity_rps if comparison.relative else r for r in rates])
+    x = np.array([r / comparison.sustained_rps if comparison.relative else r for r in rates])
     ends = []
     drawn = lines(comparison)
     banded = (OURS, comparison.best_baseline)
@@ -122,7 +122,9 @@ def attainment_figure(comparison: Comparison) -> Figure:
     ax.set_title("Requests that met their SLOs, by weight (bands: 95 % interval over seeds)")
     if crowd:
         ax.text(0.01, 0.03, f"grey: {crowd} other policies", transform=ax.transAxes, color="#888888")
-    known = "offered load, 1 = FCFS capacity" if comparison.relative else "offered load in requests/s"
+    known = (
+        "offered load, 1 = what the engine sustains" if comparison.relative else "offered load in requests/s"
+    )
     ax.set_xlabel(known)
     ax.set_ylabel("attainment in %")
     return figure
@@ -180,7 +182,7 @@ def _panels_figure(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequ
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("attainment in %")
-    figure.supxlabel("offered load, 1 = FCFS capacity", fontsize=9.5)
+    figure.supxlabel("offered load, 1 = what the engine sustains", fontsize=9.5)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return figure
 

@@ -54,8 +54,8 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [f"Mean ± half of a 95 % interval {over}. Columns right of the loads are at {top}."]
     if comparison.relative:
         lines.append(
-            f"1.00x = {comparison.capacity_rps:.3g} req/s, the highest rate at which first come, first "
-            "served meets 90 % of SLOs."
+            f"1.00x = {comparison.sustained_rps:.3g} req/s: what the engine sustains with full batches, by "
+            "its step-time model."
         )
     idle = [comparison.label(rate) for rate in comparison.rates_rps if not comparison.queued(rate)]
     if idle:

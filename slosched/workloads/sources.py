@@ -27,24 +27,14 @@ from slosched.workloads import (
 from slosched.workloads.builtin import DEFAULT_FORECAST, DEFAULT_SLOS, KINDS
 from slosched.workloads.clock import UNITS
 from slosched.workloads.fetch import command
-from slosched.workloads.mixes import MIXES, mix, trace_file
+from slosched.workloads.mixes import MIXES, mix
 from slosched.workloads.readers import Said, read
 
 DATA_VARIABLE = "SLOSCHED_DATA"
 """Environment variable that names a folder of public traces."""
 
-DEMO_TRACES = {
-    "chat": "azure2023_conv.csv.gz",
-    "code": "azure2023_code.csv.gz",
-    "batch": "lengths_arxiv_summarization_vidur.csv.gz",
-}
-"""Traces of the demonstration within that folder, by class."""
-
 FEWEST = 20
 """Requests a mix has at least, also at a crawling rate."""
-
-BATCH_SHARE = 0.15
-"""Share of batch work in the demonstration, which has lengths only: its arrivals are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,26 +224,6 @@ def data_folder() -> str | None:
     ok = not folder or any((Path(folder) / "traces").glob("*"))
     require(ok, DATA_VARIABLE, f"a folder with traces in it, as `{command()}` makes", folder)
     return folder or None
-
-
-def demo_source(engine: Engine) -> Generated | Replayed:
-    """Real traces where `SLOSCHED_DATA` names a folder that has them, else the built-in mix."""
-    folder = data_folder()
-    if folder is None:
-        return Generated(engine=engine)
-    paths = {name: trace_file(folder, file) for name, file in DEMO_TRACES.items()}
-    chat, code = (relabel(read(paths[name]), name) for name in ("chat", "code"))
-    per_s = (len(chat) + len(code)) / float(chat.arrival_s[-1])
-    batch_rps = per_s * BATCH_SHARE / (1 - BATCH_SHARE)
-    batch = relabel(read(paths["batch"], rate_per_s=batch_rps), "batch")
-    batch = batch.rows(np.asarray(batch.arrival_s <= chat.arrival_s[-1]))
-    merged = merge([chat, code, batch], name="Azure 2023 conversation + code, arXiv batch")
-    trace = replace(
-        merged,
-        source="real traces: Azure 2023 conversation and code (lengths and arrivals), arXiv summarization "
-        "(lengths; Poisson arrivals)",
-    )
-    return Replayed(trace=_promised(fit_to_engine(trace, engine.limits)[0], engine.step_time, {}))
 
 
 def parse_slo(text: str) -> ClassSpec:

@@ -137,7 +137,7 @@ def toy_comparison(policies: tuple[str, ...] = TOY_POLICIES) -> Comparison:
         workload="toy",
         source="made for a test",
         about=("A toy & nothing more.",),
-        capacity_rps=capacity,
+        sustained_rps=capacity,
         details=tuple(slot_run(p, 2.8, 0) for p in policies),
         detail_rate_rps=2.8,
     )

@@ -13,6 +13,7 @@ import pytest
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.steptime import StepTimeModel
+from slosched.lab.offered_load import offered_load
 from slosched.lab.parallel import Workers
 from slosched.lab.study import TOLERANCE, Bench, Study, capacity
 from slosched.timing.presets import preset
@@ -21,8 +22,6 @@ from slosched.workloads.sources import (
     Generated,
     Replayed,
     TraceFile,
-    data_folder,
-    demo_source,
     parse_slo,
     trace_source,
 )
@@ -76,10 +75,8 @@ def test_capacity_in_closed_form() -> None:
 
 
 def test_capacity_of_the_impossible_is_zero() -> None:
-    """Where even a lone request is late no rate will do, and a study by load says so."""
+    """Where even a lone request is late no rate will do."""
     assert capacity(metronome(0.05), "fcfs", seeds=(0,)).rates_rps == (0.0,)
-    with pytest.raises(InputError, match="SLOs must be such that fcfs can meet"):
-        Study(bench=metronome(0.05), policies=("fcfs",), seeds=(0,), loads=(1.0,)).run()
 
 
 def test_capacity_without_limits_is_refused() -> None:
@@ -89,14 +86,17 @@ def test_capacity_without_limits_is_refused() -> None:
 
 
 def test_study_covers_the_grid_in_order() -> None:
-    """Points cover seeds, rates and policies, loads are relative to the capacity, progress counts all."""
+    """Points cover seeds, rates and policies, loads are of what the engine sustains, progress counts all."""
     seen: list[tuple[int, int]] = []
     study = Study(bench=metronome(), policies=("fcfs", "sjf"), seeds=(3, 4), loads=(0.5, 1.5))
     found = study.run(progress=lambda done, total: seen.append((done, total)))
     assert [(p.seed, round(p.load, 9), p.policy) for p in found.points] == [
         (s, load, p) for s in (3, 4) for load in (0.5, 1.5) for p in ("fcfs", "sjf")
     ]
-    assert seen == [(i, 10) for i in range(1, 11)]
+    assert seen == [(i, 8) for i in range(1, 9)]
+    work = metronome().source(1.0, 3)
+    one_a_second = offered_load(work, metronome().engine, duration_s=float(len(work)))
+    assert found.sustained_rps == pytest.approx(1 / one_a_second)
     assert [run.policy for run in found.details] == ["fcfs", "sjf"]
     assert found.detail_rate_rps == max(found.rates_rps)
     assert not found.queued(min(found.rates_rps))
@@ -157,26 +157,3 @@ def test_slo_words() -> None:
     """Limits in words become a class's limits."""
     spec = parse_slo("ttft=1, tpot=0.05,e2e_x=4,weight=2")
     assert (spec.ttft_s, spec.tpot_s, spec.e2e_x, spec.weight) == (1.0, 0.05, 4.0, 2.0)
-
-
-def test_demo_falls_back_to_the_generator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without data the demonstration generates; a folder without the traces is refused by name."""
-    monkeypatch.delenv("SLOSCHED_DATA", raising=False)
-    assert data_folder() is None
-    assert isinstance(demo_source(engine=ENGINE), Generated)
-    monkeypatch.setenv("SLOSCHED_DATA", str(tmp_path))
-    with pytest.raises(InputError, match="SLOSCHED_DATA must be a folder with traces in it"):
-        demo_source(engine=ENGINE)
-
-
-@pytest.mark.skipif(not (DATA / "traces").is_dir(), reason="the public traces are not here (SLOSCHED_DATA)")
-def test_demo_replays_the_real_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the data folder the demonstration replays the real traces, says so, and has all three classes."""
-    monkeypatch.setenv("SLOSCHED_DATA", str(DATA))
-    source = demo_source(engine=ENGINE)
-    assert isinstance(source, Replayed)
-    work = source(6.0, 0)
-    assert "real traces: Azure" in work.source
-    shares = np.bincount(work.class_index, minlength=3) / len(work)
-    assert work.classes == ("chat", "code", "batch")
-    assert (shares > 0.05).all()

@@ -19,7 +19,6 @@ import pytest
 from typer.testing import CliRunner
 
 from slosched.cli import app
-from slosched.core.engine import DEFAULT_ENGINE
 from slosched.core.errors import InputError
 from slosched.workloads import fetch, read, sources
 from slosched.workloads.mixes import MIXES, mix
@@ -209,8 +208,6 @@ def test_a_partial_folder_is_no_silent_change_of_data(
     for name in MIXES:
         with pytest.raises(InputError, match="must have traces/"):
             mix(name, rate_per_s=5.0, requests=50, data_dir=tmp_path)
-    with pytest.raises(InputError, match=r"must have traces/azure2023_conv\.csv"):
-        sources.demo_source(DEFAULT_ENGINE)
 
 
 def published_mooncake(path: Path) -> bytes:
