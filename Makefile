@@ -10,7 +10,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 RAY_VENV ?= .venv-ray
 RAY_BIN := $(RAY_VENV)/bin
 
-.PHONY: demo test test-core test-vllm test-ray fleet lint typecheck wheel-smoke live bench-micro clean
+.PHONY: demo test test-core test-vllm test-ray fleet lint typecheck wheel-smoke live bench-micro mutants clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("slosched needs Python 3.11 or later, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -78,6 +78,14 @@ typecheck: $(VENV)/.installed-test
 
 bench-micro: $(VENV)/.installed-test
 	$(BIN)/python -m pytest benchmarks/micro --benchmark-only --benchmark-columns=min,median,max,rounds
+
+$(VENV)/.installed-mutants: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
+	touch $@
+
+# Deliberate faults that the tests must notice: a score, and the survivors by name. Not part of `make test`.
+mutants: $(VENV)/.installed-mutants
+	$(BIN)/python benchmarks/mutants.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) out build dist *.egg-info

@@ -1,0 +1,227 @@
+"""How many deliberate faults the tests notice: a mutation run over what our claims rest on.
+
+Cosmic Ray makes the mutants: another comparison, another sign, a number off by one, a condition turned round.
+Each target below is a module with the tests that must notice its faults. A random choice of its mutants is
+tried, one at a time, in a copy of the working tree. Survivors are printed with their change.
+
+    make mutants                                            # about 15 minutes on a free core
+    python benchmarks/mutants.py --only metrics --each 5    # a part of it
+
+A mutant counts as killed if the tests of its target fail, or do not end within five times their usual time.
+Mutants that cannot change behaviour (a tolerance, a message) are not told apart: they count as survivors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, ROOT, environment, write_json
+from rich.progress import Progress
+
+SWAPS = {
+    "Add": ("Sub",), "Sub": ("Add",), "Mul": ("Div", "Add"), "Div": ("Mul",), "FloorDiv": ("Mul",),
+    "Mod": ("Mul",), "Pow": ("Mul",),
+}  # fmt: skip
+COMPARISONS = {
+    "Lt": ("LtE", "Gt"), "LtE": ("Lt", "Gt"), "Gt": ("GtE", "Lt"), "GtE": ("Gt", "Lt"), "Eq": ("NotEq",),
+    "NotEq": ("Eq",), "Is": ("IsNot",), "IsNot": ("Is",),
+}  # fmt: skip
+OPERATORS = (
+    *(f"core/ReplaceBinaryOperator_{a}_{b}" for a, others in SWAPS.items() for b in others),
+    *(f"core/ReplaceComparisonOperator_{a}_{b}" for a, others in COMPARISONS.items() for b in others),
+    "core/AddNot", "core/NumberReplacer", "core/ReplaceAndWithOr", "core/ReplaceOrWithAnd",
+    "core/ReplaceFalseWithTrue", "core/ReplaceTrueWithFalse", "core/ReplaceBreakWithContinue",
+    "core/ReplaceContinueWithBreak", "core/ReplaceUnaryOperator_Delete_Not",
+    "core/ReplaceUnaryOperator_USub_UAdd", "core/ReplaceUnaryOperator_Delete_Invert",
+)  # fmt: skip
+PATIENCE, LEAST_PATIENCE_S = 5.0, 60.0
+"""A mutant may take so many times as long as the tests without it, and at least so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A module, functions or classes in it (all if none are named), the tests to run, and mutants to try."""
+
+    name: str
+    module: str
+    tests: str
+    each: int
+    within: tuple[str, ...] = ()
+
+
+TARGETS = (
+    Target("statistics", "lab/statistics.py", "tests/lab/test_statistics.py", 8),
+    Target("figures", "lab/figures.py", "tests/lab/test_figures.py", 6),
+    Target("metrics", "report/metrics.py", "tests/report/test_metrics.py tests/simulator/test_sessions.py -k "
+           "'not turns_follow and not slow'", 8),
+    Target("outcomes", "core/outcome.py", "tests/core/test_outcome.py", 3),
+    Target("bounds", "lab/bound.py", "tests/evidence/test_bound.py", 8,
+           ("attainment_bound", "spans_of", "_jobs", "_most_alive", "_shareable", "_Windows")),
+    Target("cpsat bounds", "solvers/static/cpsat.py", "tests/solvers/test_exact.py -k 'bound or rounding or "
+           "requests or claims'", 5, ("_Rounded", "attainment", "latency", "dinkelbach", "_referee")),
+    Target("continuous bounds", "solvers/cpsat_continuous.py", "tests/solvers/test_exact_continuous.py", 4,
+           ("_Queue", "_solve", "solve_continuous_fixed")),
+    Target("objectives", "solvers/result.py", "tests/solvers/test_static.py -k 'tolerance or gap or trivial'",
+           3, ("Score",)),
+    Target("evaluation", "solvers/static/reference.py", "tests/solvers/test_static.py -k 'agree or limits or "
+           "trivial or bad_problems'", 3, ("value", "evaluate", "check_plan")),
+    Target("SLO fields", "integrations/vllm/slo_fields.py", "tests/vllm/test_fields.py", 5),
+    Target("SLO rules", "workloads/slos.py", "tests/workloads/test_slos.py", 4),
+    Target("SLO", "core/slo.py", "tests/core/test_nouns.py", 3),
+    Target("admission", "policies/hopeless.py", "tests/policies/test_options.py -k 'not agentic'", 5),
+    Target("headers", "integrations/vllm/middleware.py", "tests/vllm/test_middleware.py", 4),
+    Target("guards", "integrations/vllm/planner.py", "tests/vllm/test_guards.py", 3,
+           ("open", "decide", "_fail", "_collect", "_keys")),
+    Target("calibration", "predictors/calibration.py", "tests/predictors/test_ranker.py "
+           "tests/predictors/test_history.py -k 'cut or calibration or quantiles'", 3,
+           ("censored_quantiles", "_spread", "interval")),
+    Target("sessions", "core/workload.py", "tests/simulator/test_sessions.py -k 'not turns_follow and not "
+           "slow'", 3, ("previous", "turn", "open_loop", "rows")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change to one module."""
+
+    target: str
+    module: str
+    line: int
+    operator: str
+    occurrence: int
+
+    def source(self, original: str) -> str:
+        """The module with the change."""
+        from cosmic_ray.mutating import mutate_code
+        from cosmic_ray.plugins import get_operator
+
+        return str(mutate_code(original, get_operator(self.operator)(), self.occurrence))
+
+    def change(self, original: str) -> str:
+        """The changed line, before and after."""
+        before, after = (
+            text.splitlines()[self.line - 1].strip() for text in (original, self.source(original))
+        )
+        return f"{before}  ->  {after}"
+
+
+def lines_of(source: str, within: tuple[str, ...]) -> set[int]:
+    """Lines of code of some functions and classes, or of all, without annotations of arguments."""
+    import ast
+
+    tree = ast.parse(source)
+    if not within:
+        return set(range(1, source.count("\n") + 2))
+    found: set[int] = set()
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in within
+        if named and isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return found
+
+
+def mutants(target: Target) -> Iterator[Mutant]:
+    """All mutants of a target."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator
+
+    path = Path("slosched") / target.module
+    source = (ROOT / path).read_text()
+    inside = lines_of(source, target.within)
+    nodes = list(ast_nodes(get_ast(source)))
+    for name in OPERATORS:
+        operator: Any = get_operator(name)()
+        places = [start for node in nodes for start, _ in operator.mutation_positions(node)]
+        for occurrence, (line, _) in enumerate(places):
+            if line in inside:
+                yield Mutant(target.name, str(path), line, name, occurrence)
+
+
+def chosen(target: Target, each: int | None, seed: int) -> list[Mutant]:
+    """A random choice, at most one mutant a line while there are lines left."""
+    rng = np.random.default_rng(seed)
+    every = list(mutants(target))
+    order = [every[i] for i in rng.permutation(len(every))]
+    seen: set[int] = set()
+    first = [m for m in order if not (m.line in seen or seen.add(m.line))]  # type: ignore[func-returns-value]
+    rest = [m for m in order if m not in first]
+    return (first + rest)[: each or target.each]
+
+
+def passes(tree: Path, tests: str, timeout_s: float | None) -> tuple[bool, float]:
+    """Whether the tests pass in a tree, and how long they took."""
+    began = time.perf_counter()
+    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider --hypothesis-seed=0 {tests}"
+    env = os.environ | {"PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(tree / ".numba")}
+    try:
+        done = subprocess.run(
+            command, shell=True, cwd=tree, env=env, capture_output=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, time.perf_counter() - began
+    if done.returncode not in (0, 1, 2):
+        raise SystemExit(f"pytest cannot run {tests}: {done.stdout.decode()[-2000:]}")
+    return done.returncode == 0, time.perf_counter() - began
+
+
+def main() -> None:
+    """Try all mutants and print the score and the survivors."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=[t.name for t in TARGETS])
+    parser.add_argument("--each", type=int, help="mutants of each target, in place of the usual number")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS / "mutants.json")
+    options = parser.parse_args()
+    targets = [t for t in TARGETS if not options.only or t.name in options.only]
+    picked = {t.name: chosen(t, options.each, options.seed) for t in targets}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, Progress() as bar:
+        tree = Path(folder) / "tree"
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+        for name in files.stdout.split("\n"):
+            if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, tree / name)
+        task = bar.add_task("mutants", total=sum(map(len, picked.values())))
+        for target in targets:
+            good, usual_s = passes(tree, target.tests, None)
+            if not good:
+                raise SystemExit(f"the tests of {target.name} must pass without a mutant: {target.tests}")
+            for mutant in picked[target.name]:
+                path = tree / mutant.module
+                original = path.read_text()
+                path.write_text(mutant.source(original))
+                alive, _ = passes(tree, target.tests, max(LEAST_PATIENCE_S, PATIENCE * usual_s))
+                path.write_text(original)
+                change = mutant.change(original)
+                rows.append(asdict(mutant) | {"change": change, "killed": not alive})
+                bar.advance(task)
+                if alive:
+                    bar.console.print(f"survived: {mutant.module}:{mutant.line}: {change}", markup=False)
+    killed = sum(row["killed"] for row in rows)
+    write_json(
+        options.out,
+        {"environment": environment("cosmic-ray"), "seed": options.seed, "mutants": len(rows),
+         "killed": killed, "rows": rows},
+    )  # fmt: skip
+    for target in targets:
+        own = [row for row in rows if row["target"] == target.name]
+        print(f"{target.name:18} {sum(row['killed'] for row in own):3} of {len(own):3} killed")
+    print(f"{'all':18} {killed:3} of {len(rows):3} killed ({100 * killed / max(1, len(rows)):.0f} %)")
+
+
+if __name__ == "__main__":
+    main()
