@@ -1,0 +1,667 @@
+"""A rule rolled forward, step by step, on one possible future of the engine.
+
+A *rule* (`Rule`) decides everything about a step from the state of the engine: who goes next, how many prompt
+tokens the step holds, who is held back, who is parked, which answers sit the step out. `rollout` plays the
+engine under a rule, from now until a horizon, against requests that wait or run now and requests that are
+expected to arrive, and adds up the weight of those that keep their limits. So a rule is judged as a policy,
+by what becomes of everybody, with later arrivals overtaking and with its own pacing at work.
+
+One engine step of the model:
+
+1. Requests that have arrived by now join the queue.
+2. The pace: the tightest time per token with which a running answer still keeps its limits. Answers that
+   cannot keep them at all do not count. The step is to take `SAFE` of it.
+3. The step's room: the most prompt tokens with which the step takes that long, at least the least that the rule allows.
+4. The queue in the order of the rule's key fills the room; a newcomer needs a slot and memory, and none may
+   enter whose decoding alone would break the tightest pace. A prompt that has begun competes by its key, too.
+5. Every answer that does not sit out gets a token; prompts that are complete get their first.
+
+Steps without prompts are jumped over in closed form. All kernels that share a constant stand in this file,
+since numba's cache looks only at a function's own file.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SAFE = 0.9
+"""Share of the tightest pace that a step may take; the rest is for errors of the step-time model."""
+
+AHEAD_STEPS = 2.0
+"""Steps ahead of its pace that an answer must be to sit one out: one for the step itself, one for errors."""
+
+# Entries of `engine`: seconds, tokens and requests of the step-time model and the limits; free KV tokens; the
+# present; seconds of a decode step as it is now and of its share that one more answer takes.
+(
+    BASE, SEQUENCE, KV_TOKEN, PREFILL_TOKEN, ATTENTION, KNEE_TOKENS, KNEE_TOKEN, BUDGET, SLOTS, FREE,
+    NOW, STEP, SHARE, ENGINE_SIZE,
+) = range(14)  # fmt: skip
+
+# Entries of `Work.counts`: waiting, parked, begun prompts, and those with tokens in this step.
+WAITING, ASIDE, OPEN, CHOSEN = range(4)
+
+# Entries of a rule.
+URGENCY, PRICE, PARK, HOLD, SIT, WHOLE, CAUTION, ANSWER, LEAST, RULE_SIZE = range(10)
+
+# Columns of `jobs`, one row a request: running ones first, then waiting ones, then those yet to come.
+(
+    RELEASE,  # clock time from which it can be served
+    TODO,  # prompt tokens still to be computed, 0 in decode
+    HAVE,  # context tokens in the cache before that
+    LEFT,  # output tokens to come as believed, at least 1
+    TRUTH,  # output tokens to come in this future, at least 1
+    GENERATED,  # output tokens so far
+    FIRST,  # clock time of the first token; NaN before
+    ARRIVAL,  # clock time of arrival
+    FIRST_DUE,  # clock time by which the first token is due; infinity for no limit
+    E2E_DUE,  # clock time by which the whole answer is due; infinity for no limit
+    TPOT,  # limit on seconds per output token; infinity for no limit
+    WEIGHT,  # what keeping its limits is worth
+    COLUMNS,
+) = range(13)  # fmt: skip
+
+
+class Rule(NamedTuple):
+    """How a step is decided.
+
+    Parameters
+    ----------
+    urgency
+        What a due time counts in the sort key, 0 or 1.
+    price
+        Seconds that a second of engine work per unit of weight counts in the sort key, at least 0. Urgency 1
+        and price 0 is earliest due first; urgency 0 is most weight per work first.
+    park
+        Work per weight in seconds above which a request is parked; infinity for none.
+    hold
+        Whether newcomers wait whose decoding would break the tightest pace.
+    sit
+        Whether answers ahead of their pace sit a step out where prompts wait.
+    whole
+        Whether end-to-end limits pace running answers, as TPOT limits do.
+    caution
+        A request is parked as lost once its prompt, computed at this many times its cost alone, would be too
+        late, at least 1.
+    answer
+        What a second of decoding counts as work, 0 or 1; a second of prompt counts 1.
+    least
+        Prompt tokens that a step may always hold, at least 1.
+    """
+
+    urgency: float
+    price: float
+    park: float
+    hold: float
+    sit: float
+    whole: float
+    caution: float
+    answer: float
+    least: float
+
+
+class Work(NamedTuple):
+    """Work space of `rollout`; overwritten by each call."""
+
+    jobs: Floats  # (n, COLUMNS)
+    key: Floats  # (n,)
+    heap: Ints  # waiting jobs by (key, job)
+    parked: Ints  # parked jobs by (key, job)
+    begun: Ints  # prompts that have begun, in no order
+    decoding: Ints  # jobs that decode
+    chosen: Ints  # jobs that get prompt tokens in this step
+    tokens: Floats  # how many
+    sits: NDArray[np.bool_]  # whether a job sits this step out
+    met: Floats  # 1 kept, 0 missed, between for a guess at the horizon
+    counts: Ints  # lengths of the queues, see `WAITING`
+
+
+def work_for(n: int) -> Work:
+    """Work space for `n` jobs."""
+    heap, parked, begun, decoding, chosen = (np.empty(n, dtype=np.int64) for _ in range(5))
+    return Work(
+        np.empty((n, COLUMNS)), np.empty(n), heap, parked, begun, decoding, chosen, np.empty(n),
+        np.zeros(n, dtype=np.bool_), np.empty(n), np.zeros(4, dtype=np.int64),
+    )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def room_tokens(
+    engine: Floats, decoding: float, context: float, token_s: float, step_s: float, least: float
+) -> float:
+    """Prompt tokens of `token_s` seconds each with which a step beside these answers takes `step_s`."""
+    most = engine[BUDGET] - decoding
+    if step_s == np.inf:
+        return float(max(1.0, most))
+    alone_s = engine[BASE] + engine[SEQUENCE] * decoding + engine[KV_TOKEN] * context
+    left_s = step_s - alone_s - engine[KNEE_TOKEN] * max(0.0, decoding - engine[KNEE_TOKENS])
+    below = max(0.0, engine[KNEE_TOKENS] - decoding)
+    room = left_s / token_s
+    if room > below:
+        room = max(below, (left_s + engine[KNEE_TOKEN] * below) / (token_s + engine[KNEE_TOKEN]))
+    return float(max(1.0, min(most, max(least, np.floor(room)))))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pace_s(jobs: Floats, j: int, now_s: float, whole: float) -> float:
+    """Seconds per token that a running answer may take from now on; infinity if no limit binds or all is lost."""
+    own = np.inf
+    if jobs[j, FIRST] > jobs[j, FIRST_DUE] or now_s > jobs[j, E2E_DUE]:
+        return np.inf
+    left = max(1.0, jobs[j, LEFT])
+    if jobs[j, TPOT] < np.inf:
+        saved = jobs[j, TPOT] * (jobs[j, GENERATED] - 1.0) - (now_s - jobs[j, FIRST])
+        own = jobs[j, TPOT] + saved / left
+    if whole > 0.0 and jobs[j, E2E_DUE] < np.inf:
+        own = min(own, (jobs[j, E2E_DUE] - now_s) / left)
+    return float(own)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def token_cost_s(engine: Floats, jobs: Floats, j: int) -> float:
+    """Seconds for each prompt token of a job, beyond the knee."""
+    return float(engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[j, HAVE] + 0.5 * jobs[j, TODO]))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def work_s(engine: Floats, jobs: Floats, j: int, answer: float) -> float:
+    """Engine seconds that a job takes: its prompt, and its share of the steps in which it decodes."""
+    prompt = jobs[j, TODO] * (token_cost_s(engine, jobs, j) + engine[KNEE_TOKEN])
+    return float(prompt + answer * jobs[j, LEFT] * engine[SHARE])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def due_s(engine: Floats, jobs: Floats, j: int) -> float:
+    """Clock time by which the first token is due if all limits are to be kept; infinity for best effort."""
+    due = jobs[j, FIRST_DUE] if jobs[j, GENERATED] == 0.0 else np.inf
+    if jobs[j, E2E_DUE] < np.inf:
+        pace = min(engine[STEP], jobs[j, TPOT])
+        due = min(due, jobs[j, E2E_DUE] - jobs[j, LEFT] * pace)
+    if due == np.inf and jobs[j, TPOT] < np.inf:
+        return float(jobs[j, ARRIVAL] + 1e4)  # no limit on waiting: behind all that have one, by arrival
+    return float(due)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float) -> bool:
+    """Whether a job without a running answer will miss a limit whatever is done."""
+    if jobs[j, GENERATED] > 0.0 and jobs[j, FIRST] > jobs[j, FIRST_DUE]:
+        return True
+    cost = token_cost_s(engine, jobs, j) + engine[KNEE_TOKEN]
+    first = now_s + engine[BASE] + caution * jobs[j, TODO] * cost
+    if jobs[j, GENERATED] == 0.0 and first > jobs[j, FIRST_DUE]:
+        return True
+    alone = engine[BASE] + engine[SEQUENCE] + engine[KV_TOKEN] * (jobs[j, HAVE] + jobs[j, TODO])
+    if first + (jobs[j, LEFT] - 1.0) * alone > jobs[j, E2E_DUE]:
+        return True
+    return bool(alone > jobs[j, TPOT] and jobs[j, LEFT] > 1.5)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rule_key(engine: Floats, jobs: Floats, j: int, rule: Floats) -> float:
+    """Sort key of a job, smaller first."""
+    key = 0.0
+    if rule[URGENCY] > 0.0:
+        due = due_s(engine, jobs, j)
+        key = due if due < np.inf else 1e9 + jobs[j, ARRIVAL]
+    if rule[PRICE] > 0.0:
+        key += rule[PRICE] * work_s(engine, jobs, j, rule[ANSWER]) / max(1e-9, jobs[j, WEIGHT])
+    return float(key)
+
+
+@njit(nogil=True, cache=True)
+def _push(heap: Ints, size: int, key: Floats, job: int) -> None:
+    i = size
+    while i > 0:
+        parent = (i - 1) >> 1
+        other = heap[parent]
+        if key[other] < key[job] or (key[other] == key[job] and other < job):
+            break
+        heap[i] = other
+        i = parent
+    heap[i] = job
+
+
+@njit(nogil=True, cache=True)
+def _pop(heap: Ints, size: int, key: Floats) -> None:
+    size -= 1
+    job = heap[size]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= size:
+            break
+        a = heap[child]
+        if child + 1 < size:
+            b = heap[child + 1]
+            if key[b] < key[a] or (key[b] == key[a] and b < a):
+                child, a = child + 1, b
+        if key[job] < key[a] or (key[job] == key[a] and job < a):
+            break
+        heap[i] = a
+        i = child
+    heap[i] = job
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _kept(jobs: Floats, j: int, finish_s: float) -> bool:
+    """Whether a job that ends now kept all its limits; GENERATED is its whole answer."""
+    if jobs[j, FIRST] > jobs[j, FIRST_DUE] or finish_s > jobs[j, E2E_DUE]:
+        return False
+    if jobs[j, TPOT] < np.inf:
+        return bool(finish_s - jobs[j, FIRST] <= jobs[j, TPOT] * max(1.0, jobs[j, GENERATED] - 1.0) * (1 + 1e-9))
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fill(
+    W: Work, engine: Floats, rule: Floats, now: float, limit: float, tight: float, alone: float, b: float,
+    k: float, answers: int, free: float,
+) -> tuple[float, float, int, float]:  # fmt: skip
+    """Fill one step with prompts in the order of the rule's key.
+
+    Parameters
+    ----------
+    W
+        Queues and jobs, brought up to date; `W.counts` holds the queues' lengths. Afterwards the first
+        ``W.counts[CHOSEN]`` entries of `W.chosen` and `W.tokens` tell who gets how many tokens, and prompts
+        that end in this step stand behind the first `answers` entries of `W.decoding`.
+    engine, rule, now
+        As in `rollout`.
+    limit, tight
+        Seconds the step may take, and the tightest pace of an answer.
+    alone, b, k
+        Seconds of a step without prompts; answers that take part in this one, and their context.
+    answers
+        Running requests that decode.
+    free
+        KV tokens free.
+
+    Returns
+    -------
+    tuple
+        Prompt tokens of the step, their seconds, prompts that end in it, KV tokens free after it.
+    """
+    jobs, key, counts = W.jobs, W.key, W.counts
+    heap, parked, begun, decoding = W.heap, W.parked, W.begun, W.decoding
+    waiting, aside, open_ = counts[WAITING], counts[ASIDE], counts[OPEN]
+    room, filled, seconds = -1.0, 0.0, 0.0
+    joined, chosen = 0, 0
+    while True:
+        job, place = -1, -1
+        for x in range(open_):
+            j = begun[x]
+            if job < 0 or key[j] < key[job] or (key[j] == key[job] and j < job):
+                job, place = j, x
+        while waiting > 0:
+            head = heap[0]
+            aloof = lost(engine, jobs, head, now, rule[CAUTION])
+            if not aloof:
+                aloof = work_s(engine, jobs, head, rule[ANSWER]) > rule[PARK] * max(1e-9, jobs[head, WEIGHT])
+            if not aloof:
+                break
+            _pop(heap, waiting, key)
+            waiting -= 1
+            _push(parked, aside, key, head)
+            aside += 1
+        fresh, idle = False, False
+        head = -1
+        if waiting > 0:
+            head = heap[0]
+        elif aside > 0 and open_ == 0 and filled == 0.0:
+            head, idle = parked[0], True
+        if head >= 0 and (job < 0 or key[head] < key[job] or (key[head] == key[job] and head < job)):
+            running = answers + open_ + joined
+            enters = running < engine[SLOTS]
+            enters = enters and (jobs[head, HAVE] + jobs[head, TODO] <= free or running == 0)
+            if enters and (rule[HOLD] > 0.0 or idle) and answers + joined > 0:
+                more = alone + engine[SEQUENCE] * (joined + 1.0)
+                more += engine[KV_TOKEN] * (jobs[head, HAVE] + jobs[head, TODO])
+                enters = more <= SAFE * min(tight, max(jobs[head, TPOT], alone / SAFE))
+            if enters:
+                job, fresh = head, True
+        if job < 0:
+            break
+        if room < 0.0:
+            room = room_tokens(engine, b, k, token_cost_s(engine, jobs, job), limit, rule[LEAST])
+        take = min(room - filled, jobs[job, TODO])
+        if take < 1.0:
+            break
+        if fresh:
+            if idle:
+                _pop(parked, aside, key)
+                aside -= 1
+            else:
+                _pop(heap, waiting, key)
+                waiting -= 1
+            free -= jobs[job, HAVE] + jobs[job, TODO]
+            begun[open_] = job
+            place = open_
+            open_ += 1
+        filled += take
+        seconds += take * (engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[job, HAVE] + 0.5 * take))
+        jobs[job, TODO] -= take
+        jobs[job, HAVE] += take
+        W.chosen[chosen], W.tokens[chosen] = job, take
+        chosen += 1
+        if jobs[job, TODO] <= 0.0:
+            open_ -= 1
+            begun[place] = begun[open_]
+            decoding[answers + joined] = job
+            joined += 1
+    counts[WAITING], counts[ASIDE], counts[OPEN], counts[CHOSEN] = waiting, aside, open_, chosen
+    return filled, seconds, joined, free
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _seat(W: Work, engine: Floats, limit: float, now: float, answers: int) -> int:
+    """Mark answers that can sit out a step of `limit` seconds in `W.sits`; returns how many.
+
+    An answer can whose next token, at `SAFE` of its TPOT limit, is not due before `AHEAD_STEPS` such steps,
+    unless its end-to-end limit would suffer if all its tokens came that slowly.
+    """
+    jobs, count = W.jobs, 0
+    for x in range(answers):
+        j = W.decoding[x]
+        W.sits[j] = False
+        if jobs[j, TPOT] < np.inf:
+            due = jobs[j, FIRST] + SAFE * jobs[j, TPOT] * jobs[j, GENERATED]
+            slow = now + AHEAD_STEPS * limit * jobs[j, LEFT]
+            if due >= now + AHEAD_STEPS * limit and slow <= jobs[j, E2E_DUE]:
+                W.sits[j] = True
+                count += 1
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _tightest(W: Work, alone: float, now: float, answers: int, whole: float) -> float:
+    """The tightest pace that a running answer can still keep beside no prompt at all."""
+    tight = np.inf
+    for x in range(answers):
+        own = pace_s(W.jobs, W.decoding[x], now, whole)
+        if SAFE * own >= alone:
+            tight = min(tight, own)
+    return float(tight)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rollout(
+    start: Floats, running: int, present: int, engine: Floats, rule: Floats, until_s: float, W: Work
+) -> float:
+    """Weight that keeps its limits under a rule, from now until `until_s`.
+
+    Parameters
+    ----------
+    start
+        Jobs, shape (n, COLUMNS): `running` running ones, waiting ones up to `present`, then later arrivals by
+        ascending RELEASE. Not changed.
+    engine, rule
+        See the lists at the top of this file.
+    until_s
+        Horizon, clock time. Whoever has not ended by then is guessed at: answers on pace count whole, queued
+        requests that can still be met count half.
+    W
+        Work space for at least n jobs; afterwards `W.met` tells for each job whether it kept its limits, and
+        `W.jobs` when its first token came.
+
+    Returns
+    -------
+    float
+        Sum of weight times `W.met`.
+    """
+    n = len(start)
+    jobs, key, heap, parked, begun, decoding = W.jobs, W.key, W.heap, W.parked, W.begun, W.decoding
+    sits, met, counts = W.sits, W.met, W.counts
+    now, free = engine[NOW], engine[FREE]
+    B, K = 0, 0.0
+    waiting, aside, open_, later = 0, 0, 0, present
+    half_s, late_steps = 0.5 * (now + until_s), 0.0
+    ended, kept = 0.0, 0.0
+    for j in range(n):
+        for c in range(COLUMNS):
+            jobs[j, c] = start[j, c]
+        met[j] = 0.0
+        key[j] = rule_key(engine, jobs, j, rule)
+    for j in range(running):
+        if jobs[j, TODO] == 0.0:
+            decoding[B] = j
+            B += 1
+            K += jobs[j, HAVE]
+        else:
+            begun[open_] = j
+            open_ += 1
+    for j in range(running, present):
+        _push(heap, waiting, key, j)
+        waiting += 1
+    while now < until_s:
+        while later < n and jobs[later, RELEASE] <= now:
+            _push(heap, waiting, key, later)
+            waiting += 1
+            later += 1
+        if B == 0 and open_ == 0 and waiting == 0 and aside == 0:
+            if later >= n:
+                break
+            now = jobs[later, RELEASE]
+            continue
+        if open_ == 0 and waiting == 0 and aside == 0:
+            # Nothing but decoding: jump to the next departure, arrival or the horizon.
+            steps = np.inf
+            for x in range(B):
+                steps = min(steps, jobs[decoding[x], TRUTH])
+            alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
+            alone += engine[KNEE_TOKEN] * max(0.0, B - engine[KNEE_TOKENS])
+            stop = min(until_s, jobs[later, RELEASE] if later < n else np.inf)
+            steps = max(1.0, min(steps, np.ceil((stop - now) / alone)))
+            now += steps * alone + 0.5 * engine[KV_TOKEN] * B * steps * (steps - 1.0)
+            late_steps += steps if now > half_s else 0.0
+            K += B * steps
+            free -= B * steps
+            y = 0
+            for x in range(B):
+                j = decoding[x]
+                jobs[j, GENERATED] += steps
+                jobs[j, TRUTH] -= steps
+                jobs[j, LEFT] = max(1.0, jobs[j, LEFT] - steps)
+                jobs[j, HAVE] += steps
+                if jobs[j, TRUTH] <= 0.0:
+                    met[j] = 1.0 if _kept(jobs, j, now) else 0.0
+                    ended += 1.0
+                    kept += met[j]
+                    K -= jobs[j, HAVE]
+                    free += jobs[j, HAVE]
+                else:
+                    decoding[y] = j
+                    y += 1
+            B = y
+            continue
+        # The step, as the rule decides it.
+        alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
+        tight = _tightest(W, alone, now, B, rule[WHOLE])
+        limit = SAFE * tight
+        b, k, seated = float(B), K, 0
+        if rule[SIT] > 0.0 and limit < np.inf and (waiting > 0 or open_ > 0):
+            seated = _seat(W, engine, limit, now, B)
+            if seated > 0:
+                for x in range(B):
+                    if sits[decoding[x]]:
+                        b -= 1.0
+                        k -= jobs[decoding[x], HAVE]
+        counts[WAITING], counts[ASIDE], counts[OPEN] = waiting, aside, open_
+        filled, seconds, joined, free = _fill(W, engine, rule, now, limit, tight, alone, b, k, B, free)
+        waiting, aside, open_ = counts[WAITING], counts[ASIDE], counts[OPEN]
+        if B == 0 and filled == 0.0:
+            # Nobody can enter and nobody runs: on to the next arrival.
+            if later >= n:
+                break
+            now = jobs[later, RELEASE]
+            continue
+        step = engine[BASE] + engine[SEQUENCE] * b + engine[KV_TOKEN] * k + seconds
+        step += engine[KNEE_TOKEN] * max(0.0, b + filled - engine[KNEE_TOKENS])
+        now += step
+        late_steps += 1.0 if now > half_s else 0.0
+        y = 0
+        for x in range(B + joined):
+            j = decoding[x]
+            if x < B and seated > 0 and sits[j]:
+                sits[j] = False
+                decoding[y] = j
+                y += 1
+                continue
+            jobs[j, GENERATED] += 1.0
+            jobs[j, TRUTH] -= 1.0
+            jobs[j, LEFT] = max(1.0, jobs[j, LEFT] - 1.0)
+            if x >= B:
+                if np.isnan(jobs[j, FIRST]):
+                    jobs[j, FIRST] = now
+                K += jobs[j, HAVE]
+            else:
+                jobs[j, HAVE] += 1.0
+                K += 1.0
+                free -= 1.0
+            if jobs[j, TRUTH] <= 0.0:
+                met[j] = 1.0 if _kept(jobs, j, now) else 0.0
+                ended += 1.0
+                kept += met[j]
+                K -= jobs[j, HAVE]
+                free += jobs[j, HAVE]
+            else:
+                decoding[y] = j
+                y += 1
+        B = y
+        while free < 0.0 and B > 1:
+            # Memory is short: the newest answer is preempted and computed again.
+            B -= 1
+            j = decoding[B]
+            K -= jobs[j, HAVE]
+            free += jobs[j, HAVE]
+            jobs[j, TODO], jobs[j, HAVE] = jobs[j, HAVE], 0.0
+            _push(heap, waiting, key, j)
+            waiting += 1
+    # Guess at those that have not ended: an answer goes on at the pace of the second half, and a request in the
+    # queue has the luck of those that ended.
+    step_s = max(engine[BASE], (now - half_s) / max(1.0, late_steps))
+    luck = (1.0 + kept) / (2.0 + ended)
+    for x in range(B):
+        j = decoding[x]
+        limited = jobs[j, TPOT] < np.inf or jobs[j, E2E_DUE] < np.inf
+        ok = jobs[j, FIRST] <= jobs[j, FIRST_DUE] and now <= jobs[j, E2E_DUE]
+        if ok and limited:
+            met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (pace_s(jobs, j, now, 1.0) / step_s - 1.0)))
+        else:
+            met[j] = 1.0 if ok else 0.0
+    for x in range(open_):
+        met[begun[x]] = 0.0 if lost(engine, jobs, begun[x], now, 1.0) else luck
+    for x in range(waiting):
+        met[heap[x]] = 0.0 if lost(engine, jobs, heap[x], now, 1.0) else 0.5 * luck
+    for x in range(aside):
+        met[parked[x]] = 0.0
+    total = 0.0
+    for j in range(n):
+        total += jobs[j, WEIGHT] * met[j]
+    return float(total)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -> tuple[int, float]:
+    """The next step under a rule: `W.chosen`, `W.tokens`, `W.sits`.
+
+    Parameters
+    ----------
+    start, running, engine, rule, W
+        As in `rollout`, without later arrivals.
+
+    Returns
+    -------
+    tuple
+        How many prompts get tokens, and the tokens in all.
+    """
+    n = len(start)
+    jobs, key = W.jobs, W.key
+    now, free = engine[NOW], engine[FREE]
+    B, K, waiting, open_ = 0, 0.0, 0, 0
+    for j in range(n):
+        for c in range(COLUMNS):
+            jobs[j, c] = start[j, c]
+        W.sits[j] = False
+        key[j] = rule_key(engine, jobs, j, rule)
+    for j in range(running):
+        if jobs[j, TODO] == 0.0:
+            W.decoding[B] = j
+            B += 1
+            K += jobs[j, HAVE]
+        else:
+            W.begun[open_] = j
+            open_ += 1
+    for j in range(running, n):
+        _push(W.heap, waiting, key, j)
+        waiting += 1
+    alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
+    tight = _tightest(W, alone, now, B, rule[WHOLE])
+    limit = SAFE * tight
+    b, k = float(B), K
+    if rule[SIT] > 0.0 and limit < np.inf and (waiting > 0 or open_ > 0):
+        if _seat(W, engine, limit, now, B) > 0:
+            for x in range(B):
+                if W.sits[W.decoding[x]]:
+                    b -= 1.0
+                    k -= jobs[W.decoding[x], HAVE]
+    W.counts[WAITING], W.counts[ASIDE], W.counts[OPEN] = waiting, 0, open_
+    filled, _, _, _ = _fill(W, engine, rule, now, limit, tight, alone, b, k, B, free)
+    return W.counts[CHOSEN], filled
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def gather(
+    rows: Ints, running: int, prompt: Ints, generated: Ints, computed: Ints, cached: Ints, atoms: Floats,
+    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats, growth: float,
+) -> Floats:  # fmt: skip
+    """Jobs of some table rows, the first `running` of which run; TRUTH is left as believed.
+
+    Parameters
+    ----------
+    rows, running
+        Table rows, and how many of them run.
+    prompt, generated, computed, cached, atoms, arrival, ttft, tpot, e2e, first, weight
+        Columns of the table.
+    growth
+        Share of its present length that an answer which has outlived its forecast is believed to go on.
+
+    Returns
+    -------
+    ndarray
+        Shape (len(rows), COLUMNS).
+    """
+    n, width = len(rows), atoms.shape[1]
+    jobs = np.empty((n, COLUMNS))
+    for i in range(n):
+        row = rows[i]
+        have = computed[row] if i < running else max(computed[row], cached[row])
+        todo = prompt[row] + generated[row] - have
+        started = first[row]
+        if generated[row] > 0 and np.isnan(started):
+            started = arrival[row]  # nobody told us: as good as can be
+        if i < running and generated[row] > 0 and todo <= 1:
+            todo = 0  # it decodes
+        elif todo <= 0:
+            todo, have = 1, max(0, have - 1)  # the last prompt token is always computed
+        total, alive = 0.0, 0
+        for x in range(width - 1, -1, -1):
+            ahead = atoms[row, x] - generated[row]
+            if ahead <= 0.0:
+                break
+            total += ahead
+            alive += 1
+        left = total / alive if alive > 0 else generated[row] * growth
+        jobs[i, RELEASE] = arrival[row]
+        jobs[i, TODO], jobs[i, HAVE] = todo, have
+        jobs[i, LEFT] = jobs[i, TRUTH] = max(1.0, left)
+        jobs[i, GENERATED], jobs[i, FIRST], jobs[i, ARRIVAL] = generated[row], started, arrival[row]
+        jobs[i, FIRST_DUE], jobs[i, E2E_DUE] = arrival[row] + ttft[row], arrival[row] + e2e[row]
+        jobs[i, TPOT], jobs[i, WEIGHT] = tpot[row], weight[row]
+    return jobs
