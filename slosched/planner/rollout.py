@@ -34,6 +34,9 @@ Ints = NDArray[np.int64]
 SAFE = 0.9
 """Share of the tightest pace that a step may take; the rest is for errors of the step-time model."""
 
+PACE_STEPS = 4.0
+"""Steps from one look at the paces of answers to the next in a rollout: they change by little in a few."""
+
 AHEAD_STEPS = 2.0
 """Steps ahead of its pace that an answer must be to sit one out: one for the step itself, one for errors."""
 
@@ -48,7 +51,7 @@ AHEAD_STEPS = 2.0
 WAITING, ASIDE, OPEN, CHOSEN = range(4)
 
 # Entries of a rule.
-URGENCY, PRICE, PARK, HOLD, SIT, WHOLE, CAUTION, ANSWER, LEAST, RULE_SIZE = range(10)
+URGENCY, PRICE, PARK, HOLD, SIT, WHOLE, CAUTION, ANSWER, LEAST, SPREAD, RULE_SIZE = range(11)
 
 # Columns of `jobs`, one row a request: running ones first, then waiting ones, then those yet to come.
 (
@@ -93,6 +96,8 @@ class Rule(NamedTuple):
         What a second of decoding counts as work, 0 or 1; a second of prompt counts 1.
     least
         Prompt tokens that a step may always hold, at least 1.
+    spread
+        Whether an answer that is ahead of its pace spends that evenly on all tokens to come, or at once.
     """
 
     urgency: float
@@ -104,6 +109,7 @@ class Rule(NamedTuple):
     caution: float
     answer: float
     least: float
+    spread: float
 
 
 class Work(NamedTuple):
@@ -118,6 +124,7 @@ class Work(NamedTuple):
     chosen: Ints  # jobs that get prompt tokens in this step
     tokens: Floats  # how many
     sits: NDArray[np.bool_]  # whether a job sits this step out
+    seen: Floats  # decode step up to which a job is brought up to date
     met: Floats  # 1 kept, 0 missed, between for a guess at the horizon
     counts: Ints  # lengths of the queues, see `WAITING`
 
@@ -127,7 +134,7 @@ def work_for(n: int) -> Work:
     heap, parked, begun, decoding, chosen = (np.empty(n, dtype=np.int64) for _ in range(5))
     return Work(
         np.empty((n, COLUMNS)), np.empty(n), heap, parked, begun, decoding, chosen, np.empty(n),
-        np.zeros(n, dtype=np.bool_), np.empty(n), np.zeros(4, dtype=np.int64),
+        np.zeros(n, dtype=np.bool_), np.empty(n), np.empty(n), np.zeros(4, dtype=np.int64),
     )  # fmt: skip
 
 
@@ -149,7 +156,7 @@ def room_tokens(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def pace_s(jobs: Floats, j: int, now_s: float, whole: float) -> float:
+def pace_s(jobs: Floats, j: int, now_s: float, whole: float, spread: float) -> float:
     """Seconds per token that a running answer may take from now on; infinity if no limit binds or all is lost."""
     own = np.inf
     if jobs[j, FIRST] > jobs[j, FIRST_DUE] or now_s > jobs[j, E2E_DUE]:
@@ -157,7 +164,7 @@ def pace_s(jobs: Floats, j: int, now_s: float, whole: float) -> float:
     left = max(1.0, jobs[j, LEFT])
     if jobs[j, TPOT] < np.inf:
         saved = jobs[j, TPOT] * (jobs[j, GENERATED] - 1.0) - (now_s - jobs[j, FIRST])
-        own = jobs[j, TPOT] + saved / left
+        own = jobs[j, TPOT] + (saved / left if spread > 0.0 or saved < 0.0 else saved)
     if whole > 0.0 and jobs[j, E2E_DUE] < np.inf:
         own = min(own, (jobs[j, E2E_DUE] - now_s) / left)
     return float(own)
@@ -293,6 +300,8 @@ def _fill(
     waiting, aside, open_ = counts[WAITING], counts[ASIDE], counts[OPEN]
     room, filled, seconds = -1.0, 0.0, 0.0
     joined, chosen = 0, 0
+    base = engine[BASE] + engine[SEQUENCE] * b + engine[KV_TOKEN] * k
+    soonest = np.inf  # when the first tokens of this step are due
     while True:
         job, place = -1, -1
         for x in range(open_):
@@ -331,6 +340,16 @@ def _fill(
         if room < 0.0:
             room = room_tokens(engine, b, k, token_cost_s(engine, jobs, job), limit, rule[LEAST])
         take = min(room - filled, jobs[job, TODO])
+        due = jobs[job, FIRST_DUE] if jobs[job, GENERATED] == 0.0 and not idle else np.inf
+        if chosen > 0 and min(soonest, due) < np.inf:
+            # The step ends with its last prompt: nobody joins who makes another's first token late, or its own.
+            cost = engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[job, HAVE] + 0.5 * take)
+            over = max(0.0, b + filled + take - engine[KNEE_TOKENS])
+            late = now + base + seconds + take * cost + engine[KNEE_TOKEN] * over - soonest
+            if late > 0.0:
+                take -= np.ceil(late / (cost + engine[KNEE_TOKEN]))
+            elif take == jobs[job, TODO] and late + soonest > due:
+                break
         if take < 1.0:
             break
         if fresh:
@@ -350,7 +369,11 @@ def _fill(
         jobs[job, HAVE] += take
         W.chosen[chosen], W.tokens[chosen] = job, take
         chosen += 1
-        if jobs[job, TODO] <= 0.0:
+        if jobs[job, TODO] > 0.0:
+            break
+        else:
+            if now + base + seconds <= due:
+                soonest = min(soonest, due)
             open_ -= 1
             begun[place] = begun[open_]
             decoding[answers + joined] = job
@@ -380,14 +403,23 @@ def _seat(W: Work, engine: Floats, limit: float, now: float, answers: int) -> in
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _tightest(W: Work, alone: float, now: float, answers: int, whole: float) -> float:
+def _tightest(W: Work, alone: float, now: float, answers: int, rule: Floats) -> float:
     """The tightest pace that a running answer can still keep beside no prompt at all."""
     tight = np.inf
     for x in range(answers):
-        own = pace_s(W.jobs, W.decoding[x], now, whole)
+        own = pace_s(W.jobs, W.decoding[x], now, rule[WHOLE], rule[SPREAD])
         if SAFE * own >= alone:
             tight = min(tight, own)
     return float(tight)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _advance(jobs: Floats, j: int, tokens: float) -> None:
+    """Give an answer so many tokens."""
+    jobs[j, GENERATED] += tokens
+    jobs[j, TRUTH] -= tokens
+    jobs[j, LEFT] = max(1.0, jobs[j, LEFT] - tokens)
+    jobs[j, HAVE] += tokens
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -417,7 +449,8 @@ def rollout(
     """
     n = len(start)
     jobs, key, heap, parked, begun, decoding = W.jobs, W.key, W.heap, W.parked, W.begun, W.decoding
-    sits, met, counts = W.sits, W.met, W.counts
+    sits, met, counts, seen = W.sits, W.met, W.counts, W.seen
+    n = len(start)
     now, free = engine[NOW], engine[FREE]
     B, K = 0, 0.0
     waiting, aside, open_, later = 0, 0, 0, present
@@ -431,6 +464,7 @@ def rollout(
     for j in range(running):
         if jobs[j, TODO] == 0.0:
             decoding[B] = j
+            seen[j] = 0.0
             B += 1
             K += jobs[j, HAVE]
         else:
@@ -439,50 +473,69 @@ def rollout(
     for j in range(running, present):
         _push(heap, waiting, key, j)
         waiting += 1
+    # Decode steps so far; the next at which an answer ends or paces are looked at again; the tightest pace.
+    clock, look, tight = 0.0, 0.0, np.inf
     while now < until_s:
         while later < n and jobs[later, RELEASE] <= now:
             _push(heap, waiting, key, later)
             waiting += 1
             later += 1
-        if B == 0 and open_ == 0 and waiting == 0 and aside == 0:
+        prompts = open_ > 0 or waiting > 0 or aside > 0
+        if B == 0 and not prompts:
             if later >= n:
                 break
             now = jobs[later, RELEASE]
             continue
-        if open_ == 0 and waiting == 0 and aside == 0:
-            # Nothing but decoding: jump to the next departure, arrival or the horizon.
-            steps = np.inf
-            for x in range(B):
-                steps = min(steps, jobs[decoding[x], TRUTH])
+        if clock >= look:
+            # Bring the answers up to date: who has ended, how soon the next one does, the tightest pace.
             alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
-            alone += engine[KNEE_TOKEN] * max(0.0, B - engine[KNEE_TOKENS])
-            stop = min(until_s, jobs[later, RELEASE] if later < n else np.inf)
-            steps = max(1.0, min(steps, np.ceil((stop - now) / alone)))
-            now += steps * alone + 0.5 * engine[KV_TOKEN] * B * steps * (steps - 1.0)
-            late_steps += steps if now > half_s else 0.0
-            K += B * steps
-            free -= B * steps
-            y = 0
+            tight, first_end, y = np.inf, np.inf, 0
             for x in range(B):
                 j = decoding[x]
-                jobs[j, GENERATED] += steps
-                jobs[j, TRUTH] -= steps
-                jobs[j, LEFT] = max(1.0, jobs[j, LEFT] - steps)
-                jobs[j, HAVE] += steps
+                _advance(jobs, j, clock - seen[j])
+                seen[j] = clock
                 if jobs[j, TRUTH] <= 0.0:
                     met[j] = 1.0 if _kept(jobs, j, now) else 0.0
                     ended += 1.0
                     kept += met[j]
                     K -= jobs[j, HAVE]
                     free += jobs[j, HAVE]
-                else:
-                    decoding[y] = j
-                    y += 1
+                    continue
+                decoding[y] = j
+                y += 1
+                first_end = min(first_end, jobs[j, TRUTH])
+                own = pace_s(jobs, j, now, rule[WHOLE], rule[SPREAD])
+                if SAFE * own >= alone:
+                    tight = min(tight, own)
             B = y
+            ahead = 1.0 if rule[SIT] > 0.0 else PACE_STEPS
+            look = clock + (min(ahead, first_end) if prompts else first_end)
+            while free < 0.0 and B > 1:
+                # Memory is short: the newest answer is preempted and computed again.
+                B -= 1
+                j = decoding[B]
+                K -= jobs[j, HAVE]
+                free += jobs[j, HAVE]
+                jobs[j, TODO], jobs[j, HAVE] = jobs[j, HAVE], 0.0
+                _push(heap, waiting, key, j)
+                waiting += 1
+            if B == 0 and not prompts:
+                continue
+        alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
+        if not prompts:
+            # Nothing but decoding: jump to the next departure, arrival or the horizon.
+            alone += engine[KNEE_TOKEN] * max(0.0, B - engine[KNEE_TOKENS])
+            stop = min(until_s, jobs[later, RELEASE] if later < n else np.inf)
+            steps = max(1.0, min(look - clock, np.ceil((stop - now) / alone)))
+            now += steps * alone + 0.5 * engine[KV_TOKEN] * B * steps * (steps - 1.0)
+            late_steps += steps if now > half_s else 0.0
+            clock += steps
+            K += B * steps
+            free -= B * steps
+            if later < n:
+                look = min(look, clock)  # a prompt may come: look at the paces then
             continue
         # The step, as the rule decides it.
-        alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
-        tight = _tightest(W, alone, now, B, rule[WHOLE])
         limit = SAFE * tight
         b, k, seated = float(B), K, 0
         if rule[SIT] > 0.0 and limit < np.inf and (waiting > 0 or open_ > 0):
@@ -499,50 +552,32 @@ def rollout(
             # Nobody can enter and nobody runs: on to the next arrival.
             if later >= n:
                 break
-            now = jobs[later, RELEASE]
+            now = max(now, jobs[later, RELEASE])
             continue
         step = engine[BASE] + engine[SEQUENCE] * b + engine[KV_TOKEN] * k + seconds
         step += engine[KNEE_TOKEN] * max(0.0, b + filled - engine[KNEE_TOKENS])
         now += step
+        clock += 1.0
         late_steps += 1.0 if now > half_s else 0.0
-        y = 0
-        for x in range(B + joined):
+        K += b
+        free -= b
+        if seated > 0:
+            for x in range(B):
+                if sits[decoding[x]]:
+                    seen[decoding[x]] += 1.0  # this step gave it nothing
+        for x in range(B, B + joined):
             j = decoding[x]
-            if x < B and seated > 0 and sits[j]:
-                sits[j] = False
-                decoding[y] = j
-                y += 1
-                continue
-            jobs[j, GENERATED] += 1.0
-            jobs[j, TRUTH] -= 1.0
-            jobs[j, LEFT] = max(1.0, jobs[j, LEFT] - 1.0)
-            if x >= B:
-                if np.isnan(jobs[j, FIRST]):
-                    jobs[j, FIRST] = now
-                K += jobs[j, HAVE]
-            else:
-                jobs[j, HAVE] += 1.0
-                K += 1.0
-                free -= 1.0
-            if jobs[j, TRUTH] <= 0.0:
-                met[j] = 1.0 if _kept(jobs, j, now) else 0.0
-                ended += 1.0
-                kept += met[j]
-                K -= jobs[j, HAVE]
-                free += jobs[j, HAVE]
-            else:
-                decoding[y] = j
-                y += 1
-        B = y
-        while free < 0.0 and B > 1:
-            # Memory is short: the newest answer is preempted and computed again.
-            B -= 1
-            j = decoding[B]
-            K -= jobs[j, HAVE]
-            free += jobs[j, HAVE]
-            jobs[j, TODO], jobs[j, HAVE] = jobs[j, HAVE], 0.0
-            _push(heap, waiting, key, j)
-            waiting += 1
+            _advance(jobs, j, 1.0)
+            jobs[j, HAVE] -= 1.0  # the token made is computed in the next step
+            seen[j] = clock
+            if np.isnan(jobs[j, FIRST]):
+                jobs[j, FIRST] = now
+            K += jobs[j, HAVE]
+        B += joined
+        if joined > 0:
+            look = clock
+    for x in range(B):
+        _advance(jobs, decoding[x], clock - seen[decoding[x]])
     # Guess at those that have not ended: an answer goes on at the pace of the second half, and a request in the
     # queue has the luck of those that ended.
     step_s = max(engine[BASE], (now - half_s) / max(1.0, late_steps))
@@ -552,7 +587,7 @@ def rollout(
         limited = jobs[j, TPOT] < np.inf or jobs[j, E2E_DUE] < np.inf
         ok = jobs[j, FIRST] <= jobs[j, FIRST_DUE] and now <= jobs[j, E2E_DUE]
         if ok and limited:
-            met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (pace_s(jobs, j, now, 1.0) / step_s - 1.0)))
+            met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (pace_s(jobs, j, now, 1.0, 1.0) / step_s - 1.0)))
         else:
             met[j] = 1.0 if ok else 0.0
     for x in range(open_):
@@ -602,7 +637,7 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
         _push(W.heap, waiting, key, j)
         waiting += 1
     alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
-    tight = _tightest(W, alone, now, B, rule[WHOLE])
+    tight = _tightest(W, alone, now, B, rule)
     limit = SAFE * tight
     b, k = float(B), K
     if rule[SIT] > 0.0 and limit < np.inf and (waiting > 0 or open_ > 0):
