@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
+from slosched.timing.remaining import OUTLIVED_GROWTH
 from slosched.planner import rollout as r
 
 WINDOW_S = 60.0
@@ -38,10 +39,11 @@ class Futures:
         self._rng = np.random.default_rng([seed, 0x5105C])
         self._jobs: Floats = np.empty((0, r.COLUMNS))
         self._atoms: Floats = np.empty((0, 1))
+        self._labels: Ints = np.empty(0, dtype=np.int64)
         self._seen = -1
         self._begin_s = np.nan
 
-    def watch(self, snapshot: Snapshot, growth: float) -> None:
+    def watch(self, snapshot: Snapshot) -> None:
         """Remember who has arrived since the last call."""
         t = snapshot.table
         if np.isnan(self._begin_s) or snapshot.now_s < self._begin_s:
@@ -53,26 +55,27 @@ class Futures:
         rows = rows[np.lexsort((t.serial[rows], t.arrival_s[rows]))]
         self._seen = int(t.serial[rows].max())
         self._begin_s = min(self._begin_s, float(t.arrival_s[rows[0]]))
-        jobs = gather(snapshot, rows, 0, growth)
+        jobs = gather(snapshot, rows, 0, np.ones(int(t.class_index.max(initial=0)) + 1))
         # As they came: nothing computed, nothing answered.
         jobs[:, r.TODO] = np.maximum(1, t.prompt_tokens[rows] - t.cached_tokens[rows])
         jobs[:, r.HAVE] = t.prompt_tokens[rows] - jobs[:, r.TODO]
         jobs[:, r.GENERATED], jobs[:, r.FIRST] = 0.0, np.nan
-        jobs[:, r.LEFT] = np.maximum(1.0, t.atoms[rows].mean(axis=1))
         atoms = t.atoms[rows]
+        jobs[:, r.LEFT] = np.maximum(1.0, atoms.mean(axis=1))
+        self._labels = np.concatenate([self._labels, t.class_index[rows]])[-MOST_REMEMBERED:]
         self._jobs = np.concatenate([self._jobs, jobs])[-MOST_REMEMBERED:]
         first = len(self._atoms) == 0
         self._atoms = (atoms if first else np.concatenate([self._atoms, atoms]))[-MOST_REMEMBERED:]
         keep = np.searchsorted(self._jobs[:, r.ARRIVAL], snapshot.now_s - WINDOW_S)
         if keep > len(self._jobs) // 2:
-            self._jobs, self._atoms = self._jobs[keep:], self._atoms[keep:]
+            self._jobs, self._atoms, self._labels = self._jobs[keep:], self._atoms[keep:], self._labels[keep:]
 
     @property
     def remembered(self) -> Floats:
         """Jobs of the window as they came, by arrival."""
         return self._jobs
 
-    def draw(self, now_s: float, horizon_s: float, latest: bool) -> Floats:
+    def draw(self, now_s: float, horizon_s: float, latest: bool, scale: Floats) -> Floats:
         """Jobs that may arrive within `horizon_s`, by ascending RELEASE, with lengths drawn from forecasts.
 
         Parameters
@@ -83,6 +86,8 @@ class Futures:
             Seconds to look ahead, above 0.
         latest
             Whether the latest stretch is played again, or one from anywhere in the window.
+        scale
+            Factor on the forecasts of each class, shape (classes,).
         """
         begin = max(self._begin_s, now_s - WINDOW_S)
         known_s = now_s - begin
@@ -108,16 +113,19 @@ class Futures:
         jobs = jobs[jobs[:, r.RELEASE] < now_s + horizon_s]
         rows = rows[: len(jobs)]
         atom = self._rng.integers(0, self._atoms.shape[1], len(jobs))
-        jobs[:, r.TRUTH] = np.maximum(1.0, np.rint(self._atoms[rows, atom]))
+        factor = scale[self._labels[rows]]
+        jobs[:, r.LEFT] *= factor
+        jobs[:, r.TRUTH] = np.maximum(1.0, np.rint(self._atoms[rows, atom] * factor))
         return jobs
 
 
-def gather(snapshot: Snapshot, rows: Ints, running: int, growth: float) -> Floats:
+def gather(snapshot: Snapshot, rows: Ints, running: int, scale: Floats) -> Floats:
     """Jobs of table rows, the first `running` of which run; see `slosched.planner.rollout.gather`."""
     t = snapshot.table
     jobs: Floats = r.gather(
         rows, running, t.prompt_tokens, t.generated_tokens, t.computed_tokens, t.cached_tokens, t.atoms,
-        t.arrival_s, t.ttft_s, t.tpot_s, t.e2e_s, t.first_token_s, t.weight, growth,
+        t.arrival_s, t.ttft_s, t.tpot_s, t.e2e_s, t.first_token_s, t.weight, t.class_index, scale,
+        OUTLIVED_GROWTH,
     )  # fmt: skip
     return jobs
 

@@ -303,11 +303,13 @@ def _fill(
     base = engine[BASE] + engine[SEQUENCE] * b + engine[KV_TOKEN] * k
     soonest = np.inf  # when the first tokens of this step are due
     while True:
-        job, place = -1, -1
+        job, place, aloof = -1, -1, False
         for x in range(open_):
             j = begun[x]
-            if job < 0 or key[j] < key[job] or (key[j] == key[job] and j < job):
-                job, place = j, x
+            gone = lost(engine, jobs, j, now, 1.0)
+            if job < 0 or (gone, key[j], j) < (aloof, key[job], job):
+                job, place, aloof = j, x, gone
+        behind = aloof
         while waiting > 0:
             head = heap[0]
             aloof = lost(engine, jobs, head, now, rule[CAUTION])
@@ -325,7 +327,7 @@ def _fill(
             head = heap[0]
         elif aside > 0 and open_ == 0 and filled == 0.0:
             head, idle = parked[0], True
-        if head >= 0 and (job < 0 or key[head] < key[job] or (key[head] == key[job] and head < job)):
+        if head >= 0 and (job < 0 or (behind and not idle) or (key[head], head) < (key[job], job)):
             running = answers + open_ + joined
             enters = running < engine[SLOTS]
             enters = enters and (jobs[head, HAVE] + jobs[head, TODO] <= free or running == 0)
@@ -654,7 +656,7 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
 @njit(nogil=True, cache=True, error_model="numpy")
 def gather(
     rows: Ints, running: int, prompt: Ints, generated: Ints, computed: Ints, cached: Ints, atoms: Floats,
-    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats, growth: float,
+    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats, label: Ints, scale: Floats, growth: float,
 ) -> Floats:  # fmt: skip
     """Jobs of some table rows, the first `running` of which run; TRUTH is left as believed.
 
@@ -662,8 +664,10 @@ def gather(
     ----------
     rows, running
         Table rows, and how many of them run.
-    prompt, generated, computed, cached, atoms, arrival, ttft, tpot, e2e, first, weight
-        Columns of the table.
+    prompt, generated, computed, cached, atoms, arrival, ttft, tpot, e2e, first, weight, label
+        Columns of the table; `label` is the class.
+    scale
+        Factor on the forecasts of each class, shape (classes,).
     growth
         Share of its present length that an answer which has outlived its forecast is believed to go on.
 
@@ -685,9 +689,10 @@ def gather(
             todo = 0  # it decodes
         elif todo <= 0:
             todo, have = 1, max(0, have - 1)  # the last prompt token is always computed
+        factor = scale[label[row]]
         total, alive = 0.0, 0
         for x in range(width - 1, -1, -1):
-            ahead = atoms[row, x] - generated[row]
+            ahead = atoms[row, x] * factor - generated[row]
             if ahead <= 0.0:
                 break
             total += ahead

@@ -1,113 +1,61 @@
-"""Search in a thread between the steps of an engine, its results swapped in by version."""
+"""Work in a thread between the steps of an engine: the latest task, one at a time."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-from dataclasses import dataclass
-
-import numpy as np
-
-from slosched.core.errors import require
-from slosched.core.table import Floats, Ints
-from slosched.planner import model as c
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 NICENESS = 10
 """How far the thread stands back behind the engine's where both want one core (Linux only)."""
 
-CHUNK = 16
-"""Moves between two looks at whether the task is still wanted; the kernel runs without the GIL."""
+Task = TypeVar("Task")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Task:
-    """An order to improve; the arrays belong to the task and are not written to by anybody else.
+class Background(Generic[Task]):
+    """One thread that does the latest task it was given; older ones not begun are dropped.
 
-    Parameters
-    ----------
-    version
-        Number by which the result is asked for.
-    jobs, running, order, engine
-        As in `slosched.planner.model.search`, `order` being all that is evaluated.
-    """
-
-    version: int
-    jobs: Floats
-    running: int
-    order: Ints
-    engine: Floats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Improved:
-    """What became of a task so far: its version, a permutation of its order, the value and the moves made."""
-
-    version: int
-    order: Ints
-    value: float
-    moves: int
-
-
-class BackgroundSearch:
-    """One thread that improves the latest task it was given, until it is given another.
-
-    Handing over and taking are single assignments: the engine's thread never waits for this one. A result is
-    only given out under the version it was made for, so that an order can never be applied to a queue that
-    has changed meanwhile.
+    Handing over is a single assignment: the engine's thread never waits for this one.
 
     Parameters
     ----------
-    window, aim
-        As in `slosched.planner.model.search`.
-    moves
-        Most moves for one task, at least 1; then the thread sleeps.
-    seed
-        Seed of the search.
+    work
+        What to do with a task.
 
     Examples
     --------
-    >>> from slosched import LengthForecast, Request, Snapshot
-    >>> forecast = LengthForecast.point(9)
-    >>> queue = [Request(request_id=name, prompt_tokens=100, forecast=forecast) for name in "abc"]
-    >>> snapshot = Snapshot.of(queue)
-    >>> search = BackgroundSearch(window=8, aim=np.array(c.DEFAULT_AIM), moves=64)
-    >>> search.submit(Task(version=7, jobs=c.jobs_of(snapshot), running=0, order=np.arange(3),
-    ...                    engine=c.engine_of(snapshot)))
-    >>> search.wait()
-    >>> sorted(search.take(7).order.tolist()), search.take(6)
-    ([0, 1, 2], None)
-    >>> search.close()
+    >>> done = []
+    >>> background = Background(done.append)
+    >>> background.submit(7)
+    >>> background.wait()
+    >>> background.close()
+    >>> done
+    [7]
     """
 
-    def __init__(self, *, window: int, aim: Floats, moves: int = 4096, seed: int = 0) -> None:
-        require(moves >= 1, "moves", "an integer of at least 1", moves)
-        self._window, self._aim, self._moves = window, aim, moves
-        self._rng = np.array([2 * seed + 88_172_645_463_325_253], dtype=np.uint64)
+    def __init__(self, work: Callable[[Task], None]) -> None:
+        self._work = work
         self._task: Task | None = None
-        self._found: Improved | None = None
+        self.error: Exception | None = None
         self._go, self._idle, self._closed = threading.Event(), threading.Event(), False
         self._idle.set()
-        self._thread = threading.Thread(target=self._run, name="slosched-search", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="slosched-planner", daemon=True)
         self._thread.start()
 
     def submit(self, task: Task) -> None:
-        """Replace the task."""
+        """Replace the task that waits."""
         self._idle.clear()
         self._task = task
         self._go.set()
 
-    def take(self, version: int) -> Improved | None:
-        """The newest result for a task of that version; None if there is none."""
-        found = self._found
-        return found if found is not None and found.version == version else None
-
     def wait(self, timeout_s: float = 10.0) -> None:
-        """Wait until the latest task has had all its moves."""
+        """Wait until the latest task is done."""
         self._idle.wait(timeout_s)
 
     def close(self) -> None:
-        """End the thread; it needs at most one chunk of moves."""
+        """End the thread after the task at hand."""
         self._closed = True
         self._go.set()
         self._thread.join(timeout=10.0)
@@ -118,18 +66,11 @@ class BackgroundSearch:
         while not self._closed:
             self._go.wait()
             self._go.clear()
-            task = self._task
-            if task is not None:
-                self._improve(task)
-            if task is self._task:
+            task, self._task = self._task, None
+            if task is not None and not self._closed:
+                try:
+                    self._work(task)
+                except Exception as error:  # the engine goes on with the rule that leads
+                    self.error = error
+            if self._task is None:
                 self._idle.set()
-
-    def _improve(self, task: Task) -> None:
-        order, scratch, made = task.order.copy(), c.scratch_for(task.jobs), 0
-        while made < self._moves and task is self._task and not self._closed:
-            value = c.search(
-                task.jobs, task.running, order, len(order), self._window, task.engine, self._aim,
-                np.inf, CHUNK, self._rng, scratch,
-            )  # fmt: skip
-            made += CHUNK
-            self._found = Improved(version=task.version, order=order.copy(), value=value, moves=made)

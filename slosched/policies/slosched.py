@@ -13,6 +13,7 @@ from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints
 from slosched.planner.plan import Plan
 from slosched.planner.planner import Planner, PlannerParams
+from slosched.planner.rules import LEAST_TOKENS
 from slosched.planner.warmup import PLANNER_KERNELS
 from slosched.policies.base import Policy
 from slosched.policies.fallback import edf_demoted
@@ -23,19 +24,19 @@ from slosched.timing.estimate import decode_step_s, prefill_s, remaining_s
 
 
 class Slosched(Policy):
-    """Orders the queue, and paces prefill, so that most weight is expected to meet its limits.
+    """Serves by the rule that keeps most weight within its limits on sampled futures.
 
-    Every plan starts from the last one: newcomers go where they raise the modelled value most, then the head
-    of the queue is searched, and now and then all simple orders compete with it (`Planner`). The value is the
-    sum over requests of weight times the chance to keep all limits, given the forecasts and a margin that
-    grows with lead time, less a small price for latency, on the model of continuous batching with chunked
-    prefill (`slosched.planner.model`). The same model chooses how many prompt tokens a step may hold, so
-    that requests with a TPOT limit are not stalled by prompts.
+    A rule decides a whole step: whose prompt goes next, how many prompt tokens the step holds so that answers
+    keep their pace, who is parked because its limits are lost, which answers sit the step out
+    (`slosched.planner.rollout`). Many rules compete. Now and then they are rolled forward from the engine's
+    present state against what may arrive, and the one that does best leads (`slosched.planner.planner`).
+
+    Parked requests are served when nobody who can still be met waits, or when they starve.
 
     Parameters
     ----------
     params
-        Search effort and margins.
+        How much the planner looks ahead.
     starvation_s
         A request that has waited this long is starved, above 0: the oldest starved one goes first, whatever
         the search says, as often as `rescue_share` allows.
@@ -56,11 +57,9 @@ class Slosched(Policy):
     programs
         Whether the calls of one program (`program_index`) share one deadline, see `ProgramDeadlines`.
     seed
-        Seed of the search.
-    clock, budget_s
-        For live engines: stop searching when a plan has used `budget_s` seconds of `clock`.
+        Seed of the sampled futures.
     background
-        For live engines: go on searching in a thread between plans, and never wait for the compiler: until
+        For live engines: compare rules in a thread beside the engine, and never wait for the compiler. Until
         the kernels are ready, which another thread sees to, plans are by EDF with hopeless requests last.
         Plans then depend on timing.
     """
@@ -82,8 +81,6 @@ class Slosched(Policy):
         fairness_s: float = 60.0,
         programs: bool = False,
         seed: int = 0,
-        clock: Callable[[], float] | None = None,
-        budget_s: float | None = None,
         background: bool = False,
     ) -> None:
         require(starvation_s > 0, "starvation_s", "a number of seconds above 0", starvation_s)
@@ -103,7 +100,7 @@ class Slosched(Policy):
             self._views.append(shares)
         if hopeless == "keep":
             self._views.append(patient)
-        self.planner = Planner(params, seed=seed, clock=clock, budget_s=budget_s, background=background)
+        self.planner = Planner(params, seed=seed, background=background)
         self._waits = not background
         self._rescued = -1  # serial of the starved request that goes first until it is admitted
         self._rescue_s = 0.0  # what it takes
@@ -124,12 +121,12 @@ class Slosched(Policy):
         if len(reject):
             seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
         planned = self.planner.plan(seen)
-        limit = planned.prefill_tokens
+        order = self._rescue(seen, planned.order)
         return Plan(
             snapshot=snapshot,
             policy=self.name,
-            order=self._rescue(seen, planned.order),
-            prefill_tokens=int(limit) if np.isfinite(limit) else None,
+            order=order,
+            prefill_tokens=max(planned.prefill_tokens, int(LEAST_TOKENS) if self._rescued >= 0 else 0),
             running_order=planned.running_order,
             skip=planned.skip[~np.isin(planned.skip, preempt)],
             preempt=preempt,

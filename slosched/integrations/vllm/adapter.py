@@ -170,7 +170,7 @@ def take_up(path: Path, learned: Learned, stats: Stats) -> None:
 
 
 def make_policy(config: Config) -> Policy:
-    """The configured policy; one that searches is given a clock and its time.
+    """The configured policy; one that can plan beside the engine does.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def make_policy(config: Config) -> Policy:
     """
     spec = PolicySpec.parse(config.policy)
     spec.parameters.update(config.policy_parameters)
-    return spec.make(config.seed, clock=time.perf_counter, budget_s=config.guards.search_ms / 1e3)
+    return spec.make(config.seed, background=True)
 
 
 def rehearsal(limits: Any) -> Snapshot:
