@@ -1,9 +1,9 @@
 """What may arrive next: the recent past, played again.
 
-No model of arrivals is fitted. A future is a stretch of the recent past with its own gaps, classes, lengths and
-limits, moved to begin now; the latest stretch is drawn first, then stretches from anywhere in the window, so
-that both what goes on and what comes and goes are seen. The same futures serve all rules and orders that are
-compared (common random numbers).
+No model of arrivals is fitted. A future is a stretch of the recent past with its own gaps, classes, lengths
+and limits, moved to begin now. The latest stretch is drawn first, then stretches from anywhere in the window:
+both what goes on and what comes and goes are seen. The same futures serve all rules that are compared
+(common random numbers).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
-from slosched.timing.remaining import OUTLIVED_GROWTH
 from slosched.planner import rollout as r
 
 WINDOW_S = 60.0

@@ -76,7 +76,7 @@ class Planned(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """What the leading rule was worth in the last comparison: the shares of weight kept, best rival beside."""
+    """Shares of the weight kept in the last comparison: by the leading rule, and by the best other one."""
 
     leader: float
     rival: float
@@ -148,7 +148,9 @@ class Planner:
             drawn = np.maximum(1.0, np.rint(atoms[np.arange(present), pick] - generated))
             start[:present, r.TRUTH] = np.where(alive > 0, drawn, jobs[:, r.LEFT])
             starts.append(start)
-        task = Comparison(starts, running, present, engine, self.leader.candidates(), snapshot.now_s, horizon_s)
+        task = Comparison(
+            starts, running, present, engine, self.leader.candidates(), snapshot.now_s, horizon_s
+        )
         if self._background is not None:
             self._background.submit(task)
         else:

@@ -11,7 +11,7 @@ One engine step of the model:
 1. Requests that have arrived by now join the queue.
 2. The pace: the tightest time per token with which a running answer still keeps its limits. Answers that
    cannot keep them at all do not count. The step is to take `SAFE` of it.
-3. The step's room: the most prompt tokens with which the step takes that long, at least the least that the rule allows.
+3. The step's room: the most prompt tokens with which the step takes that long, at least `least`.
 4. The queue in the order of the rule's key fills the room; a newcomer needs a slot and memory, and none may
    enter whose decoding alone would break the tightest pace. A prompt that has begun competes by its key, too.
 5. Every answer that does not sit out gets a token; prompts that are complete get their first.
@@ -157,7 +157,7 @@ def room_tokens(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def pace_s(jobs: Floats, j: int, now_s: float, whole: float, spread: float) -> float:
-    """Seconds per token that a running answer may take from now on; infinity if no limit binds or all is lost."""
+    """Seconds per token that a running answer may take from now on; infinity if no limit binds."""
     own = np.inf
     if jobs[j, FIRST] > jobs[j, FIRST_DUE] or now_s > jobs[j, E2E_DUE]:
         return np.inf
@@ -262,7 +262,9 @@ def _kept(jobs: Floats, j: int, finish_s: float) -> bool:
     if jobs[j, FIRST] > jobs[j, FIRST_DUE] or finish_s > jobs[j, E2E_DUE]:
         return False
     if jobs[j, TPOT] < np.inf:
-        return bool(finish_s - jobs[j, FIRST] <= jobs[j, TPOT] * max(1.0, jobs[j, GENERATED] - 1.0) * (1 + 1e-9))
+        return bool(
+            finish_s - jobs[j, FIRST] <= jobs[j, TPOT] * max(1.0, jobs[j, GENERATED] - 1.0) * (1 + 1e-9)
+        )
     return True
 
 
@@ -344,7 +346,7 @@ def _fill(
         take = min(room - filled, jobs[job, TODO])
         due = jobs[job, FIRST_DUE] if jobs[job, GENERATED] == 0.0 and not idle else np.inf
         if chosen > 0 and min(soonest, due) < np.inf:
-            # The step ends with its last prompt: nobody joins who makes another's first token late, or its own.
+            # First tokens come as the step ends: nobody joins who makes another's late, or its own.
             cost = engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[job, HAVE] + 0.5 * take)
             over = max(0.0, b + filled + take - engine[KNEE_TOKENS])
             late = now + base + seconds + take * cost + engine[KNEE_TOKEN] * over - soonest
@@ -373,13 +375,12 @@ def _fill(
         chosen += 1
         if jobs[job, TODO] > 0.0:
             break
-        else:
-            if now + base + seconds <= due:
-                soonest = min(soonest, due)
-            open_ -= 1
-            begun[place] = begun[open_]
-            decoding[answers + joined] = job
-            joined += 1
+        if now + base + seconds <= due:
+            soonest = min(soonest, due)
+        open_ -= 1
+        begun[place] = begun[open_]
+        decoding[answers + joined] = job
+        joined += 1
     counts[WAITING], counts[ASIDE], counts[OPEN], counts[CHOSEN] = waiting, aside, open_, chosen
     return filled, seconds, joined, free
 
@@ -580,8 +581,8 @@ def rollout(
             look = clock
     for x in range(B):
         _advance(jobs, decoding[x], clock - seen[decoding[x]])
-    # Guess at those that have not ended: an answer goes on at the pace of the second half, and a request in the
-    # queue has the luck of those that ended.
+    # Guess at those that have not ended: an answer goes on at the pace of the second half, and a request in
+    # the queue has the luck of those that ended.
     step_s = max(engine[BASE], (now - half_s) / max(1.0, late_steps))
     luck = (1.0 + kept) / (2.0 + ended)
     for x in range(B):
@@ -642,12 +643,14 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
     tight = _tightest(W, alone, now, B, rule)
     limit = SAFE * tight
     b, k = float(B), K
+    seated = 0
     if rule[SIT] > 0.0 and limit < np.inf and (waiting > 0 or open_ > 0):
-        if _seat(W, engine, limit, now, B) > 0:
-            for x in range(B):
-                if W.sits[W.decoding[x]]:
-                    b -= 1.0
-                    k -= jobs[W.decoding[x], HAVE]
+        seated = _seat(W, engine, limit, now, B)
+    if seated > 0:
+        for x in range(B):
+            if W.sits[W.decoding[x]]:
+                b -= 1.0
+                k -= jobs[W.decoding[x], HAVE]
     W.counts[WAITING], W.counts[ASIDE], W.counts[OPEN] = waiting, 0, open_
     filled, _, _, _ = _fill(W, engine, rule, now, limit, tight, alone, b, k, B, free)
     return W.counts[CHOSEN], filled
@@ -656,7 +659,8 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
 @njit(nogil=True, cache=True, error_model="numpy")
 def gather(
     rows: Ints, running: int, prompt: Ints, generated: Ints, computed: Ints, cached: Ints, atoms: Floats,
-    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats, label: Ints, scale: Floats, growth: float,
+    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats, label: Ints,
+    scale: Floats, growth: float,
 ) -> Floats:  # fmt: skip
     """Jobs of some table rows, the first `running` of which run; TRUTH is left as believed.
 

@@ -122,11 +122,13 @@ class Slosched(Policy):
             seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
         planned = self.planner.plan(seen)
         order = self._rescue(seen, planned.order)
+        tokens = max(planned.prefill_tokens, int(LEAST_TOKENS) if self._rescued >= 0 else 0)
         return Plan(
             snapshot=snapshot,
             policy=self.name,
             order=order,
-            prefill_tokens=max(planned.prefill_tokens, int(LEAST_TOKENS) if self._rescued >= 0 else 0),
+            hold=snapshot.waiting[:0] if tokens > 0 else seen.waiting,
+            prefill_tokens=max(1, tokens),
             running_order=planned.running_order,
             skip=planned.skip[~np.isin(planned.skip, preempt)],
             preempt=preempt,
