@@ -49,12 +49,14 @@ class Beliefs:
 
     def _left(self, snapshot: Snapshot) -> Ints:
         """Rows, still readable, of answers that ran at the last call and have left the engine."""
-        t, rows = snapshot.table, self._rows
+        t = snapshot.table
+        known = self._rows < t.capacity
+        rows, was = self._rows[known], self._serials[known]
         live = np.zeros(t.capacity, dtype=np.bool_)
         live[snapshot.running] = True
         live[snapshot.waiting] = True
         serial = t.serial[rows]
-        gone = ((serial == self._serials) & ~live[rows]) | (serial < 0)
+        gone = ((serial == was) & ~live[rows]) | (serial < 0)
         return np.asarray(rows[gone & (t.generated_tokens[rows] > 0)])
 
     def _factors(self, snapshot: Snapshot) -> Floats:

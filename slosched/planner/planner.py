@@ -27,6 +27,9 @@ LIMITS_AHEAD = 2.0
 HORIZON_S = (5.0, 30.0)
 """Least and most seconds of a horizon."""
 
+MOST_ORDERED = 256
+"""Waiting requests that are listed in order beside those that enter: the next steps' worth of them."""
+
 TOGETHER_FADE = 0.02
 """Weight of a plan in the average of how many run together."""
 
@@ -60,7 +63,8 @@ class Planned(NamedTuple):
     Parameters
     ----------
     order
-        Waiting rows that enter now, in this order.
+        Waiting rows: those that enter now, then others that could be met by the rule's key, then parked ones;
+        at most `MOST_ORDERED` beside those that enter.
     prefill_tokens
         Prompt tokens of the step.
     running_order
@@ -213,8 +217,15 @@ def _carried_out(rows: Ints, running: int, jobs: Floats, work: r.Work, count: in
     passed[served] = False
     passed &= ~decodes
     order = np.concatenate([np.flatnonzero(decodes), served, np.flatnonzero(passed)])
+    behind = np.arange(running, len(rows))
+    if len(behind) > MOST_ORDERED:
+        behind = running + np.argpartition(work.key[running : len(rows)], MOST_ORDERED)[:MOST_ORDERED]
+    behind = behind[np.lexsort((behind, work.key[behind], work.met[behind]))]
+    entering = chosen[fresh]
+    if len(entering):
+        behind = behind[~np.isin(behind, entering)]
     return Planned(
-        order=rows[chosen[fresh]],
+        order=rows[np.concatenate([entering, behind])],
         prefill_tokens=int(tokens),
         running_order=rows[order],
         skip=rows[np.flatnonzero(passed | (work.sits[:running] & decodes))],

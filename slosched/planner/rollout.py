@@ -269,6 +269,16 @@ def _kept(jobs: Floats, j: int, finish_s: float) -> bool:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _aloof(engine: Floats, jobs: Floats, j: int, now: float, rule: Floats) -> bool:
+    """Whether a rule parks a waiting job."""
+    if lost(engine, jobs, j, now, rule[CAUTION]):
+        return True
+    if rule[PARK] == np.inf:
+        return False
+    return bool(work_s(engine, jobs, j, rule[ANSWER]) > rule[PARK] * max(1e-9, jobs[j, WEIGHT]))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _fill(
     W: Work, engine: Floats, rule: Floats, now: float, limit: float, tight: float, alone: float, b: float,
     k: float, answers: int, free: float,
@@ -314,10 +324,7 @@ def _fill(
         behind = aloof
         while waiting > 0:
             head = heap[0]
-            aloof = lost(engine, jobs, head, now, rule[CAUTION])
-            if not aloof:
-                aloof = work_s(engine, jobs, head, rule[ANSWER]) > rule[PARK] * max(1e-9, jobs[head, WEIGHT])
-            if not aloof:
+            if not _aloof(engine, jobs, head, now, rule):
                 break
             _pop(heap, waiting, key)
             waiting -= 1
@@ -607,7 +614,7 @@ def rollout(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -> tuple[int, float]:
-    """The next step under a rule: `W.chosen`, `W.tokens`, `W.sits`.
+    """The next step under a rule: `W.chosen`, `W.tokens`, `W.sits`; all keys; `W.met` is 1 for parked ones.
 
     Parameters
     ----------
@@ -639,6 +646,7 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
     for j in range(running, n):
         _push(W.heap, waiting, key, j)
         waiting += 1
+        W.met[j] = 1.0 if _aloof(engine, jobs, j, now, rule) else 0.0
     alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
     tight = _tightest(W, alone, now, B, rule)
     limit = SAFE * tight
