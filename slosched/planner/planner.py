@@ -66,7 +66,9 @@ class Planned(NamedTuple):
         Waiting rows: those that enter now, then others that could be met by the rule's key, then parked ones;
         at most `MOST_ORDERED` beside those that enter.
     prefill_tokens
-        Prompt tokens of the step.
+        Prompt tokens of the step; None where the engine's own budget is what limits it.
+    hold
+        Waiting rows that must not enter, though there may be room.
     running_order
         All running rows: those that decode, then those in prefill, as planned.
     skip
@@ -74,7 +76,8 @@ class Planned(NamedTuple):
     """
 
     order: Ints
-    prefill_tokens: int
+    prefill_tokens: int | None
+    hold: Ints
     running_order: Ints
     skip: Ints
 
@@ -128,7 +131,7 @@ class Planner:
             self._look_ahead(snapshot, rows, jobs, running, engine, scale)
         work = r.work_for(len(rows))
         count, tokens = r.decide(jobs, running, engine, self.leader.rule, work)
-        return _carried_out(rows, running, jobs, work, count, tokens)
+        return _carried_out(rows, running, jobs, engine, work, count, tokens)
 
     def close(self) -> None:
         """End the background thread, if there is one."""
@@ -202,7 +205,9 @@ class Comparison(NamedTuple):
     horizon_s: float
 
 
-def _carried_out(rows: Ints, running: int, jobs: Floats, work: r.Work, count: int, tokens: float) -> Planned:
+def _carried_out(
+    rows: Ints, running: int, jobs: Floats, engine: Floats, work: r.Work, count: int, tokens: float
+) -> Planned:
     """What was decided, in table rows and in the engine's terms.
 
     The engine serves running requests first, as far as they go: a begun prompt that others overtake and that
@@ -224,9 +229,19 @@ def _carried_out(rows: Ints, running: int, jobs: Floats, work: r.Work, count: in
     entering = chosen[fresh]
     if len(entering):
         behind = behind[~np.isin(behind, entering)]
+    budget = float(engine[r.BUDGET]) - float(decodes.sum())
+    complete = len(entering) + int(served.size) == len(rows) - int(decodes.sum()) and bool(
+        np.all(given >= jobs[chosen, r.TODO])
+    )
+    natural = tokens >= budget or complete
+    # A step without a prompt still holds a token for one: nobody may take it.
+    held = rows[running:] if tokens < 1.0 else rows[running:][work.met[running : len(rows)] > 0.0]
+    if natural and tokens >= 1.0:
+        held = held[~np.isin(held, rows[entering])]
     return Planned(
         order=rows[np.concatenate([entering, behind])],
-        prefill_tokens=int(tokens),
+        prefill_tokens=None if natural else max(1, int(tokens)),
+        hold=held if natural or tokens < 1.0 else rows[:0],
         running_order=rows[order],
         skip=rows[np.flatnonzero(passed | (work.sits[:running] & decodes))],
     )

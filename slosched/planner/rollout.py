@@ -25,8 +25,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from slosched.core.jit import njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

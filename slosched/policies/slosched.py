@@ -122,13 +122,15 @@ class Slosched(Policy):
             seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
         planned = self.planner.plan(seen)
         order = self._rescue(seen, planned.order)
-        tokens = max(planned.prefill_tokens, int(LEAST_TOKENS) if self._rescued >= 0 else 0)
+        tokens = planned.prefill_tokens
+        if tokens is not None and self._rescued >= 0:
+            tokens = max(tokens, int(LEAST_TOKENS))
         return Plan(
             snapshot=snapshot,
             policy=self.name,
             order=order,
-            hold=snapshot.waiting[:0] if tokens > 0 else seen.waiting,
-            prefill_tokens=max(1, tokens),
+            hold=planned.hold[planned.hold != order[0]] if self._rescued >= 0 else planned.hold,
+            prefill_tokens=tokens,
             running_order=planned.running_order,
             skip=planned.skip[~np.isin(planned.skip, preempt)],
             preempt=preempt,
