@@ -30,6 +30,12 @@ def evidence(
     scenario: Annotated[list[Path] | None, typer.Option(help="File of a scenario; several.")] = None,
     jobs: c.Jobs = None,
     ray: Annotated[bool, typer.Option("--ray", help="Spread the runs over a Ray cluster.")] = False,
+    adopt: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Run so many results of older code again per policy; if equal, keep the rest."
+        ),
+    ] = None,
     as_json: c.AsJson = False,
 ) -> None:
     """Run policies over random scenarios, and write a site that shows wins and losses.
@@ -39,7 +45,8 @@ def evidence(
 
     Example: slosched evidence --draws 20 --seed 0 --policies slosched,paced-edf,qoserve:from_first=true
     """
-    from slosched.lab.evidence import headline, load_evidence, run_evidence, split_policies
+    from slosched.lab.cells import adopt as adopt_results
+    from slosched.lab.evidence import cells_of, headline, load_evidence, run_evidence, split_policies
     from slosched.lab.named_cells import NAMED
     from slosched.lab.parallel import RayWorkers, Workers, cores
     from slosched.lab.store import Store
@@ -59,6 +66,12 @@ def evidence(
     for complaint in store.complaints:
         c.say(complaint)
     try:
+        if adopt is not None:
+            with c.progress_bar("checking results of older code") as bar:
+                for label, (kept, old) in adopt_results(
+                    cells_of(study), store, sample=adopt, progress=bar
+                ).items():
+                    c.say(f"{label}: {kept} of {old} results of older code kept.")
         with c.progress_bar("evidence") as bar:
             found = run_evidence(
                 study, store, jobs=jobs or cores(), progress=bar, workers=RayWorkers if ray else Workers

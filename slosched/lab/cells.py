@@ -168,6 +168,69 @@ def run_cells(
     return [store[key] for key in keys]
 
 
+def adopt(
+    cells: Sequence[Cell], store: Store, *, sample: int, progress: Progress | None = None
+) -> dict[str, tuple[int, int]]:
+    """Take over results that other code made, where a sample of them comes out the same to the digit.
+
+    A digest of code says that something changed, not that it matters. For each contender, `sample` of the
+    cells whose results were made by other code are run again; if all agree, the others are taken over, and
+    their provenance says so. If one does not, none is.
+
+    Parameters
+    ----------
+    cells
+        What a study is about to run; those the store has already are left alone.
+    store
+        Results so far; gets the new and the adopted ones.
+    sample
+        Cells run again for each contender, at least 1.
+    progress
+        Called after each run with (done, all).
+
+    Returns
+    -------
+    dict
+        {label of contender: (adopted, of how many candidates)}.
+    """
+    require(sample >= 1, "adopt", "an integer of at least 1", sample)
+    old = {digest_of(_without_code(record.key)): record for record in store.records()}
+    found: dict[str, list[tuple[Cell, Plain, Record]]] = {}
+    for cell in cells:
+        key = cell.key()
+        record = old.get(digest_of(_without_code(key)))
+        if key not in store and record is not None:
+            found.setdefault(cell.contender.label, []).append((cell, key, record))
+    count = sum(min(sample, len(some)) for some in found.values())
+    done, adopted = 0, {}
+    for label, some in found.items():
+        # Evenly over the scenarios, the same every time.
+        chosen = some[:: -(-len(some) // sample)]
+        same = True
+        for cell, _, record in chosen:
+            again = cell.record()
+            store.add(again)
+            same = same and again.result == record.result
+            done += 1
+            if progress is not None:
+                progress(done, count)
+        rest = [entry for entry in some if entry[1] not in store] if same else []
+        for _, key, record in rest:
+            origin = {name: record.key[name] for name in CODE} | {"checked": f"{len(chosen)} of {len(some)}"}
+            provenance_now = record.provenance | {"adopted": origin}
+            store.add(Record(key=key, result=record.result, provenance=provenance_now))
+        adopted[label] = (len(rest), len(some))
+    return adopted
+
+
+CODE = ("code", "policy_code")
+"""Parts of a key that are digests of code."""
+
+
+def _without_code(key: Plain) -> Plain:
+    return {name: value for name, value in key.items() if name not in CODE}
+
+
 def _first_of_each(pairs: Iterable[tuple[Cell, Plain]]) -> list[Cell]:
     found: dict[str, Cell] = {}
     for cell, key in pairs:

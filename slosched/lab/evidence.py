@@ -196,6 +196,12 @@ class Evidence:
         return _summary(self)
 
 
+def cells_of(config: EvidenceConfig, scenarios: Sequence[Scenario] | None = None) -> list[Cell]:
+    """All cells of a study, scenario by scenario: an interrupted study has whole draws."""
+    some = [*config.random(), *config.others()] if scenarios is None else scenarios
+    return [Cell(scenario=s, contender=c) for s in some for c in config.contenders]
+
+
 def run_evidence(
     config: EvidenceConfig,
     store: Store,
@@ -207,9 +213,8 @@ def run_evidence(
     """Run what the store does not have yet; parameters as in `slosched.lab.cells.run_cells`."""
     drawn = config.random()
     scenarios = (*drawn, *config.others())
-    # Scenario by scenario: an interrupted study has whole draws.
     places = [(c.label, place) for place in range(len(scenarios)) for c in config.contenders]
-    cells = [Cell(scenario=s, contender=c) for s in scenarios for c in config.contenders]
+    cells = cells_of(config, scenarios)
     records = run_cells(cells, store, jobs=jobs, progress=progress, workers=workers)
     return Evidence(
         config=config,

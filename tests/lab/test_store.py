@@ -11,7 +11,7 @@ import pytest
 from slosched.core.errors import InputError
 from slosched.lab import cells as cells_module
 from slosched.lab import digests
-from slosched.lab.cells import Cell, Contender, run_cells
+from slosched.lab.cells import Cell, Contender, adopt, run_cells
 from slosched.lab.digests import closure, code_digest, policy_digest
 from slosched.lab.scenarios import Scenario, Traffic
 from slosched.lab.store import Record, Store
@@ -155,3 +155,38 @@ def test_store_keeps_provenance_in_the_file(tmp_path: Path) -> None:
     line = json.loads(path.read_text())
     assert line["provenance"] == {"commit": "abc"}
     assert Store(path).records()[0].provenance == {"commit": "abc"}
+
+
+def test_results_of_other_code_are_adopted_only_if_a_sample_agrees() -> None:
+    """Of three scenarios one is run again: if it agrees, the other two are taken over, and say so."""
+    some = [
+        Cell(scenario=SMALL.model_copy(update={"seed": seed}), contender=Contender.parse("fcfs"))
+        for seed in range(3)
+    ]
+    true = run_cells(some, Store())
+    for honest in (True, False):
+        store = Store()
+        for one in true:
+            result = one.result if honest else one.result | {"weighted": 0.123}
+            store.add(Record(key=one.key | {"code": "old"}, result=result, provenance=one.provenance))
+        assert adopt(some, store, sample=1) == {"fcfs": (2 if honest else 0, 3)}
+        assert some[0].key() in store
+        assert (some[1].key() in store) == honest
+
+
+def test_adopted_results_say_where_they_come_from() -> None:
+    one = Cell(scenario=SMALL, contender=Contender.parse("fcfs"))
+    two = Cell(scenario=SMALL.model_copy(update={"seed": 1}), contender=Contender.parse("fcfs"))
+    store = Store()
+    for record_now in run_cells([one, two], Store()):
+        store.add(
+            Record(
+                key=record_now.key | {"code": "old"}, result=record_now.result, provenance={"commit": "abc"}
+            )
+        )
+    adopt([one, two], store, sample=1)
+    found = store[two.key()]
+    assert found.provenance["adopted"]["code"] == "old"
+    assert found.provenance["adopted"]["checked"] == "1 of 2"
+    assert found.provenance["commit"] == "abc"
+    assert "adopted" not in store[one.key()].provenance
