@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from slosched.core.limits import EngineLimits
+from slosched.lab.cells import provenance
+from slosched.lab.digests import code_digest
 from slosched.timing.presets import preset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,9 +70,38 @@ def environment(*packages: str) -> dict[str, object]:
     }
 
 
+MEASURED = {
+    "continuous": ("slosched.solvers.solve_continuous",),
+    "exact": ("slosched.solvers.static.cpsat",),
+    "fidelity": ("slosched.simulator.engine", "slosched.timing.fitting"),
+    "fleet": ("slosched.simulator.fleet", "slosched.policies.slosched"),
+    "hindsight": ("slosched.lab.hindsight", "slosched.lab.bound"),
+    "million": ("slosched.simulator.engine",),
+    "papers": ("slosched.simulator.engine",),
+    "simulator_speed": ("slosched.simulator.engine",),
+    "slo_scale": ("slosched.simulator.engine", "slosched.policies.slosched"),
+    "static_cpsat": ("slosched.solvers.static.cpsat",),
+    "tardiness": ("slosched.solvers.static.tardiness",),
+    "vllm_benefit": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
+    "vllm_overhead": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
+}
+"""Modules that a result measures, by its name, with all they import: if they change, the result is stale."""
+
+
+def measured(name: str) -> dict[str, object] | None:
+    """Digest of the code that a result of this name measures, and the commit; None where nothing is said."""
+    if name not in MEASURED:
+        return None
+    about = provenance()
+    return {"code": code_digest(*MEASURED[name]), "commit": about["commit"], "dirty": about["dirty"]}
+
+
 def write_json(path: str | Path, payload: object) -> Path:
     """Write JSON with sorted keys in one move, so that a reader never sees half a file; returns the path."""
     target = Path(path)
+    about = measured(target.stem)
+    if about is not None and isinstance(payload, dict):
+        payload = payload | {"measured": about}
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(target.suffix + ".partial")
     partial.write_text(json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 DOCS = ROOT / "docs"
 COLOURS = {"slosched": "#0072B2", "fcfs": "#444444", "edf+d": "#E08A4F", "qoserve": "#4DB89A"}
-FORECAST = "predictor-5"
 
 
 def figure(columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
@@ -38,39 +37,42 @@ def save(made: Figure, name: str) -> None:
     print(f"docs/{name}")
 
 
-def helps(evidence: dict[str, Any]) -> None:
-    """What reordering and pacing gain over first come, first served, by load."""
+BINS = ((0.4, 0.7), (0.7, 1.0), (1.0, 1.5), (1.5, 2.6))
+"""Loads that are drawn together."""
+
+
+def by_load(evidence: dict[str, Any]) -> None:
+    """SLOs kept by load: ours, first come, first served, and the best rivals of the study."""
     made, (ax,) = figure(1, 7.6, 3.8)
-    for mix in evidence["config"]["mixes"]:
-        cells = [c for c in evidence["cells"] if c["mix"] == mix and c["forecast"] == FORECAST]
-        gain = [100 * (c["attainment"]["slosched"] - c["attainment"]["fcfs"]) for c in cells]
-        ax.plot([c["load"] for c in cells], gain, marker="o", label=mix)
-    ax.axhline(0, color="#888888", linewidth=0.8)
-    ax.set_xlabel("offered load, 1 = the most first come, first served can take")
-    ax.set_ylabel("points of attainment gained")
+    standings = evidence["leagues"]["serves everybody"]["standings"]
+    shown = [s["policy"] for s in standings][:5]
+    shown += [p for p in ("slosched", "fcfs") if p not in shown]
+    for policy in shown:
+        line = []
+        for low, high in BINS:
+            some = [100 * d["weighted"][policy] for d in evidence["draws"] if low <= d["load"] < high]
+            line.append(statistics.fmean(some) if some else float("nan"))
+        ax.plot(range(len(BINS)), line, marker="o", label=policy, color=COLOURS.get(policy))
+    ax.set_xticks(range(len(BINS)), [f"{low:g} to {high:g}" for low, high in BINS])
+    ax.set_xlabel("offered load, 1 = what the engine sustains")
+    ax.set_ylabel("SLOs kept, by weight, in %")
     ax.legend(frameon=False)
     save(made, "gain-by-load.png")
 
 
 def choosing(evidence: dict[str, Any]) -> None:
-    """Attainment in overload of the best policies, means over mixes."""
-    cells = [c for c in evidence["cells"] if c["forecast"] == FORECAST and c["load"] > 1]
-    mean = {
-        p: 100 * statistics.fmean(c["attainment"][p] for c in cells) for p in evidence["config"]["policies"]
-    }
-    best = sorted(mean, key=lambda p: -mean[p])
-    for name in ("fcfs", "priority"):
-        if name in mean and name not in best:
-            best.append(name)
-    best.sort(key=lambda p: -mean[p])
-    made, (ax,) = figure(1, 7.6, 0.28 * len(best) + 1.0)
-    ax.barh(best[::-1], [mean[p] for p in best[::-1]],
-            color=[COLOURS.get(p, "#9DB7C8") for p in best[::-1]])  # fmt: skip
-    for i, name in enumerate(best[::-1]):
-        ax.text(mean[name] + 0.5, i, f"{mean[name]:.1f}", va="center", fontsize=8)
+    """SLOs kept by every policy, means over the draws."""
+    standings = [s for found in evidence["leagues"].values() for s in found["standings"]]
+    standings.sort(key=lambda s: s["attainment"]["mean"])
+    made, (ax,) = figure(1, 7.6, 0.28 * len(standings) + 1.0)
+    names = [s["policy"] for s in standings]
+    means = [100 * s["attainment"]["mean"] for s in standings]
+    ax.barh(names, means, color=[COLOURS.get(p, "#9DB7C8") for p in names])
+    for i, value in enumerate(means):
+        ax.text(value + 0.5, i, f"{value:.1f}", va="center", fontsize=8)
     ax.margins(y=0.01)
     ax.grid(axis="x", color="#EEEEEE")
-    ax.set_xlabel("SLOs met in overload, by weight, in %, mean over mixes and loads")
+    ax.set_xlabel(f"SLOs kept, by weight, in %, mean over {len(evidence['draws'])} random scenarios")
     save(made, "policies.png")
 
 
@@ -97,7 +99,7 @@ def limits(scale: dict[str, Any]) -> None:
 
 def main() -> None:
     """Draw what there are results for."""
-    for name, draw in (("evidence", helps), ("evidence_breadth", choosing), ("slo_scale", limits)):
+    for name, draw in (("evidence", by_load), ("evidence_breadth", choosing), ("slo_scale", limits)):
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw(json.loads(path.read_text()))

@@ -2,6 +2,7 @@
 
 python benchmarks/readme.py                    # tables of the benchmarks
 python benchmarks/readme.py --demo out/demo    # and the demonstration's table and picture
+python benchmarks/readme.py --check            # only name what is stale; exit code 1 if the headline is
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT
+from common import RESULTS, ROOT, measured
+
+from slosched.lab.cells import ENGINE_MODULES, Contender
+from slosched.lab.digests import code_digest
 
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "attainment.png"
@@ -62,102 +66,89 @@ def demo(folder: Path) -> str:
         f"![Share of requests that met their SLOs, by load](docs/{PICTURE.name})\n\n"
         + table(["policy", *(f"{load:.2g}x" for load in loads)], rows)
         + f"\n\nRequests that met all their limits, by weight, in %; mean ± standard deviation over {seeds} seeds. 1x is "
-        f"{result['capacity_rps']:.2f} requests/s, the highest rate at which first come, first served meets 90 %. "
+        f"{result['sustained_rps']:.2f} requests/s: what the engine sustains with full batches. "
         f"{result['about'][0]}"
     )
 
 
-TAIL_TIE = 1.02
-"""A tail at most this times the other is no worse."""
+SHOWN_ROWS = 12
+HEADLINE = "evidence.json"
+"""The result that must be fresh."""
 
-SHOWN_LOADS = (1.0, 1.6, 2.5)
-"""Of the study: near capacity, overload, deep overload."""
+
+def points(interval: dict[str, float] | None, sign: str = "") -> str:
+    """A mean in points with its interval."""
+    if interval is None or interval["mean"] is None:
+        return "–"
+    mean, low, high = (f"{100 * interval[k]:{sign}.1f}" for k in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def evidence() -> str | None:
-    """The study of all policies."""
+    """The study over random scenarios: two leagues, at most twelve rows."""
     result = load("evidence")
     if result is None:
         return None
-    config, h = result["config"], result["headline"]
     rows = []
-    for cell in result["cells"]:
-        if cell["load"] not in SHOWN_LOADS:
+    for title, league in result["leagues"].items():
+        for s in league["standings"]:
+            duel = league["duels"].get(s["policy"])
+            shares = (
+                "–"
+                if s["ahead"] is None
+                else " / ".join(f"{100 * s[k]:.0f}" for k in ("ahead", "level", "behind"))
+            )
+            regret = (
+                "–"
+                if s["regret_mean"] is None
+                else f"{100 * s['regret_mean']:.1f} / {100 * s['regret_worst']:.0f}"
+            )
+            name = s["policy"] + (" (may refuse)" if title == "may refuse" else "")
+            rows.append([name, points(s["attainment"]), points(duel, "+"), shares, regret])
+    draws = len(result["draws"])
+    head = ["policy", "SLOs kept %", "ours less it", "ahead / level / behind %", "regret mean / worst"]
+    return (
+        table(head, rows[:SHOWN_ROWS])
+        + f"\n\n{draws} random scenarios (engines, traffic, limits, loads 0.4 to 2.5), by weight, 95 % intervals over "
+        "scenarios. Ahead, level, behind: of the best rival of each scenario, chosen afterwards, by two points. "
+        f"`slosched evidence --config benchmarks/evidence.yaml`, {draws} of its draws; commit "
+        f"{', '.join(result['provenance']['commit'])}, {', '.join(result['provenance']['machine'])}. "
+        "[Protocol](benchmarks/README.md)."
+    )
+
+
+def stale() -> list[str]:
+    """Results that pages show and that are older than the code they measured, in sentences."""
+    pages = [README, *sorted((ROOT / "docs").glob("*.md"))]
+    texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
+    found = []
+    for path in sorted(RESULTS.glob("*.json")):
+        where = [name for name, text in texts.items() if re.search(rf"\b{path.stem}\.(py|json|yaml)", text)]
+        if not where:
+            found.append(f"{path.name}: no page names it.")
             continue
-        a, best, ratio = cell["attainment"], cell["best_rival"], cell["miss_ratio"]
-        rows.append(
-            [
-                cell["mix"], f"{cell['load']:g}x", *(percent(a[p]) for p in ("slosched", "fcfs", "priority", "edf+d", "edf+d@512")),
-                f"{percent(a[best])} ({best})",
-                f"{100 * cell['advantage']:+.1f} ({100 * cell['advantage_low']:+.1f} to {100 * cell['advantage_high']:+.1f})",
-                "–" if ratio is None else f"{ratio:.2f}", percent(cell["bound"]),
-            ]
-        )  # fmt: skip
-    head = [
-        "mix", "load", "slosched", "fcfs", "priority", "edf+d", "edf+d, 512 tokens a step", "best rival",
-        "advantage, points", "misses, ratio", "nobody can beat",
-    ]  # fmt: skip
-    lost = [
-        f"{c['mix']} at {c['load']:g}x (to {c['rival']}, {100 * c['advantage']:+.1f} points)"
-        for c in h["cells_lost"]
-    ]
-    overload = [c["attainment"] for c in result["cells"] if c["load"] > 1]
-    mean = {p: statistics.fmean(a[p] for a in overload) for p in config["policies"]}
-    means = ", ".join(f"{p} {percent(mean[p])}" for p in sorted(mean, key=lambda p: -mean[p]))
-    tails: dict[str, list[bool]] = {"e2e_p99_s": [], "ttft_p99_s": [], "max_wait_s": []}
-    for cell in result["cells"]:
-        for name, value in cell["tails"].items():
-            if value is not None:
-                tails[name.split()[0]].append(value <= TAIL_TIE)
-    no_worse = [f"{sum(tails[name])} of {len(tails[name])}" for name in tails]
-    gain = h["capacity_gain_geometric_mean"]
-    gains = ", ".join(f"{v:.2f} times that of {k}" for k, v in gain.items() if v is not None)
-    return (
-        table(head, rows)
-        + f"\n\nRequests that met all their limits, by weight, in %, means over {config['seeds']} seeds of "
-        f"{config['requests']} requests; forecasts with the errors of a real predictor. The best rival is the best of "
-        f"{len(config['policies']) - 1} others, chosen after the fact in each cell; the advantage over it is paired by "
-        'seed, with a 95 % bootstrap interval; "misses, ratio" is our misses over its. Of all '
-        f"{h['cells']} cells (loads {', '.join(f'{x:g}x' for x in config['loads'])}) slosched wins {h['cells_won']}, ties "
-        f"{h['cells'] - h['cells_won'] - len(lost)} and loses {len(lost)}{': ' + '; '.join(lost) if lost else ''}. "
-        f"Geometric mean of the ratios in overload: {h['overload_miss_ratio_geometric_mean']:.2f} "
-        f"({h['overload_cells_without_misses_of_the_rival']} cells without misses of the rival left out). Highest load "
-        f"with 90 % attainment: {gains} (geometric means). Means over all cells in overload: {means}. Tails against "
-        f"{' and '.join(h['tail_rivals'])}: p99 e2e is no worse in {no_worse[0]} comparisons, p99 TTFT in {no_worse[1]}, "
-        f"the longest wait in {no_worse[2]}. "
-        f"`slosched evidence --config benchmarks/evidence.yaml`, {place(result)}."
-    )
+        for words in _age(path.stem, json.loads(path.read_text())):
+            found.append(f"{path.name} ({', '.join(where)}): {words}")
+    return found
 
 
-def forecasts() -> str | None:
-    """What length knowledge is worth."""
-    result = load("evidence_forecasts")
-    if result is None:
-        return None
-    config = result["config"]
-    overload = [c for c in result["cells"] if c["load"] > 1]
-    lost = [
-        f"{c['mix']} at {c['load']:g}x with {c['forecast']} (to {c['rival']}, {100 * c['advantage']:+.1f} points)"
-        for c in result["headline"]["cells_lost"]
-    ]
-
-    def mean(policy: str, forecast: str, mix: str | None = None) -> str:
-        chosen = [c for c in overload if c["forecast"] == forecast and mix in (None, c["mix"])]
-        return percent(statistics.fmean(c["attainment"][policy] for c in chosen))
-
-    rows = [[policy, *(mean(policy, f) for f in config["forecasts"])] for policy in config["policies"]]
-    rows += [
-        [f"slosched, {m}", *(mean("slosched", f, m) for f in config["forecasts"])] for m in config["mixes"]
-    ]
-    return (
-        table(["policy", *config["forecasts"]], rows)
-        + f"\n\nAttainment by weight in %, means over {len(config['mixes'])} mixes, "
-        f"{sum(x > 1 for x in config['loads'])} loads above 1 and {config['seeds']} seeds of {config['requests']} requests, by "
-        "what the policies know of answer lengths: the truth, a forecast with the errors of a real predictor, or the "
-        f"mean of the class. Over all {len(result['cells'])} cells of mix, load and forecast slosched wins "
-        f"{result['headline']['cells_won']} and loses {len(lost)} to the best of the others{': ' + '; '.join(lost) if lost else ''}. "
-        f"`slosched evidence --config benchmarks/evidence_forecasts.yaml`, {place(result)}."
-    )
+def _age(name: str, result: dict[str, Any]) -> list[str]:
+    """What makes a result stale; nothing if it is fresh."""
+    if "policy_code" in result:
+        now = code_digest(*ENGINE_MODULES)
+        words = (
+            [] if result["provenance"]["code"] == [now] else ["simulator or scenarios have changed since."]
+        )
+        for label, digest in result["policy_code"].items():
+            if Contender.parse(label).key()["policy_code"] != digest:
+                words.append(f"{label} has changed since.")
+        return words
+    made, now_made = result.get("measured"), measured(name)
+    if made is None:
+        return ["made before results recorded their code: age unknown."]
+    if now_made is not None and made["code"] != now_made["code"]:
+        return [f"made at {made['commit']}; the code that it measures has changed since."]
+    return []
 
 
 def place(result: dict[str, Any]) -> str:
@@ -226,11 +217,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--demo", type=Path)
+    parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    if options.check:
+        found = stale()
+        print("\n".join(found) or "Everything shown is fresh.")
+        raise SystemExit(any(line.startswith(HEADLINE) for line in found))
     if options.demo is not None:
         write("demo", demo(options.demo))
     write("evidence", evidence())
-    write("forecasts", forecasts())
     write("speed", speed())
     write("fidelity", fidelity())
 
