@@ -63,6 +63,7 @@ def demo(folder: Path) -> str:
     shutil.copyfile(folder / "attainment.png", PICTURE)
     seeds = len(points["slosched"][loads[0]])
     return (
+        f"**{result['headline']}**\n\n"
         f"![Share of requests that met their SLOs, by load](docs/{PICTURE.name})\n\n"
         + table(["policy", *(f"{load:.2g}x" for load in loads)], rows)
         + f"\n\nRequests that met all their limits, by weight, in %; mean ± standard deviation over {seeds} seeds. 1x is "

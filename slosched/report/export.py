@@ -27,6 +27,7 @@ def results_json(comparison: Comparison) -> bytes:
         "source": comparison.source,
         "about": list(comparison.about),
         "sustained_rps": unit if math.isfinite(unit) else None,
+        "headline": comparison.headline,
         "points": [point_dict(p) for p in comparison.points],
     }
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
