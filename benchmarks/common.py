@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from pathlib import Path
 from slosched.core.limits import EngineLimits
 from slosched.lab.cells import provenance
 from slosched.lab.digests import code_digest
+from slosched.lab.parallel import cores
 from slosched.timing.presets import preset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +88,18 @@ MEASURED = {
     "vllm_overhead": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
 }
 """Modules that a result measures, by its name, with all they import: if they change, the result is stale."""
+
+
+def study_options(about: str | None, out: str, *, draws: int, seed: int) -> argparse.ArgumentParser:
+    """Options that all scripts share which run scenarios of the population: draws, seed, jobs, out."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=draws, help=f"random scenarios ({draws})")
+    parser.add_argument(
+        "--seed", type=int, default=seed, help=f"first seed ({seed}): below 10000 to tune, then to report"
+    )
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes; all cores if not given")
+    parser.add_argument("--out", type=Path, default=RESULTS / out, help=f"file (benchmarks/results/{out})")
+    return parser
 
 
 def measured(name: str) -> dict[str, object] | None:

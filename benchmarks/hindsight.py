@@ -9,11 +9,9 @@ bound of 100 % says nothing and is not shown.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, write_json
+from common import environment, study_options, write_json
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -23,7 +21,7 @@ from slosched.lab.bound import attainment_bound
 from slosched.lab.cells import Contender
 from slosched.lab.evidence import REFUSING, SERVING
 from slosched.lab.hindsight import hindsight
-from slosched.lab.parallel import Workers, cores
+from slosched.lab.parallel import Workers
 from slosched.lab.population import FIRST_REPORTING_SEED, draw
 from slosched.simulator import simulate
 
@@ -60,16 +58,10 @@ def measure(trials: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Search, and print one line a draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--jobs", type=int, default=cores())
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=FIRST_REPORTING_SEED)
+    parser = study_options(__doc__, "hindsight.json", draws=10, seed=FIRST_REPORTING_SEED)
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=RESULTS / "hindsight.json")
     options = parser.parse_args()
-    seeds = range(options.first_seed, options.first_seed + options.draws)
+    seeds = range(options.seed, options.seed + options.draws)
     with Workers(options.trials, options.jobs) as workers, Progress() as bar:
         task = bar.add_task("draws", total=len(seeds))
 

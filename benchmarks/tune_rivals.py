@@ -9,15 +9,13 @@ Settings chosen here go into `benchmarks/evidence.yaml`, whose seeds are others.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
-from common import RESULTS, environment, write_json
+from common import environment, study_options, write_json
 from rich.progress import Progress
 
 from slosched.lab.evidence import EvidenceConfig, run_evidence
-from slosched.lab.parallel import cores
 from slosched.lab.population import FIRST_REPORTING_SEED
 from slosched.lab.store import Store
 
@@ -44,15 +42,9 @@ FIRST_SEED = 5000
 
 def main() -> None:
     """Run all settings, and say which are best."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--draws", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=FIRST_SEED, help="first seed, below 10000")
+    parser = study_options(__doc__, "rivals_tuned.json", draws=24, seed=FIRST_SEED)
     parser.add_argument("--policy", action="append", choices=list(GRID), help="policy; several")
-    parser.add_argument("--jobs", type=int, default=cores())
     parser.add_argument("--store", type=Path, default=Path("out/tuning/runs.jsonl"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "rivals_tuned.json")
     options = parser.parse_args()
     if options.seed + options.draws > FIRST_REPORTING_SEED:
         parser.error(f"seeds from {FIRST_REPORTING_SEED} on are for reporting")
