@@ -35,6 +35,7 @@ from slosched.predictors.base import Prompt
 from slosched.predictors.blend import HISTORY, Blend, Told
 from slosched.predictors.calibration import LEVELS, interval
 from slosched.predictors.history import ClassHistory
+from slosched.predictors.prior import PRIOR
 from slosched.predictors.ranker import Ranker, tau, train_ranker
 
 SEGMENTS = {"first 50": (0, 50), "51 to 100": (50, 100), "after 100": (100, None)}
@@ -80,10 +81,10 @@ class Online:
     for those who wait.
     """
 
-    def begin(self, said: Floats | None, trust: float, output_tokens: Any, classes: Sequence[str]) -> None:
-        """What a ranker says of each request, row by row, its trust, and what only time will show."""
-        self._said, self._truth, self._classes = said, output_tokens, classes
-        self._history, self._blend = ClassHistory(), Blend({"ranker": trust})
+    def begin(self, said: Floats | None, name: str, output_tokens: Any, classes: Sequence[str]) -> None:
+        """What a ranker says of each request, row by row, its name, and what only time will show."""
+        self._said, self._name, self._truth, self._classes = said, name, output_tokens, classes
+        self._history, self._blend = ClassHistory(), Blend(TRUST, relative=(PRIOR,))
         self._told: dict[int, Told] = {}
         self._alive: set[int] = set()
         self._answers = 0
@@ -113,7 +114,7 @@ class Online:
         past = np.asarray(self._history.of(self._classes[row]).atoms)
         if self._said is None:
             return past
-        self._told[row] = self._blend.tell(self._classes[row], {HISTORY: past, "ranker": self._said[row]})
+        self._told[row] = self._blend.tell(self._classes[row], {HISTORY: past, self._name: self._said[row]})
         return self._blend.atoms(self._told[row])
 
     def _again(self, row: int) -> Floats:
@@ -124,12 +125,12 @@ class Online:
         return self._blend.atoms(self._told[row])
 
 
-def online(policy: Any, said: Floats | None, trust: float, output_tokens: Any, classes: Sequence[str]) -> Any:
+def online(policy: Any, said: Floats | None, name: str, output_tokens: Any, classes: Sequence[str]) -> Any:
     """The policy with forecasts blended online."""
     kind: Any = type(f"Online{type(policy).__name__}", (Online, type(policy)), {"static": False})
     made = kind.__new__(kind)
     made.__dict__.update(policy.__dict__)
-    made.begin(said, trust, output_tokens, classes)
+    made.begin(said, name, output_tokens, classes)
     return made
 
 
@@ -189,9 +190,9 @@ def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cell
                 w = replace(base, atoms=np.maximum(1.0, fixed[kind][order]))
             else:
                 told = said[kind]
-                trust = TRUST["prior" if kind == ABROAD else "ranker"]
+                name = PRIOR if kind == ABROAD else "ranker"
                 mine = None if told is None else told[order]
-                chosen = online(chosen, mine, trust, tokens[order], classes)
+                chosen = online(chosen, mine, name, tokens[order], classes)
             out = simulate(w, chosen, engine=engine).outcomes
             place = cells.setdefault(f"{policy}, {kind}", {})
             for key, value in measures(out).items():

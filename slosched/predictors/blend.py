@@ -10,7 +10,7 @@ some dozens of answers, and the class's history, which knows nothing of the prom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +30,10 @@ answer. Between 3 and 20 the loss of the blend differs by less than 1 % (``bench
 
 HALF_LIFE = 128
 """Answers after which a loss counts half."""
+
+HANDICAP = 0.02
+"""Share by which a source must be better than the class's history to gain weight. Half believed, one that
+tells nothing costs next to nothing in loss, though it does in order, and would keep its say for long."""
 
 KEPT = 256
 """Latest answers of a class that correct a source."""
@@ -103,6 +107,9 @@ class Blend:
     ----------
     trust
         What a source is believed before any answer, from 0 to 1, by name; `TRUST` if not named.
+    relative
+        Sources that know which requests ask for more, not how long answers are: their forecasts are moved so
+        that the middle one has the history's middle.
 
     Examples
     --------
@@ -117,10 +124,11 @@ class Blend:
     True
     """
 
-    def __init__(self, trust: Mapping[str, float] | None = None) -> None:
-        self.trust = dict(trust or {})
+    def __init__(self, trust: Mapping[str, float] | None = None, relative: Collection[str] = ()) -> None:
+        self.trust, self.relative = dict(trust or {}), frozenset(relative)
         for name, value in self.trust.items():
             require(0 <= value <= 1, f"trust of {name}", "from 0 to 1", value)
+        self._centres: dict[tuple[str, str], tuple[float, int]] = {}
         self._classes: dict[str, _Class] = {}
         self._all = _Class()
 
@@ -131,6 +139,9 @@ class Blend:
         require(HISTORY in sources, "sources", f"with {HISTORY}", tuple(sources))
         others = sorted(name for name in sources if name != HISTORY)
         logs = np.log([sources[name] for name in (HISTORY, *others)])
+        for i, name in enumerate(others, start=1):
+            if name in self.relative:
+                logs[i] += float(_middle(logs[0])) - self._centre(slo_class, name, float(_middle(logs[i])))
         if len(others) > 1:
             logs = np.concatenate([logs, logs[1:].mean(axis=0, keepdims=True)])
             others.append("+".join(others))
@@ -147,6 +158,10 @@ class Blend:
         """The same with what has been learned since, and the class's history as it is now."""
         logs = told.logs.copy()
         logs[0] = np.log(history)
+        for i, name in enumerate(told.names[1:], start=1):
+            parts = name.split("+")
+            share = sum(part in self.relative for part in parts) / len(parts)
+            logs[i] += share * float(_middle(logs[0]) - _middle(told.logs[0]))
         return replace(told, logs=logs, forms=self._forms(told.slo_class, told.names, logs))
 
     def observe(self, told: Told, tokens: float, *, cut: bool = False) -> None:
@@ -155,6 +170,7 @@ class Blend:
         # Beyond a cut nothing is known: a longer forecast is not blamed.
         miss = np.maximum(y - told.forms, 0.0) if cut else y - told.forms
         loss = np.maximum(LEVELS * miss, (LEVELS - 1.0) * miss).mean(axis=2)
+        loss[1:] += HANDICAP * loss[0, 0]
         mine = self._classes.setdefault(told.slo_class, _Class())
         silent = self._all.losses.keys() - set(told.names)
         mixed = float((self._weights(told.slo_class, told.names) * loss).sum()) if silent else 0.0
@@ -198,6 +214,14 @@ class Blend:
         lowest = cost[known].min()
         made = np.where(known, prior * np.exp(-RATE * (cost - lowest)), 0.0)
         return np.asarray(made / made.sum())
+
+    def _centre(self, slo_class: str, name: str, middle: float) -> float:
+        """Mean of a relative source's middles in a class, this one the newest; older ones fade."""
+        mean, count = self._centres.get((slo_class, name), (0.0, 0))
+        count = min(count + 1, HALF_LIFE)
+        mean += (middle - mean) / count
+        self._centres[slo_class, name] = mean, count
+        return mean
 
     def _trust(self, name: str) -> float:
         return self.trust.get(name, JOINT_TRUST if "+" in name else TRUST)

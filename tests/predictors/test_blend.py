@@ -98,6 +98,23 @@ def test_a_new_class_begins_with_what_others_have_shown() -> None:
     assert blend.weights("b")["ranker"] < 0.05
 
 
+def test_a_relative_source_never_moves_the_level() -> None:
+    """Its middles are a hundred times too long: from the first request on only their differences count."""
+    rng, history = np.random.default_rng(0), np.exp(5.0 + 0.9 * np.linspace(-1.5, 1.5, 8))
+    plain, relative = Blend({"prior": 0.9}), Blend({"prior": 0.9}, relative=("prior",))
+    found: dict[str, list[float]] = {"plain": [], "relative": []}
+    for _ in range(40):
+        said = 100 * np.exp(5.0 + 0.5 * rng.normal() + 0.3 * np.linspace(-1, 1, 8))
+        for name, blend in (("plain", plain), ("relative", relative)):
+            atoms = blend.atoms(blend.tell("c", {HISTORY: history, "prior": said}))
+            found[name].append(float(np.log(atoms).mean()))
+    assert np.mean(found["plain"]) > 8
+    assert np.mean(found["relative"]) == pytest.approx(5.0, abs=0.3)
+    told = relative.tell("c", {HISTORY: history, "prior": said})
+    moved = relative.again(told, 2 * history)
+    assert moved.logs[1] - told.logs[1] == pytest.approx(np.log(2.0))
+
+
 def test_sources_come_and_go() -> None:
     """A hint on some requests only; two sources are tried together; one never heard of starts level."""
     blend = Blend()

@@ -38,8 +38,10 @@ HINT_SIGMA = 0.4
 
 TRUST = {"hint": 0.95, "program": 0.3, "ranker": 0.9, "light": 0.9, "prior": 0.1}
 """What each source is believed before its first answer: a client speaks of its own request, a ranker was
-trained by the operator, the prior ranker on other people's prompts, a program changes what it asks. With 0.3 for the last, a ranker from
-another world cost a point of attainment before it was ignored (``benchmarks/cold_start.py``)."""
+trained by the operator, a program changes what it asks, the prior ranker knows other people's prompts. With
+0.3 for the prior, one from another world cost a point of attainment before it was ignored
+(``benchmarks/cold_start.py``).
+"""
 
 REVISED_AFTER = 64
 """Answers learned from after which forecasts of those not yet begun are made anew."""
@@ -78,7 +80,7 @@ class Forecaster:
             self._ranker, self._name = quick, "light"
         self._model: Any = None
         self._tokenizer: Any = None
-        self._blend, self._turns = Blend(TRUST), PastTurns()
+        self._blend, self._turns = Blend(TRUST, relative=(PRIOR,)), PastTurns()
         self._asked: dict[str, _Asked] = {}
         self._revise: deque[str] = deque()
         self._bad = self._bad_later = self._learned = 0
