@@ -14,8 +14,12 @@ Mutants that cannot change behaviour (a tolerance, a message) are not told apart
 from __future__ import annotations
 
 import argparse
+import ast
+import multiprocessing
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,9 +29,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
+import ortools.sat.python.cp_model  # noqa: TID253 (this is a script)
+import pytest
+import scipy.optimize
+import scipy.sparse
+import scipy.special
 from common import RESULTS, ROOT, environment, write_json
 from rich.progress import Progress
+
+FORK = multiprocessing.get_context("fork")
+LOADED = (numba, ortools.sat.python.cp_model, scipy.optimize, scipy.sparse, scipy.special)
+"""What takes long to import and is no part of the package: loaded once, before any fork."""
 
 SWAPS = {
     "Add": ("Sub",), "Sub": ("Add",), "Mul": ("Div", "Add"), "Div": ("Mul",), "FloorDiv": ("Mul",),
@@ -61,33 +75,33 @@ class Target:
 
 
 TARGETS = (
-    Target("statistics", "lab/statistics.py", "tests/lab/test_statistics.py", 8),
-    Target("figures", "lab/figures.py", "tests/lab/test_figures.py", 6),
-    Target("metrics", "report/metrics.py", "tests/report/test_metrics.py tests/simulator/test_sessions.py -k "
-           "'not turns_follow and not slow'", 8),
     Target("outcomes", "core/outcome.py", "tests/core/test_outcome.py", 3),
-    Target("bounds", "lab/bound.py", "tests/evidence/test_bound.py", 8,
-           ("attainment_bound", "spans_of", "_jobs", "_most_alive", "_shareable", "_Windows")),
-    Target("cpsat bounds", "solvers/static/cpsat.py", "tests/solvers/test_exact.py -k 'bound or rounding or "
-           "requests or claims'", 5, ("_Rounded", "attainment", "latency", "dinkelbach", "_referee")),
-    Target("continuous bounds", "solvers/cpsat_continuous.py", "tests/solvers/test_exact_continuous.py", 4,
-           ("_Queue", "_solve", "solve_continuous_fixed")),
-    Target("objectives", "solvers/result.py", "tests/solvers/test_static.py -k 'tolerance or gap or trivial'",
-           3, ("Score",)),
-    Target("evaluation", "solvers/static/reference.py", "tests/solvers/test_static.py -k 'agree or limits or "
-           "trivial or bad_problems'", 3, ("value", "evaluate", "check_plan")),
+    Target("SLO", "core/slo.py", "tests/core/test_nouns.py", 3),
     Target("SLO fields", "integrations/vllm/slo_fields.py", "tests/vllm/test_fields.py", 5),
     Target("SLO rules", "workloads/slos.py", "tests/workloads/test_slos.py", 4),
-    Target("SLO", "core/slo.py", "tests/core/test_nouns.py", 3),
-    Target("admission", "policies/hopeless.py", "tests/policies/test_options.py -k 'not agentic'", 5),
     Target("headers", "integrations/vllm/middleware.py", "tests/vllm/test_middleware.py", 4),
+    Target("metrics", "report/metrics.py", "tests/report/test_metrics.py tests/simulator/test_sessions.py -k "
+           "'not turns_follow and not slow'", 8),
+    Target("figures", "lab/figures.py", "tests/lab/test_figures.py", 6),
+    Target("objectives", "solvers/result.py", "tests/solvers/test_static.py -k 'tolerance or gap or trivial'",
+           3, ("Score",)),
+    Target("continuous bounds", "solvers/cpsat_continuous.py", "tests/solvers/test_exact_continuous.py", 4,
+           ("_Queue", "_solve", "solve_continuous_fixed")),
     Target("guards", "integrations/vllm/planner.py", "tests/vllm/test_guards.py", 3,
            ("open", "decide", "_fail", "_collect", "_keys")),
+    Target("admission", "policies/hopeless.py", "tests/policies/test_options.py -k 'not agentic'", 5),
+    Target("sessions", "core/workload.py", "tests/simulator/test_sessions.py -k 'not turns_follow and not "
+           "slow'", 3, ("previous", "turn", "open_loop", "rows")),
+    Target("bounds", "lab/bound.py", "tests/evidence/test_bound.py", 8,
+           ("attainment_bound", "spans_of", "_jobs", "_most_alive", "_shareable", "_Windows")),
+    Target("statistics", "lab/statistics.py", "tests/lab/test_statistics.py", 8),
     Target("calibration", "predictors/calibration.py", "tests/predictors/test_ranker.py "
            "tests/predictors/test_history.py -k 'cut or calibration or quantiles'", 3,
            ("censored_quantiles", "_spread", "interval")),
-    Target("sessions", "core/workload.py", "tests/simulator/test_sessions.py -k 'not turns_follow and not "
-           "slow'", 3, ("previous", "turn", "open_loop", "rows")),
+    Target("cpsat bounds", "solvers/static/cpsat.py", "tests/solvers/test_exact.py -k 'bound or rounding or "
+           "requests or claims'", 5, ("_Rounded", "attainment", "latency", "dinkelbach", "_referee")),
+    Target("evaluation", "solvers/static/reference.py", "tests/solvers/test_static.py -k 'agree or limits or "
+           "trivial or bad_problems'", 3, ("value", "evaluate", "check_plan")),
 )  # fmt: skip
 
 
@@ -117,18 +131,13 @@ class Mutant:
 
 
 def lines_of(source: str, within: tuple[str, ...]) -> set[int]:
-    """Lines of code of some functions and classes, or of all, without annotations of arguments."""
-    import ast
-
-    tree = ast.parse(source)
-    if not within:
-        return set(range(1, source.count("\n") + 2))
+    """Lines of the functions and classes named, or of all, without decorators."""
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     found: set[int] = set()
-    for node in ast.walk(tree):
-        named = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in within
-        if named and isinstance(node, ast.FunctionDef | ast.ClassDef):
+    for node in nodes:
+        if not within or node.name in within:
             found |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return found
+    return found - {line.lineno for node in nodes for line in node.decorator_list}
 
 
 def mutants(target: Target) -> Iterator[Mutant]:
@@ -162,17 +171,34 @@ def chosen(target: Target, each: int | None, seed: int) -> list[Mutant]:
 def passes(tree: Path, tests: str, timeout_s: float | None) -> tuple[bool, float]:
     """Whether the tests pass in a tree, and how long they took."""
     began = time.perf_counter()
-    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider --hypothesis-seed=0 {tests}"
-    env = os.environ | {"PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(tree / ".numba")}
-    try:
-        done = subprocess.run(
-            command, shell=True, cwd=tree, env=env, capture_output=True, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False, time.perf_counter() - began
-    if done.returncode not in (0, 1, 2):
-        raise SystemExit(f"pytest cannot run {tests}: {done.stdout.decode()[-2000:]}")
-    return done.returncode == 0, time.perf_counter() - began
+    child = FORK.Process(target=_test, args=(tree, shlex.split(tests)))
+    child.start()
+    child.join(timeout_s)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    if child.exitcode not in (0, 1, 2, -signal.SIGKILL):
+        raise SystemExit(f"pytest cannot run {tests}: exit code {child.exitcode}.")
+    return child.exitcode == 0, time.perf_counter() - began
+
+
+def _test(tree: Path, tests: list[str]) -> None:
+    """Run tests on the package in a tree; a fork of this process, with all but the package loaded."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.chdir(tree)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "slosched"]:
+        del sys.modules[name]
+    os.environ |= {"PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(tree / ".numba")}
+    sys.path.insert(0, str(tree))
+    os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests])))
+
+
+def write(path: Path, seed: int, rows: list[dict[str, Any]]) -> None:
+    """What is known so far."""
+    content = {"seed": seed, "mutants": len(rows), "killed": sum(row["killed"] for row in rows), "rows": rows}
+    write_json(path, {"environment": environment("cosmic-ray")} | content)
 
 
 def main() -> None:
@@ -188,7 +214,7 @@ def main() -> None:
     targets = [t for t in TARGETS if not options.only or t.name in options.only]
     picked = {t.name: chosen(t, options.each, options.seed) for t in targets}
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, Progress() as bar:
+    with tempfile.TemporaryDirectory() as folder, Progress(auto_refresh=False) as bar:
         tree = Path(folder) / "tree"
         files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
         for name in files.stdout.split("\n"):
@@ -208,15 +234,11 @@ def main() -> None:
                 path.write_text(original)
                 change = mutant.change(original)
                 rows.append(asdict(mutant) | {"change": change, "killed": not alive})
-                bar.advance(task)
+                bar.update(task, advance=1, refresh=True)
+                write(options.out, options.seed, rows)
                 if alive:
                     bar.console.print(f"survived: {mutant.module}:{mutant.line}: {change}", markup=False)
     killed = sum(row["killed"] for row in rows)
-    write_json(
-        options.out,
-        {"environment": environment("cosmic-ray"), "seed": options.seed, "mutants": len(rows),
-         "killed": killed, "rows": rows},
-    )  # fmt: skip
     for target in targets:
         own = [row for row in rows if row["target"] == target.name]
         print(f"{target.name:18} {sum(row['killed'] for row in own):3} of {len(own):3} killed")
