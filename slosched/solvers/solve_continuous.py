@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from slosched.core.errors import InputError, require
 from slosched.planner import model as c
+from slosched.solvers.annealing import SAMPLED, anneal, typical_loss
 from slosched.solvers.continuous_problem import ContinuousProblem, check_sequence
 from slosched.planner.orders import CONSTRUCTIVE, PLAIN, QueueOrders
 from slosched.solvers.result import WEIGHT_TOLERANCE, Result, Status
@@ -34,13 +35,17 @@ SOLVERS = (*PLAIN, *CONSTRUCTIVE, *SEARCHES, *EXACT)
 
 MOST_ENUMERATED = 8
 CHUNK = 64
-"""Moves between two looks at progress."""
+"""Moves between two looks at the clock."""
 
-PATIENCE = 12
-"""Moves per request without a gain before the best order is shaken and searched anew."""
+HOT, COLD = 0.5, 0.005
+"""Temperatures at the ends of a cycle, in typical losses: at first a typical loss is taken once in seven
+times, at the end never, and only ties and gains are."""
 
-SHAKE = 6
-"""Swaps of a shake, at a distance of at most as many places."""
+CYCLE = 400
+"""Moves of a cycle of annealing per request, at least."""
+
+MOST_CYCLES = 12
+"""Cycles of a chain, at most: restarts pay on short queues, where a cycle soon ends in a valley."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +83,17 @@ def solve_continuous(
     problem
         The engine and its queue.
     solver
-        A name in `SOLVERS` or `ALIASES`. "anneal" (or "search") starts from the best simple order and
-        searches by swaps and insertions, shaken when it no longer gains; "enumerate" tries all orders of at
+        A name in `SOLVERS` or `ALIASES`. "anneal" (or "search") is simulated annealing
+        by swaps and insertions from the best simple order, in cycles (`slosched.solvers.annealing`); "enumerate" tries all orders of at
         most 8 requests; "cpsat" is the search with a bound from CP-SAT.
     objective
         "soft", "lex" or "goodput", see `slosched.solvers.continuous_problem.OBJECTIVES`.
     budget_ms
-        Wall time in milliseconds, at least 0. Without `budget_ms` and `moves`: 1 ms for the search, 10 s for
+        Wall time in milliseconds, at least 0, of simple orders and search together. Without `budget_ms` and `moves`: 1 ms for the search, 10 s for
         the exact solvers.
     moves
-        Moves of each chain, at least 0: the result then depends on the seed alone.
+        Evaluations of each chain, at least 0, those of the simple orders included, which take half of them at
+        most: the result then depends on the seed alone.
     seed, chains
         Seed at least 0; chains of search in threads, at least 1.
     start
@@ -123,24 +129,26 @@ def solve_continuous(
     model = _Model(problem=problem, jobs=problem.jobs_for(objective), aim=problem.aim_for(objective))
     given = None if start is None else check_sequence(start, problem.n)
     deadline_s = None
-    if budget_ms is not None or moves is None:
+    if budget_ms is not None or (moves is None and name != "portfolio"):
         default_ms = 10_000.0 if name in EXACT else 1.0
         deadline_s = begin_s + (default_ms if budget_ms is None else budget_ms) / 1e3
     status, bound = Status.FEASIBLE, _free_bound(model, objective)
     if name == "enumerate":
         sequence, made, status = _enumerate(model, deadline_s)
     elif name in SEARCHES or name == "cpsat":
-        sequence, made = _portfolio(model, given)
+        half_s = None if deadline_s is None else begin_s + 0.5 * (deadline_s - begin_s)
+        sequence, made = _portfolio(model, given, half_s if name == "anneal" else deadline_s, moves)
+        rest = None if moves is None else max(0, moves - made)
         if name == "cpsat":
             require(
                 bound is not None, "objective", "lex or goodput with point forecasts for cpsat", objective
             )
             searched_s = None if deadline_s is None else begin_s + 0.3 * (deadline_s - begin_s)
-            sequence, more = _anneal(model, sequence, searched_s, moves, seed, chains)
+            sequence, more = _anneal(model, sequence, searched_s, rest, seed, chains)
             bound = min(bound or math.inf, _cpsat_bound(model, deadline_s))
             made += more
         elif name == "anneal" and problem.n > 1:
-            sequence, more = _anneal(model, sequence, deadline_s, moves, seed, chains)
+            sequence, more = _anneal(model, sequence, deadline_s, rest, seed, chains)
             made += more
     else:
         sequence, made = QueueOrders(problem.snapshot, problem.snapshot.waiting).first(name, problem.n), 1
@@ -161,17 +169,28 @@ def solve_continuous(
     )
 
 
-def _portfolio(model: _Model, start: Ints | None) -> tuple[Ints, int]:
-    """The best of the constructive orders and the start, and how many there were."""
+def _portfolio(
+    model: _Model, start: Ints | None, deadline_s: float | None, moves: int | None
+) -> tuple[Ints, int]:
+    """The best of the start and of as many constructive orders as there is time for, and how many."""
     problem = model.problem
     if problem.n <= 1:
         return np.arange(problem.n), 1
-    orders = QueueOrders(problem.snapshot, problem.snapshot.waiting)
-    candidates = [] if start is None else [start]
-    candidates += [orders.first(name, problem.n) for name in ("fcfs", *CONSTRUCTIVE)]
+    most = math.inf if moves is None else max(1, moves // 2)
+    best = np.arange(problem.n) if start is None else start
     scratch = c.scratch_for(model.jobs)
-    values = [model.value(order + problem.running, scratch) for order in candidates]
-    return candidates[int(np.argmax(values))], len(candidates)
+    value, made = model.value(best + problem.running, scratch), 1
+    orders: QueueOrders | None = None
+    for name in CONSTRUCTIVE:
+        if made >= most or (deadline_s is not None and time.perf_counter() >= deadline_s):
+            break
+        orders = orders or QueueOrders(problem.snapshot, problem.snapshot.waiting)
+        order = orders.first(name, problem.n)
+        candidate = model.value(order + problem.running, scratch)
+        made += 1
+        if candidate > value:
+            best, value = order, candidate
+    return best, made
 
 
 def _anneal(
@@ -193,38 +212,62 @@ def _anneal(
 def _chain(
     model: _Model, start: Ints, deadline_s: float | None, moves: int | None, seed: int, chain: int
 ) -> tuple[float, Ints, int]:
-    """Search, and shake the best order when it no longer gains; value, order and moves made."""
+    """Anneal in cycles, each from the best order but for every third, which shuffles; value, order, moves."""
     p = model.problem
     rng = np.random.default_rng((seed, chain))
     state = np.array([rng.integers(1, 2**63)], dtype=np.uint64)
-    order, scratch = start + p.running, c.scratch_for(model.jobs)
-    began_s = time.perf_counter()
-    value = best = model.value(order, scratch)
-    once_s = time.perf_counter() - began_s
-    best_order, made, idle = order.copy(), 0, 0
-    while moves is None or made < moves:
-        chunk = CHUNK if moves is None else min(CHUNK, moves - made)
-        if deadline_s is not None:
-            left_s = deadline_s - time.perf_counter()
-            if left_s <= 0:
-                break
-            chunk = max(1, min(chunk, int(left_s / max(once_s, 1e-7)) - 1))
-        reached = c.search(
-            model.jobs, p.running, order, p.n, p.n, p.engine, model.aim, p.prefill_tokens, chunk, state,
-            scratch,
-        )  # fmt: skip
-        made += chunk
-        idle = 0 if reached > value else idle + chunk
-        value = reached
-        if value > best:
-            best, best_order = value, order.copy()
-        if idle > PATIENCE * p.n:
-            order, idle = best_order.copy(), 0
-            for i in rng.integers(0, p.n, SHAKE).tolist():
-                j = min(p.n - 1, i + int(rng.integers(1, SHAKE + 1)))
-                order[[i, j]] = order[[j, i]]
-            value = model.value(order, scratch)
-    return best, best_order - p.running, made
+    scratch = c.scratch_for(model.jobs)
+    fixed = (p.engine, model.aim, p.prefill_tokens)
+    best = start + p.running
+    pace = _Pace(deadline_s, moves)
+    value = model.value(best, scratch)
+    pace.took(1)
+    if pace.moves_left() < SAMPLED + 1:
+        return value, start, 1
+    loss = typical_loss(model.jobs, p.running, best.copy(), *fixed, state, scratch)
+    pace.took(SAMPLED + 1)
+    cycle = 0
+    while (whole := pace.moves_left()) > 0:
+        # Few long cycles on long queues; on short ones, where a walk ends in a valley soon, many.
+        length = max(1, min(whole, max(CYCLE * p.n, whole // MOST_CYCLES)))
+        shuffled = cycle % 3 == 2
+        order = rng.permutation(best) if shuffled else best.copy()
+        hot = loss * (HOT if shuffled or cycle == 0 else HOT / 4)
+        made = 0
+        while made < length and pace.moves_left() > 0:
+            part = min(pace.chunk(), length - made)
+            heat = tuple(hot * (COLD / HOT) ** (k / length) for k in (made, made + part))
+            value = anneal(model.jobs, p.running, order, best, *fixed, part, heat, state, scratch)
+            made += part
+            pace.took(part)
+        cycle += 1
+    return value, best - p.running, pace.made
+
+
+class _Pace:
+    """How many moves are left, of a number or of a time at the pace of the moves so far."""
+
+    def __init__(self, deadline_s: float | None, moves: int | None) -> None:
+        self._deadline_s, self._moves = deadline_s, moves
+        self._began_s = time.perf_counter()
+        self.made = 0
+
+    def took(self, moves: int) -> None:
+        """Count moves that were made."""
+        self.made += moves
+
+    def moves_left(self) -> int:
+        """Moves that number and time allow, at the pace of the moves so far."""
+        left = math.inf if self._moves is None else float(self._moves - self.made)
+        if self._deadline_s is not None:
+            now_s = time.perf_counter()
+            each_s = (now_s - self._began_s) / max(1, self.made)
+            left = min(left, max(0.0, self._deadline_s - now_s) / max(each_s, 1e-9))
+        return int(left)
+
+    def chunk(self) -> int:
+        """Moves until the clock is looked at again."""
+        return max(1, min(self.moves_left(), CHUNK if self._deadline_s is not None else 1 << 40))
 
 
 def _enumerate(model: _Model, deadline_s: float | None) -> tuple[Ints, int, Status]:

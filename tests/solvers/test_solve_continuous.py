@@ -15,13 +15,16 @@ from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
+from slosched.core.table import Ints
+from slosched.planner import model as c
 from slosched.planner import reference
+from slosched.solvers.annealing import anneal
 from slosched.solvers.continuous_problem import OBJECTIVES, ContinuousProblem
-from slosched.solvers.static.problem import StaticProblem
 from slosched.solvers.result import Status
 from slosched.solvers.solve import solve
 from slosched.solvers.solve_continuous import ALIASES, EXACT, SOLVERS
-from slosched.core.steptime import StepTimeModel
+from slosched.solvers.static.problem import StaticProblem
 
 STEP = StepTimeModel(base_s=0.02, prefill_token_s=1e-4, sequence_s=1e-3, kv_token_s=1e-6)
 
@@ -44,7 +47,9 @@ def problem(n: int, seed: int = 0, running: int = 2, **engine: Any) -> Continuou
         generated_tokens=np.where(runs, output // 2, 0),
         computed_tokens=np.where(runs, 40 + output, 0),
         first_token_s=np.where(runs, -0.2, math.nan),
-        engine=Engine(limits=EngineLimits(max_num_seqs=3, kv_blocks=engine.pop("kv_blocks", 4000)), step_time=STEP),
+        engine=Engine(
+            limits=EngineLimits(max_num_seqs=3, kv_blocks=engine.pop("kv_blocks", 4000)), step_time=STEP
+        ),
         **engine,
     )
 
@@ -130,7 +135,7 @@ def test_search_is_no_worse_than_its_start_and_reproducible() -> None:
         assert one.sequence.tolist() == two.sequence.tolist()
         assert one.objective >= p.evaluate(start).value
         assert one.objective >= solve(p, solver="portfolio").objective - 1e-12
-        assert one.moves >= 700 * chains
+        assert 690 * chains <= one.moves <= 700 * chains
     alone = solve(p, moves=700, seed=4, start=start)
     assert one.objective >= alone.objective - 1e-12
 
@@ -147,11 +152,12 @@ def test_search_improves_on_the_portfolio() -> None:
 
 
 def test_budget_of_zero_and_time_budget() -> None:
-    """No time gives the best simple order; a time budget is kept to within a few evaluations."""
+    """No time gives the order of arrival; a time budget is kept to within a few evaluations."""
     p = problem(50, 1)
     solve(p, moves=10)
     none = solve(p, budget_ms=0)
-    assert none.objective == pytest.approx(solve(p, solver="portfolio").objective)
+    assert none.objective >= p.evaluate(np.arange(50)).value
+    assert none.objective <= solve(p, solver="portfolio").objective
     best = min(solve(p, budget_ms=30.0, seed=seed).seconds for seed in range(5))
     assert best < 0.06
 
@@ -183,7 +189,8 @@ def test_trivial_queues(n: int) -> None:
 
 def test_all_hopeless_all_met_all_weightless() -> None:
     """Degenerate queues have finite values and, where nothing can be gained, a bound that says so."""
-    common: dict[str, Any] = {"prompt_tokens": [100, 200, 300], "output_tokens": [5, 6, 7], "engine": Engine(step_time=STEP)}
+    engine = Engine(step_time=STEP)
+    common: dict[str, Any] = {"prompt_tokens": [100, 200, 300], "output_tokens": [5, 6, 7], "engine": engine}
     hopeless = ContinuousProblem.build(**common, e2e_s=1e-3)
     met = ContinuousProblem.build(**common, e2e_s=1e3)
     weightless = ContinuousProblem.build(**common, weight=0.0, e2e_s=0.2)
@@ -260,3 +267,43 @@ def test_duplicate_names_are_refused() -> None:
 def test_exact_names() -> None:
     """The exact solvers are listed among all."""
     assert set(EXACT) < set(SOLVERS)
+
+
+def test_annealing_takes_worse_orders_when_hot_and_none_when_cold() -> None:
+    """Metropolis: what it walks through depends on the temperature; the best met is kept."""
+    p = problem(30, 3)
+    scratch, jobs, aim = c.scratch_for(p.jobs), p.jobs, p.aim_for("soft")
+    start = np.arange(30) + p.running
+    fixed = (p.engine, aim, p.prefill_tokens)
+
+    def value(order: Ints) -> float:
+        return float(c.evaluate(jobs, p.running, order, 30, *fixed, scratch))
+
+    for heat, falls in (((1e9, 1e9), True), ((0.0, 0.0), False)):
+        order, best = start.copy(), start.copy()
+        rng = np.array([12345], dtype=np.uint64)
+        lowest = np.inf
+        for _ in range(40):
+            before = value(order)
+            found = anneal(jobs, p.running, order, best, *fixed, 5, heat, rng, scratch)
+            lowest = min(lowest, value(order) - before)
+            assert found == value(best)
+            assert sorted(order.tolist()) == sorted(start.tolist())
+        assert (lowest < 0) is falls
+        assert value(best) >= value(start)
+
+
+@pytest.mark.parametrize("n", [30, 400])
+def test_budgets_hold_for_the_simple_orders_too(n: int) -> None:
+    """Few moves, or no time, are not spent on the portfolio first; one order is always looked at."""
+    p = problem(n)
+    for moves in (0, 1, 5, 40):
+        assert solve(p, moves=moves).moves <= max(2, moves)
+    assert solve(p, budget_ms=0.0).moves <= 2
+
+
+def test_restarts_leave_a_valley() -> None:
+    """On short queues every start ends at the same value, or all but."""
+    p = problem(20, 1)
+    values = [solve(p, objective="lex", moves=20_000, seed=seed).objective for seed in range(5)]
+    assert min(values) >= 0.99 * max(values)
