@@ -147,7 +147,7 @@ def test_same_seed_same_instance() -> None:
         ({"n": 0}, "n must be"),
         ({"kind": "odd"}, "kind must be static or continuous"),
         ({"load": math.nan}, "load must be a finite number above 0"),
-        ({"engine": "abacus"}, "preset must be one of"),
+        ({"engine": "abacus"}, "engine must be a JSON file or one of"),
         ({"max_batch": 0}, "max_batch must be"),
     ],
 )

@@ -303,7 +303,8 @@ def test_budgets_hold_for_the_simple_orders_too(n: int) -> None:
 
 
 def test_restarts_leave_a_valley() -> None:
-    """On short queues every start ends at the same value, or all but."""
+    """On short queues most seeds end at the best value, and none far from it."""
     p = problem(20, 1)
     values = [solve(p, objective="lex", moves=20_000, seed=seed).objective for seed in range(5)]
-    assert min(values) >= 0.99 * max(values)
+    assert sum(value == max(values) for value in values) >= 3
+    assert min(values) >= 0.97 * max(values)
