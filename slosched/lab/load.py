@@ -14,7 +14,8 @@ import numpy as np
 from slosched.core.errors import InputError, require
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.workload import Workload
-from slosched.integrations.openai_client import FAILED, FINISHED, REFUSED, Answer, Client, RequestError
+from slosched.integrations.openai_client import Client, RequestError
+from slosched.integrations.openai_stream import FAILED, FINISHED, REFUSED, Answer
 from slosched.lab.loadbody import NONSENSE as NONSENSE
 from slosched.lab.loadbody import LoadSettings as LoadSettings
 from slosched.lab.loadbody import Prompts

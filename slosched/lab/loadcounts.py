@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slosched.core.table import Floats
-from slosched.integrations.openai_client import CUT_OFF, FAILED, FINISHED, REFUSED, Answer
+from slosched.integrations.openai_stream import CUT_OFF, FAILED, FINISHED, REFUSED, Answer
 
 HUNG_UP, TIMED_OUT, INTERRUPTED, NOT_SENT = "hung up", "timed out", "interrupted", "not sent"
 """Further ends: the client hung up on purpose, gave up, was stopped in the middle, or never sent it."""

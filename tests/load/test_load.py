@@ -111,7 +111,7 @@ def test_aborts_timeouts_and_refusals_are_counted(server: Server) -> None:
     load(server.url, WORK, LoadSettings(abort_share=1.0, abort_within_s=0.04), counts=counts)
     assert (counts.aborted, counts.finished) == (12, 0)
     counts = LoadCounts()
-    run = load(server.url, WORK, LoadSettings(timeout_s=0.5), counts=counts)
+    run = load(server.url, WORK, LoadSettings(timeout_s=0.5, warm_up=0, model="tiny"), counts=counts)
     assert counts.timeouts > 0
     assert counts.timeouts + counts.finished == 12
     assert int((~run.outcomes.finished).sum()) == counts.timeouts

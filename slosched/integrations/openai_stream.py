@@ -1,0 +1,250 @@
+"""What comes back from a streamed request: tokens, when they came, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+FINISHED, REFUSED, CUT_OFF, FAILED = "finished", "refused", "cut off", "failed"
+"""How a request ends: its whole answer came; the server did not take it, or answered with nothing; the server
+broke the answer off; or the connection or the answer's form was at fault."""
+
+BROKEN_REASONS = ("abort", "aborted", "error", "cancelled", "canceled")
+"""Finish reasons that do not mean that the answer ended."""
+
+DONE = "[DONE]"
+"""Data of the event that ends a stream."""
+
+MOST_WORDS = 100
+"""Characters of a server's message that a reason keeps."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back from one streamed request; filled while it comes, so that a part is kept.
+
+    Parameters
+    ----------
+    status
+        HTTP status, 0 before there is one.
+    outcome, reason
+        `FINISHED`, `REFUSED`, `CUT_OFF` or `FAILED`, and why in a few words; "" while it still comes.
+    detail
+        What the server said about it, cut short.
+    finish_reason
+        The server's own.
+    first_s, last_s
+        Clock at the first and the last token that came; NaN if none did.
+    tokens
+        Tokens that came.
+    first_tokens
+        Of these, the ones that came in the same event as the first.
+    counted
+        What the count rests on: ``usage`` (the server's count), ``events`` (token ids or log-probabilities),
+        ``length`` (all that were asked for, as the finish reason says) or ``chunks`` (one token each).
+    prompt_tokens
+        The server's count, if it gave one.
+    odd_events
+        Events that could not be understood and were passed over.
+    retries
+        Times that the request was sent again after the server had said when.
+    """
+
+    status: int = 0
+    outcome: str = ""
+    reason: str = ""
+    detail: str = ""
+    finish_reason: str | None = None
+    first_s: float = math.nan
+    last_s: float = math.nan
+    tokens: int = 0
+    first_tokens: int = 0
+    counted: str = ""
+    prompt_tokens: int | None = None
+    odd_events: int = 0
+    retries: int = 0
+
+    def end(self, outcome: str, reason: str = "", detail: str = "") -> None:
+        """Note how it ended, unless that is known already."""
+        if not self.outcome:
+            self.outcome, self.reason, self.detail = outcome, reason, detail
+
+
+def judge(answer: Answer, ended: bool) -> None:
+    """How a stream ended that was read to its end."""
+    if answer.finish_reason in BROKEN_REASONS:
+        answer.end(CUT_OFF if answer.tokens else REFUSED, f"finish_reason {answer.finish_reason}")
+    elif answer.tokens == 0:
+        answer.end(REFUSED, "empty answer")
+    elif answer.finish_reason is not None or ended:
+        answer.end(FINISHED)
+    else:
+        answer.end(CUT_OFF, "the stream ended early")
+
+
+@dataclass(slots=True)
+class Stamps:
+    """When which tokens of one answer came."""
+
+    answer: Answer
+    on_first: Callable[[], None] | None
+    usage: int | None = None
+    exact: int = 0
+    """Tokens counted by usage, ids or log-probabilities, event by event."""
+    inexact: int = 0
+    """Events with text whose tokens are not known."""
+    characters: int = 0
+    first_characters: int = 0
+    silent_s: list[float] = field(default_factory=list)
+    """First and last event without text, in case tokens have none."""
+
+    def take(self, event: dict[str, Any], now: float) -> None:
+        """Note one event."""
+        answer = self.answer
+        if error := event.get("error"):
+            outcome = CUT_OFF if math.isfinite(answer.first_s) else FAILED
+            answer.end(outcome, "error event", words_of(error))
+            return
+        counted = self._usage(event.get("usage"))
+        if self.inexact:
+            counted = None  # a sum at the end, not a count of this event
+        choices = event.get("choices")
+        if not isinstance(choices, list) or not choices:
+            if counted is None and choices != []:
+                answer.odd_events += 1
+            return
+        choice = choices[0]
+        if not isinstance(choice, dict):
+            answer.odd_events += 1
+            return
+        if choice.get("finish_reason") is not None:
+            answer.finish_reason = str(choice["finish_reason"])
+        text, tokens = _text_of(choice), counted
+        if tokens is None:
+            tokens = _tokens_of(choice)
+        if tokens is None and not text:
+            self.silent_s[1:] = [now]
+        elif tokens is None:
+            self._stamp(now, text)
+            self.inexact += 1
+        elif tokens > 0:
+            answer.first_tokens = tokens if math.isnan(answer.first_s) else answer.first_tokens
+            self._stamp(now, text)
+            self.exact += tokens
+        answer.tokens = self.exact + self.inexact
+
+    def _stamp(self, now: float, text: str) -> None:
+        answer = self.answer
+        self.characters += len(text)
+        if math.isnan(answer.first_s):
+            answer.first_s = now
+            self.first_characters = len(text)
+            if self.on_first is not None:
+                self.on_first()
+        answer.last_s = now
+
+    def _usage(self, usage: object) -> int | None:
+        """New tokens since the event before, as the server counts; None if it does not say."""
+        if not isinstance(usage, dict):
+            return None
+        if _is_count(usage.get("prompt_tokens")):
+            self.answer.prompt_tokens = usage["prompt_tokens"]
+        now = usage.get("completion_tokens")
+        if not isinstance(now, int) or not _is_count(now):
+            return None
+        before, self.usage = self.usage or 0, now
+        return max(0, now - before)
+
+    def count(self, asked: int | None) -> None:
+        """The tokens of the whole answer, from the best evidence there is."""
+        answer = self.answer
+        chunks = self.inexact
+        if self.usage is not None and self.usage > 0:
+            answer.tokens, answer.counted = self.usage, "usage"
+        elif chunks == 0:
+            answer.tokens, answer.counted = self.exact, "events"
+        elif answer.finish_reason == "length" and asked is not None and asked >= self.exact + chunks:
+            answer.tokens, answer.counted = asked, "length"
+        else:
+            answer.tokens, answer.counted = self.exact + chunks, "chunks"
+        if answer.tokens and math.isnan(answer.first_s) and self.silent_s:
+            # Every token is without text, such as special tokens: then the events themselves are the stamps.
+            answer.first_s, answer.last_s = self.silent_s[0], self.silent_s[-1]
+        if answer.tokens and not answer.first_tokens:
+            share = self.first_characters / self.characters if self.characters else 0.0
+            alone = answer.tokens == self.exact + chunks or chunks == 0
+            answer.first_tokens = 1 if alone else max(1, round(answer.tokens * share))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    """Text of a choice of a completion or a chat completion, reasoning and tool calls included."""
+    parts = [choice.get("text")]
+    for name in ("delta", "message"):
+        if isinstance(delta := choice.get(name), dict):
+            parts += [delta.get(key) for key in ("content", "reasoning_content", "reasoning", "refusal")]
+            if delta.get("tool_calls"):
+                parts.append(json.dumps(delta["tool_calls"]))
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _tokens_of(choice: dict[str, Any]) -> int | None:
+    """Tokens of a choice that lists them; None for one that does not."""
+    if isinstance(ids := choice.get("token_ids"), list):
+        return len(ids)
+    if isinstance(chances := choice.get("logprobs"), dict):
+        for name in ("tokens", "content"):
+            if isinstance(listed := chances.get(name), list):
+                return len(listed)
+    return None
+
+
+async def events(content: Any) -> AsyncIterator[object]:
+    """JSON of the server-sent events in a stream of bytes, and `DONE`; None for one that is not JSON.
+
+    An event's data may span lines, and lines may span packets; a line that is JSON by itself is an event even
+    if no blank line follows, as some servers send it. Comments and other fields are passed over.
+    """
+    rest = b""
+    pending: list[str] = []
+    async for packet in content.iter_any():
+        lines = (rest + packet).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            for event in _event(line, pending):
+                yield event
+    for line in (rest, b""):
+        for event in _event(line, pending):
+            yield event
+
+
+def _event(line: bytes, pending: list[str]) -> list[object]:
+    """Events that a line completes; what it does not complete is appended to `pending`."""
+    line = line.rstrip(b"\r")
+    if not line:
+        odd: list[object] = [None] if pending else []
+        pending.clear()
+        return odd
+    if not line.startswith(b"data:"):
+        return []
+    pending.append(line[5:].decode("utf-8", errors="replace").strip())
+    joined = "\n".join(pending)
+    try:
+        event: object = DONE if joined == DONE else json.loads(joined)
+    except ValueError:
+        return []
+    pending.clear()
+    return [event]
+
+
+def words_of(error: object) -> str:
+    """What a server says about an error, cut short."""
+    if isinstance(error, dict):
+        error = next((error[name] for name in ("message", "detail", "type") if error.get(name)), error)
+    return " ".join(str(error).split())[:MOST_WORDS]
