@@ -1,0 +1,178 @@
+"""The step-by-step model against the simulator, and what each part of a rule does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slosched import (
+    Engine,
+    EngineLimits,
+    LengthForecast,
+    Request,
+    Slo,
+    Snapshot,
+    StepTimeModel,
+    Workload,
+    simulate,
+)
+from slosched.core.table import Floats
+from slosched.planner import rollout as r
+from slosched.planner.futures import engine_of, gather
+from slosched.planner.planner import PlannerParams
+from slosched.planner.rules import Leader, family
+from slosched.policies.slosched import Slosched
+
+MODEL = StepTimeModel(base_s=0.01, prefill_token_s=2e-5, sequence_s=5e-5, kv_token_s=1e-8)
+ENGINE = Engine(limits=EngineLimits(max_num_seqs=16, max_num_batched_tokens=512), step_time=MODEL)
+
+
+def rule(**parts: float) -> Floats:
+    """Earliest first token due first, but for the parts given."""
+    plain = {
+        "urgency": 1.0, "price": 0.0, "park": np.inf, "hold": 0.0, "sit": 0.0, "whole": 0.0, "caution": 1.0,
+        "answer": 1.0, "least": 16.0, "spread": 0.0,
+    }  # fmt: skip
+    return np.array(r.Rule(**(plain | parts)))
+
+
+def traffic(seed: int, n: int = 60) -> Workload:
+    """Requests with limits on the first token and the pace, lengths known."""
+    rng = np.random.default_rng(seed)
+    output = rng.integers(1, 80, n)
+    plain = Workload.plain(np.cumsum(rng.exponential(0.05, n)), rng.integers(1, 900, n), output)
+    return replace(
+        plain,
+        ttft_s=rng.uniform(0.2, 3.0, n),
+        tpot_s=rng.uniform(0.02, 0.06, n),
+        atoms=np.repeat(output[:, None].astype(np.float64), 8, axis=1),
+    )
+
+
+def future_of(work: Workload) -> Floats:
+    """A workload as requests yet to come."""
+    jobs = np.zeros((len(work), r.COLUMNS))
+    jobs[:, r.RELEASE] = jobs[:, r.ARRIVAL] = work.arrival_s
+    jobs[:, r.TODO] = work.prompt_tokens
+    jobs[:, r.LEFT] = jobs[:, r.TRUTH] = work.output_tokens
+    jobs[:, r.FIRST] = np.nan
+    jobs[:, r.FIRST_DUE], jobs[:, r.E2E_DUE] = work.arrival_s + work.ttft_s, work.arrival_s + work.e2e_s
+    jobs[:, r.TPOT], jobs[:, r.WEIGHT] = work.tpot_s, work.weight
+    return jobs
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("parts", [{}, {"spread": 1.0}, {"caution": 3.0}])
+def test_a_rollout_is_what_the_simulator_does(seed: int, parts: dict[str, float]) -> None:
+    """With lengths known, first tokens come as in the simulator under the same rule, within a few steps."""
+    work = traffic(seed)
+    policy = Slosched(PlannerParams(comparisons=0.0))
+    policy.planner.leader = Leader(rules=rule(**parts)[None, :])
+    run = simulate(work, policy, engine=ENGINE)
+    jobs, space = future_of(work), r.work_for(len(work))
+    engine = engine_of(Snapshot.of([], engine=ENGINE), 1.0)
+    value = r.rollout(jobs, 0, 0, engine, rule(**parts), 1e9, space)
+    assert value == pytest.approx(space.met.sum())
+    seen, told = run.outcomes.first_token_s, space.jobs[:, r.FIRST]
+    assert np.median(np.abs(seen - told)) < 0.02
+    kept = (run.outcomes.ttft_s <= work.ttft_s) & (run.outcomes.tpot_s <= work.tpot_s * (1 + 1e-9))
+    assert abs(float(kept.mean()) - float(space.met.mean())) < 0.08
+
+
+def decided(
+    queue: list[Request], running: list[Request], chosen: Floats, engine: Engine = ENGINE
+) -> tuple[dict[str, int], Snapshot]:
+    """Prompt tokens of the next step by request."""
+    snapshot = Snapshot.of(queue, running, now_s=1.0, engine=engine)
+    rows = np.concatenate([snapshot.running, snapshot.waiting])
+    jobs = gather(snapshot, rows, len(snapshot.running), np.ones(1))
+    space = r.work_for(len(rows))
+    count, _ = r.decide(jobs, len(snapshot.running), engine_of(snapshot, 1.0), chosen, space)
+    names = [snapshot.table.request_ids[rows[j]] for j in space.chosen[:count]]
+    return dict(zip(names, space.tokens[:count].astype(int).tolist(), strict=True)), snapshot
+
+
+def request(name: str, prompt: int = 100, output: int = 50, **more: object) -> Request:
+    return Request(
+        request_id=name,
+        prompt_tokens=prompt,
+        forecast=LengthForecast.point(output),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_the_tightest_pace_bounds_the_step() -> None:
+    """Beside an answer with a tight pace a step holds few prompt tokens, without one the whole budget."""
+    paced = request("a", generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0135))
+    free = request("a", generated_tokens=1, arrival_s=0.99)
+    long = [request("long", prompt=4000, arrival_s=0.5)]
+    tight, _ = decided(long, [paced], rule())
+    loose, _ = decided(long, [free], rule())
+    assert 16 <= tight["long"] < 150
+    assert loose["long"] == ENGINE.limits.max_num_batched_tokens - 1
+
+
+def test_the_least_is_a_count_of_tokens_not_a_share_of_the_budget() -> None:
+    """A larger token budget puts no more prompt into a step that a tight pace bounds."""
+    paced = request("a", generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0115))
+    long = [request("long", prompt=40_000, arrival_s=0.5)]
+    found = [
+        decided(long, [paced], rule(), ENGINE.with_limits(max_num_batched_tokens=budget))[0]["long"]
+        for budget in (512, 8192)
+    ]
+    assert found == [16, 16]
+
+
+def test_first_tokens_due_bound_the_step() -> None:
+    """Nobody joins a step that would make another's first token late."""
+    queue = [
+        request("due", prompt=200, arrival_s=1.0, slo=Slo(ttft_s=0.016)),
+        request("later", prompt=300, arrival_s=1.0, slo=Slo(ttft_s=5.0)),
+    ]
+    tokens, _ = decided(queue, [], rule())
+    assert tokens["due"] == 200
+    assert tokens.get("later", 0) <= 100
+
+
+def test_lost_requests_are_parked_behind_all_others() -> None:
+    """A request whose limit is lost goes only where nobody else waits."""
+    lost = request("lost", arrival_s=0.0, slo=Slo(ttft_s=0.5))
+    fine = request("fine", prompt=500, arrival_s=0.9, slo=Slo(ttft_s=5.0))
+    both, snapshot = decided([lost, fine], [], rule())
+    assert "lost" not in both
+    assert "lost" in decided([lost], [], rule())[0]
+    plan = Slosched(PlannerParams(comparisons=0.0)).plan(snapshot)
+    assert plan.request_ids == ["fine", "lost"]
+
+
+def test_a_newcomer_that_breaks_the_pace_is_held() -> None:
+    """With `hold`, nobody enters whose decoding alone would break the tightest pace; without, he does."""
+    model = StepTimeModel(base_s=0.01, prefill_token_s=1e-6, sequence_s=2e-3)
+    engine = Engine(limits=EngineLimits(max_num_seqs=16), step_time=model)
+    running = [request(str(i), generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0185)) for i in range(3)]
+    queue = [request("new", prompt=10, arrival_s=1.0, slo=Slo(ttft_s=5.0))]
+    assert "new" in decided(queue, running, rule(), engine)[0]
+    assert "new" not in decided(queue, running, rule(hold=1.0), engine)[0]
+
+
+def test_answers_ahead_of_their_pace_sit_out() -> None:
+    """With `sit`, an answer far ahead leaves the step to prompts."""
+    ahead = request("ahead", output=400, generated_tokens=200, arrival_s=0.9, slo=Slo(tpot_s=0.2))
+    tight = request("tight", generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0135))
+    snapshot = Snapshot.of(
+        [request("p", prompt=900, arrival_s=1.0)], [ahead, tight], now_s=1.0, engine=ENGINE
+    )
+    rows = np.concatenate([snapshot.running, snapshot.waiting])
+    jobs, space = gather(snapshot, rows, 2, np.ones(1)), r.work_for(3)
+    r.decide(jobs, 2, engine_of(snapshot, 2.0), rule(sit=1.0), space)
+    assert space.sits[:2].tolist() == [True, False]
+    r.decide(jobs, 2, engine_of(snapshot, 2.0), rule(), space)
+    assert not space.sits.any()
+
+
+def test_rules_of_the_family_differ() -> None:
+    """No rule is there twice."""
+    rules = family()
+    assert len(np.unique(rules, axis=0)) == len(rules)
