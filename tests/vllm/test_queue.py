@@ -127,9 +127,10 @@ def test_smallest_is_a_stable_sort_cut_short(keys: list[float], count: int) -> N
     assert smallest(key, count).tolist() == np.argsort(key, kind="stable")[:count].tolist()
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=200))
-def test_the_line_is_sorted_by_arrival_and_serial(steps: list[tuple[bool, int]]) -> None:
-    """Whatever joins and leaves in whatever order."""
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=200), st.integers(1, 40))
+def test_the_line_is_sorted_by_arrival_and_serial(steps: list[tuple[bool, int]], every: int) -> None:
+    """Whatever joins and leaves in whatever order, and however seldom the rows are asked for."""
     ledger = Ledger(Config(), VirtualClock(), Learned("h100-llama-3.1-8b"), Stats())
     line, present = ArrivalLine(ledger.table, capacity=2), list[int]()
     for i, (join, number) in enumerate(steps):
@@ -142,6 +143,11 @@ def test_the_line_is_sorted_by_arrival_and_serial(steps: list[tuple[bool, int]])
             assert line.remove(row)
             assert not line.remove(row)
         table = ledger.table
+        assert len(line) == len(present)
+        if present:
+            assert line.oldest_s == min(float(table.arrival_s[r]) for r in present)
+        if i % every and i < len(steps) - 1:
+            continue
         wanted = sorted(present, key=lambda r: (float(table.arrival_s[r]), int(table.serial[r])))
         assert line.rows.tolist() == wanted
 

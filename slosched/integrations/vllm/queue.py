@@ -50,6 +50,7 @@ class SloQueue:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.line = ArrivalLine(ledger.table)
+        self._length = 0
         self.preempted: dict[str, int] = {}
         self._blocked: dict[int, bool] = {}
         self._order: Ints = np.empty(0, dtype=np.int64)
@@ -125,10 +126,10 @@ class SloQueue:
                 self._leave(row)
 
     def __bool__(self) -> bool:
-        return len(self.line) > len(self._blocked)
+        return self._length > len(self._blocked)
 
     def __len__(self) -> int:
-        return len(self.line)
+        return self._length
 
     def __iter__(self) -> Iterator[Any]:
         """Everybody, held ones too, in the order last planned and then in the native one."""
@@ -228,6 +229,7 @@ class SloQueue:
 
     def _join(self, row: int) -> None:
         self.line.insert(row)
+        self._length += 1
         self.joined.append(row)
         self._ledger.queued[row] = True
         adapter = adapter_of(self._ledger.requests[row])
@@ -236,6 +238,7 @@ class SloQueue:
 
     def _leave(self, row: int) -> None:
         self.line.remove(row)
+        self._length -= 1
         self._ledger.queued[row] = False
         if self._adapters:
             self._adapters.pop(row, None)

@@ -6,12 +6,16 @@ import numpy as np
 
 from slosched.core.table import Floats, Ints, RequestTable
 
+MOST_LEFT = 256
+"""Rows that have left before all of them are dropped at once."""
+
 
 class ArrivalLine:
     """The waiting rows in ascending (arrival, serial): what `Snapshot.waiting` asks for, kept incrementally.
 
-    Two parallel arrays with room at both ends. A change moves the shorter side, so newcomers (at the tail)
-    and first-come-first-served admissions (at the head) cost a microsecond at any length.
+    Two parallel arrays with room at both ends. An insertion moves the shorter side, so newcomers (at the
+    tail) cost a microsecond at any length. Rows that leave from the middle are only marked, and dropped
+    together when the rows are next asked for: who sorts by keys hardly ever asks.
 
     Examples
     --------
@@ -35,32 +39,45 @@ class ArrivalLine:
         self._rows: Ints = np.zeros(capacity, dtype=np.int64)
         self._arrival_s: Floats = np.zeros(capacity)
         self._head = self._tail = capacity // 2
+        self._here: dict[int, bool] = {}
+        self._left: dict[int, bool] = {}
 
     def __len__(self) -> int:
-        return self._tail - self._head
+        return len(self._here)
 
     @property
     def rows(self) -> Ints:
         """The rows, first arrived first: a view that the next change invalidates."""
+        if self._left:
+            self._drop_left()
         return self._rows[self._head : self._tail]
 
     @property
     def oldest_s(self) -> float:
         """When the first of a line that is not empty arrived."""
+        self._drop_head()
         return float(self._arrival_s[self._head])
 
     def place(self, row: int) -> int:
         """How many arrived before this row."""
+        if self._left:
+            self._drop_left()
         keys = self._arrival_s[self._head : self._tail]
         return int(keys.searchsorted(self._table.arrival_s[row], side="left"))
 
     def insert(self, row: int) -> None:
         """Add a row that is not in the line."""
+        if row in self._left:
+            self._drop_left()
         if self._head == 0 or self._tail == len(self._rows):
             self._make_room()
         arrival, serial = self._table.arrival_s[row], self._table.serial
         keys = self._arrival_s[self._head : self._tail]
         at = int(keys.searchsorted(arrival, side="right"))
+        if self._left and at > 0 and keys[at - 1] == arrival:  # a tie with somebody who may have left
+            self._drop_left()
+            keys = self._arrival_s[self._head : self._tail]
+            at = int(keys.searchsorted(arrival, side="right"))
         while at > 0 and keys[at - 1] == arrival and serial[self._rows[self._head + at - 1]] > serial[row]:
             at -= 1
         head, tail = self._head, self._tail
@@ -74,31 +91,39 @@ class ArrivalLine:
             self._head = head = head - 1
         self._rows[head + at] = row
         self._arrival_s[head + at] = arrival
+        self._here[row] = True
 
     def remove(self, row: int) -> bool:
         """Take a row out; False if it is not in the line."""
-        head, tail = self._head, self._tail
-        if head < tail and self._rows[head] == row:
-            self._head += 1
-            return True
-        arrival = self._table.arrival_s[row]
-        at = head + int(self._arrival_s[head:tail].searchsorted(arrival, side="left"))
-        while at < tail and self._arrival_s[at] == arrival and self._rows[at] != row:
-            at += 1
-        if at == tail or self._rows[at] != row:
+        if self._here.pop(row, None) is None:
             return False
-        if at - head > (tail - head) // 2:
-            for column in (self._rows, self._arrival_s):
-                column[at : tail - 1] = column[at + 1 : tail]
-            self._tail -= 1
-        else:
-            for column in (self._rows, self._arrival_s):
-                column[head + 1 : at + 1] = column[head:at]
-            self._head += 1
+        self._left[row] = True
+        if self._rows[self._head] == row:
+            self._drop_head()
+        elif len(self._left) > MOST_LEFT:
+            self._drop_left()
         return True
 
+    def _drop_head(self) -> None:
+        """Drop rows at the head that have left."""
+        left, rows = self._left, self._rows
+        while left and self._head < self._tail and left.pop(int(rows[self._head]), False):
+            self._head += 1
+
+    def _drop_left(self) -> None:
+        """Drop all rows that have left."""
+        head, tail = self._head, self._tail
+        stays = ~np.isin(self._rows[head:tail], list(self._left))
+        n = int(stays.sum())
+        for column in (self._rows, self._arrival_s):
+            column[tail - n : tail] = column[head:tail][stays]
+        self._head = tail - n
+        self._left.clear()
+
     def _make_room(self) -> None:
-        n = len(self)
+        if self._left:
+            self._drop_left()
+        n = self._tail - self._head
         capacity = max(64, 3 * n)
         head = (capacity - n) // 2
         for name in ("_rows", "_arrival_s"):
