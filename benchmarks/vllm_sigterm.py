@@ -1,9 +1,9 @@
 """How clients end when a vLLM server with streams in flight is told to end, stock and slosched alike.
 
-Twenty streams of long answers, SIGTERM to the server as a supervisor sends it, and what each client
-got: the reason of its end, an error chunk, a stream without anything in it, or nothing until its own time-out.
-With vLLM's default the engine's process is killed as soon as it has been told to end; ``--shutdown-timeout``
-lets it finish. Contenders take turns. Needs vLLM.
+Twenty streams of long answers, SIGTERM to the server as a supervisor sends it, and what each client got: the
+reason of its end, an error chunk, a stream without anything in it, or nothing until its own time-out. With
+vLLM's default the engine's process is killed as soon as it has been told to end; ``--shutdown-timeout`` lets
+it finish. Contenders take turns. Needs vLLM.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def _run(model: Path, task: str, record: Path, **environment: str) -> tuple[dict
     done = subprocess.run(
         [sys.executable, str(HERE / "probe_engine.py"), str(model), task, str(record)],
         env={**os.environ, "PYTHONPATH": str(HERE), "TQDM_DISABLE": "1", **environment},
-        cwd=record.parent, capture_output=True, text=True, timeout=400, check=False,
+        cwd=record.parent, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, (done.stdout + done.stderr)[-3000:]

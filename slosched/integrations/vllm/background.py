@@ -59,7 +59,8 @@ class Background:
 
     def __init__(self, decide: Callable[[Snapshot], Decision]) -> None:
         self._decide = decide
-        self._go = threading.Event()
+        self._go = threading.Lock()  # held while there is nothing to do: cheaper to signal than an event
+        self._go.acquire()
         self._snapshot: Snapshot | None = None
         self._refresh: Refresh | None = None
         self._table: RequestTable | None = None
@@ -76,28 +77,28 @@ class Background:
         self._serial = snapshot.table.serial.copy()
         self._snapshot, self._refresh = snapshot, refresh
         self.idle = False
-        self._go.set()
+        self._go.release()
 
     def close(self) -> None:
         """End the thread after what it is doing."""
         self._closed = True
-        self._go.set()
+        if self._go.locked():
+            self._go.release()
 
     def _run(self) -> None:
         while True:
-            self._go.wait()
-            self._go.clear()
+            self._go.acquire()
             if self._closed or self._snapshot is None:
                 return
             begin = time.perf_counter()
             try:
                 snapshot = self._snapshot
-                if self._table is None:
-                    self._table = RequestTable(snapshot.table.capacity)
-                self._table.copy_from(snapshot.table)
-                if self._refresh is not None:
-                    self._refresh(self._table)
                 with brisk():
+                    if self._table is None:
+                        self._table = RequestTable(snapshot.table.capacity)
+                    self._table.copy_from(snapshot.table)
+                    if self._refresh is not None:
+                        self._refresh(self._table)
                     made = self._decide(replace(snapshot, table=self._table))
                 self.latest = replace(made, serial=self._serial, step=snapshot.step)
                 self.error = None
