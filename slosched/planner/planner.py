@@ -27,6 +27,12 @@ LIMITS_AHEAD = 2.0
 HORIZON_S = (5.0, 30.0)
 """Least and most seconds of a horizon."""
 
+MOST_PLANNED = 512
+"""Waiting requests that a step is planned with: more than enter in any step, few enough to be quick."""
+
+KEY_TURNS = 16
+"""Steps until the key of a request in a long queue is computed again: it changes as its limit runs out."""
+
 MOST_ORDERED = 256
 """Waiting requests that are listed in order beside those that enter: the next steps' worth of them."""
 
@@ -114,6 +120,8 @@ class Planner:
         self._futures, self._beliefs = Futures(seed), Beliefs()
         self._rng = np.random.default_rng([seed, 0x7A11])
         self._together = 1.0
+        self._keys: Floats = np.empty(0)  # sort keys of waiting rows in a long queue
+        self._keyed: Ints = np.empty(0, dtype=np.int64)  # serials of the requests they are of
         self._next_s = -np.inf
         self._background = Background(self._compare) if background else None
 
@@ -123,8 +131,9 @@ class Planner:
         scale = self._beliefs.watch(snapshot)
         running = len(snapshot.running)
         self._together += TOGETHER_FADE * (running - self._together)
-        rows = np.concatenate([snapshot.running, snapshot.waiting])
-        jobs, engine = gather(snapshot, rows, running, scale), engine_of(snapshot, self._together)
+        engine = engine_of(snapshot, self._together)
+        rows = np.concatenate([snapshot.running, self._head(snapshot, engine, scale)])
+        jobs = gather(snapshot, rows, running, scale)
         if self.params.comparisons > 0 and (
             snapshot.now_s >= self._next_s or self._next_s > snapshot.now_s + HORIZON_S[1]
         ):
@@ -137,6 +146,25 @@ class Planner:
         """End the background thread, if there is one."""
         if self._background is not None:
             self._background.close()
+
+    def _head(self, snapshot: Snapshot, engine: Floats, scale: Floats) -> Ints:
+        """The waiting rows to plan with: all, or the `MOST_PLANNED` first of a long queue by the leading rule.
+
+        Keys are kept from step to step; newcomers get theirs at once, of the others an equal part each step.
+        """
+        waiting, table = snapshot.waiting, snapshot.table
+        if len(waiting) <= MOST_PLANNED:
+            self._keys = self._keys[:0]
+            return waiting
+        if len(self._keys) != table.capacity:
+            self._keys, self._keyed = np.full(table.capacity, np.nan), np.full(table.capacity, -1)
+        fresh = self._keyed[waiting] != table.serial[waiting]
+        part = np.arange(len(waiting)) % KEY_TURNS == snapshot.step % KEY_TURNS
+        rows = waiting[fresh | part]
+        self._keys[rows] = r.ranks(gather(snapshot, rows, 0, scale), engine, self.leader.rule)
+        self._keyed[rows] = table.serial[rows]
+        first = np.argpartition(self._keys[waiting], MOST_PLANNED)[:MOST_PLANNED]
+        return np.asarray(waiting[np.sort(first)])
 
     def _look_ahead(
         self, snapshot: Snapshot, rows: Ints, jobs: Floats, running: int, engine: Floats, scale: Floats

@@ -35,6 +35,9 @@ Ints = NDArray[np.int64]
 SAFE = 0.9
 """Share of the tightest pace that a step may take; the rest is for errors of the step-time model."""
 
+PARKED = 1e15
+"""Added to the sort key of a parked request: more than any due time."""
+
 PACE_STEPS = 4.0
 """Steps from one look at the paces of answers to the next in a rollout: they change by little in a few."""
 
@@ -663,6 +666,17 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
     W.counts[WAITING], W.counts[ASIDE], W.counts[OPEN] = waiting, 0, open_
     filled, _, _, _ = _fill(W, engine, rule, now, limit, tight, alone, b, k, B, free)
     return W.counts[CHOSEN], filled
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def ranks(jobs: Floats, engine: Floats, rule: Floats) -> Floats:
+    """Sort keys of waiting jobs, those of parked ones behind all others, shape (len(jobs),)."""
+    out = np.empty(len(jobs))
+    for j in range(len(jobs)):
+        out[j] = rule_key(engine, jobs, j, rule)
+        if _aloof(engine, jobs, j, engine[NOW], rule):
+            out[j] += PARKED
+    return out
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
