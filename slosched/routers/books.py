@@ -190,9 +190,9 @@ class FleetBooks:
         self.prefixes.lost(engine)
         return self._at[engine].all.copy()
 
-    def snapshot(self, now_s: float, *, only: int | None = None) -> FleetSnapshot:
-        """What the router may see; `only` one pending row for a router that does not hold."""
-        pending = self.pending.all if only is None else np.array([only], dtype=np.int64)
+    def snapshot(self, now_s: float, *, rows: Sequence[int] | None = None) -> FleetSnapshot:
+        """What the router may see; `rows` are the pending ones it is asked about, by default all."""
+        pending = self.pending.all if rows is None else np.array(rows, dtype=np.int64)
         if len(pending) > 1:
             pending = pending[np.lexsort((self.table.serial[pending], self.table.arrival_s[pending]))]
         return FleetSnapshot(

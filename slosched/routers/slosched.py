@@ -202,6 +202,7 @@ class _LaneBooks:
         line[place + 1 : n + 1] = line[place:n].copy()
         line[place] = row
         self._waits[engine] = n + 1
+        self._seen[engine] = (None, np.nan)  # what comes of the decision is in the books, not here
 
     def _widen(self) -> None:
         self._waiting = np.concatenate([self._waiting, self._waiting], axis=1)

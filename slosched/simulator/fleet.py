@@ -381,7 +381,7 @@ class _Fleet:
                 self._carry_out(self._ask(self.books.snapshot(now_s)), now_ps)
             return
         for row in self.books.pending.all.tolist():
-            snapshot = self.books.snapshot(now_s, only=row)
+            snapshot = self.books.snapshot(now_s, rows=[row])
             routing = self._ask(snapshot)
             if not routing.send and not routing.refuse:
                 raise InputError(f"router {self.router.name!r} must send or refuse, since it does not hold.")

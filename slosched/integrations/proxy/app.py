@@ -238,7 +238,7 @@ def warm_up(router: str, engine: Engine) -> None:
     for i in range(2):
         trial.books.accept(i, True)
     held = trial.add(read_asked([], b'{"prompt": "warm up"}', load_config()))
-    trial.router.route(trial.books.snapshot(0.0, only=held.row))
+    trial.router.route(trial.books.snapshot(0.0, rows=[held.row]))
 
 
 async def respond(

@@ -101,19 +101,17 @@ class Dispatcher:
             return
         now_s = self.clock()
         waits = [row for row in self.books.pending.all.tolist() if self._undecided(row)]
-        for only in [None] if self.router.holds else waits:
-            if not waits:
-                return
-            snapshot = self.books.snapshot(now_s, only=only)
+        for rows in [waits] if self.router.holds and waits else [[row] for row in waits]:
+            snapshot = self.books.snapshot(now_s, rows=rows)
             begun = self.clock()
             routing = self.router.route(snapshot)
             self.decisions_s.append(self.clock() - begun)
             try:
                 routing.check(snapshot)
             except InputError:  # a router's mistake costs its choice, not the request
-                for row in waits:
+                for row in rows:
                     self._settle(row, min(snapshot.open, key=lambda i: len(self.books.engines[i].rows)))
-                return
+                continue
             for row in routing.refuse:
                 self._settle(row, REFUSED)
             for row, engine in routing.send:

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 FAILURES = 2
 """Looks in a row that must fail before a server counts as down; a refused connection does at once."""
 
+LOOK_S = 5.0
+"""Seconds that a server has to answer a look: its own page is served between steps of seconds, too."""
+
 GAUGES = {
     "vllm:num_requests_waiting": "waiting",
     "vllm:num_requests_running": "running",
@@ -117,21 +120,31 @@ class Poller:
         self.clock, self.changed = clock, changed
         self._without: set[str] = set()  # servers without a metrics page
 
+    @property
+    def urls(self) -> list[str]:
+        """The servers, each once."""
+        return list(dict.fromkeys(upstream.url for upstream in self.upstreams))
+
     async def run(self) -> None:
-        """Look until cancelled."""
-        while True:
-            await self.look()
-            await asyncio.sleep(self.period_s)
+        """Look until cancelled; a server that does not answer delays no look at another."""
+        async with asyncio.TaskGroup() as group:
+            for url in self.urls:
+                group.create_task(self._watch(url))
 
     async def look(self) -> None:
         """One look at every server, all at once."""
-        await asyncio.gather(*(self._look(url) for url in dict.fromkeys(u.url for u in self.upstreams)))
+        await asyncio.gather(*(self._look(url) for url in self.urls))
+
+    async def _watch(self, url: str) -> None:
+        while True:
+            await asyncio.sleep(self.period_s)
+            await self._look(url)
 
     async def _look(self, url: str) -> None:
         import aiohttp
 
         alive, refused, status = False, False, dict[int, EngineStatus]()
-        timeout = aiohttp.ClientTimeout(total=max(1.0, 4 * self.period_s))
+        timeout = aiohttp.ClientTimeout(total=LOOK_S)
         try:
             path = "/health" if url in self._without else "/metrics"
             async with self.session.get(url + path, timeout=timeout) as answer:

@@ -96,7 +96,7 @@ class SloRouter(RequestRouter):  # type: ignore[misc]
         row = self._held[request_id][0].row
         if row in books.place:  # asked again: its replica was full
             books.back(row)
-        snapshot = books.snapshot(time.monotonic(), only=None if router.holds else row)
+        snapshot = books.snapshot(time.monotonic(), rows=[row])
         routing = router.route(snapshot)
         routing.check(snapshot)
         return -1 if row in routing.refuse else dict(routing.send).get(row)
