@@ -38,9 +38,9 @@ MEANS = (
 """Figures shown as means over draws."""
 
 SERVING = (
-    "slosched", "fcfs", "edf+d@512", "qoserve:from_first=true", "paced-edf", "paced-wspt",
+    "slosched", "fcfs", "edf+d@512", "qoserve:from_first=true", "slos-serve", "paced-edf", "paced-wspt",
 )  # fmt: skip
-REFUSING = ("slosched:hopeless=reject", "paced-wspt:hopeless=refuse")
+REFUSING = ("slosched:hopeless=reject", "scorpio", "paced-wspt:hopeless=refuse")
 LEAGUES = {False: "serves everybody", True: "may refuse"}
 
 
@@ -63,7 +63,7 @@ class EvidenceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policies: tuple[str, ...] = (*SERVING, *REFUSING)
-    draws: int = Field(default=30, ge=0)
+    draws: int = Field(default=24, ge=0)
     first_seed: int = Field(default=FIRST_REPORTING_SEED, ge=0)
     cells: tuple[str, ...] = ()
     cell_seeds: int = Field(default=CELL_SEEDS, ge=1)
