@@ -351,19 +351,21 @@ class _Fleet:
         state, q = engine.state, engine.queues
         running, waiting = q.running[: state[k.RUNNING]].copy(), q.waiting[: state[k.WAITING]]
         at_ps = max(now_ps, int(state[k.NOW]))
-        total = requests.prompt + requests.generated
-        todo = np.maximum(0, total[running] - requests.computed[running] - 1)
+        generated, computed = requests.generated[running], requests.computed[running]
+        todo = int(np.maximum(0, requests.prompt[running] + generated - computed - 1).sum())
         status = EngineStatus(
             at_s=at_ps * _PS,
             waiting=len(waiting),
             running=len(running),
             kv_used=1.0 - float(state[k.FREE]) / engine.engine.limits.kv_blocks,
-            prompt_tokens=int(todo.sum() + (total[waiting] - requests.cached[waiting]).sum()),
+            prompt_tokens=todo + self._left(waiting),
         )
-        return _Said(
-            at_ps + self.delay_ps, index, status, running, requests.generated[running].copy(),
-            requests.computed[running].copy(),
-        )  # fmt: skip
+        return _Said(at_ps + self.delay_ps, index, status, running, generated, computed)
+
+    def _left(self, waiting: Ints) -> int:
+        """Tokens that waiting requests have to compute before their next output token."""
+        r = self.columns.requests
+        return int((r.prompt[waiting] + r.generated[waiting] - r.cached[waiting]).sum())
 
     def _ids(self, row: int) -> Ints:
         prefix = self.workload.prefix
