@@ -148,7 +148,7 @@ class Planner:
             self._background.close()
 
     def _head(self, snapshot: Snapshot, engine: Floats, scale: Floats) -> Ints:
-        """The waiting rows to plan with: all, or the `MOST_PLANNED` first of a long queue by the leading rule.
+        """The waiting rows to plan with: all, or the `MOST_PLANNED` first by the leading rule.
 
         Keys are kept from step to step; newcomers get theirs at once, of the others an equal part each step.
         """

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from slosched.core.errors import require
+from slosched.core.jit import njit
 from slosched.core.table import Floats, Ints
 from slosched.routers.base import FleetSnapshot, Router, Routing
 
