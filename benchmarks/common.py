@@ -73,6 +73,7 @@ def environment(*packages: str) -> dict[str, object]:
 
 
 MEASURED = {
+    "cold_start": ("slosched.predictors.blend", "slosched.predictors.history", "slosched.predictors.ranker"),
     "continuous": ("slosched.solvers.solve_continuous",),
     "exact": ("slosched.solvers.static.cpsat",),
     "fidelity": ("slosched.simulator.engine", "slosched.timing.fitting"),
@@ -80,6 +81,8 @@ MEASURED = {
     "hindsight": ("slosched.lab.hindsight", "slosched.lab.bound"),
     "million": ("slosched.simulator.engine",),
     "papers": ("slosched.simulator.engine",),
+    "probe_smollm2": ("slosched.predictors.probe_training",),
+    "rungs": ("slosched.predictors.encoder_ranker", "slosched.predictors.transformer"),
     "simulator_speed": ("slosched.simulator.engine",),
     "slo_scale": ("slosched.simulator.engine", "slosched.policies.slosched"),
     "static_cpsat": ("slosched.solvers.static.cpsat",),

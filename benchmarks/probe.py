@@ -258,7 +258,7 @@ def cost(model: Path, answers: Path, probe_folder: Path, repeats: int) -> dict[s
     }
 
 
-def serve(model: str, folder: Path) -> None:
+def serve(model: str, folder: Path, count: int = 200, max_tokens: int = MAX_TOKENS) -> None:
     """Answer prompts on the live engine, 16 at a time, and say what the probe took; nothing here may import
     numba before the engine runs.
     """
@@ -268,9 +268,9 @@ def serve(model: str, folder: Path) -> None:
 
     register()
     llm = LLM(model=model, seed=0, max_num_seqs=16, enable_prefix_caching=False, **ENGINE)
-    prompts = [r["prompt"] for r in _records(folder)][:200]
-    params = SamplingParams(temperature=1.0, max_tokens=MAX_TOKENS, seed=1)
-    llm.generate(prompts[:16], params, use_tqdm=False)
+    prompts = [r["prompt"] for r in _records(folder)][:count]
+    params = SamplingParams(temperature=1.0, max_tokens=max_tokens, seed=1)
+    llm.generate(prompts[: min(16, count // 2)], params, use_tqdm=False)
     runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
     watch = watch_of(runner)
     if watch is not None:
@@ -343,6 +343,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2], Path(sys.argv[3]))
+        serve(sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:]))
     else:
         main()

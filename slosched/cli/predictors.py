@@ -102,7 +102,7 @@ def ranker(
 
 @evaluate.command()
 def predictor(
-    folder: Annotated[Path, typer.Argument(help="Folder of a predictor.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a predictor, or prior: the one that ships.")],
     data: Data,
     slo_class: SloClass = None,
     plot: Plot = None,
@@ -130,7 +130,7 @@ def predictor(
 
 
 def predict(
-    folder: Annotated[Path, typer.Argument(help="Folder of a predictor.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a predictor, or prior: the one that ships.")],
     prompt: Annotated[
         list[str] | None, typer.Argument(help="Prompts; lines of standard input if none.")
     ] = None,

@@ -246,6 +246,20 @@ def test_the_configuration_names_it(folder: Path, tmp_path: Path) -> None:
         forecaster(tmp_path / "none")
 
 
+def test_the_prior_ranker_is_named_and_never_moves_the_level() -> None:
+    """Its order counts from the first request on, little at first; the class's history gives the lengths."""
+    made, stats = forecaster(Path("prior"))
+    for i in range(40):
+        made.of(PLAIN, asked("Hello", f"r{i}", max_tokens=9000))
+        made.learn(f"r{i}", PLAIN.slo_class, 3000 + i, prompt_tokens=5, cut=False)
+    short, long = (
+        made.of(PLAIN, asked(text, text, max_tokens=9000)).mean_tokens
+        for text in ("What is 2 + 2?", "Write a detailed story about a dragon and a knight.")
+    )
+    assert 2500 < short <= long < 3500
+    assert stats.forecasts == {"prior": 42}
+
+
 def test_the_ledger_learns_cut_answers_as_such_and_knows_who_runs(clock: VirtualClock) -> None:
     """Stopped: whole; length or abort: cut off; under way: known by the tokens so far."""
     learned = Learned("h100-llama-3.1-8b")

@@ -22,7 +22,7 @@ from slosched.predictors import Predictor, Prompt, load_predictor
 from slosched.predictors.blend import HISTORY, Blend, Told
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.later import Later
-from slosched.predictors.prior import PRIOR, load_prior
+from slosched.predictors.prior import PRIOR
 from slosched.predictors.turns import PastTurns
 
 logger = logging.getLogger("vllm.slosched")
@@ -235,9 +235,7 @@ def _load(config: Config) -> tuple[Predictor | None, str]:
     named = config.forecast.ranker
     if named is None:
         return None, "ranker"
-    if str(named) == PRIOR:
-        return load_prior(), PRIOR
-    return load_predictor(named), "ranker"
+    return load_predictor(named), PRIOR if str(named) == PRIOR else "ranker"
 
 
 def running_of(ledger: Any) -> list[tuple[str, int, int]]:
