@@ -48,7 +48,9 @@ def quality(options: argparse.Namespace) -> None:
     """Every router on every fleet; what is there already is not run again."""
     path = RESULTS / options.out
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    cells: dict[str, Any] = known.get("cells", {}) if known.get("policy") == options.policy else {}
+    same = known.get("policy") == options.policy
+    same = same and known.get("provenance", {}).get("commit") == provenance()["commit"]
+    cells: dict[str, Any] = known.get("cells", {}) if same else {}  # never beside results of other code
     for seed in range(options.first, options.first + options.seeds):
         drawn = draw_fleet(seed)
         if drawn.engines > options.most_engines:
