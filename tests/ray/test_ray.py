@@ -102,7 +102,7 @@ def test_what_a_request_asks_for() -> None:
         def __init__(self) -> None:
             self.headers = {"X-SLO-TPOT-ms": "30"}
 
-    pending = PendingRequest(args=[Body(), Info()], kwargs={}, metadata=None, future=None)  # type: ignore[arg-type]
+    pending = PendingRequest(args=[Body(), Info()], kwargs={}, metadata=None, future=None)
     asked = asked_of(pending, Config())
     assert (asked.claim.slo.ttft_s, asked.claim.slo.tpot_s) == (0.25, 0.03)
     assert (asked.prompt_tokens, asked.max_tokens) == (100, 9)

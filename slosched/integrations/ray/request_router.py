@@ -6,9 +6,8 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
-
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from slosched.integrations.proxy.asking import Asked, read_asked
 from slosched.integrations.proxy.dispatch import Dispatcher, Held
@@ -17,10 +16,20 @@ from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus
 from slosched.timing.presets import find_engine
 
+if TYPE_CHECKING:
+    from ray.serve.request_router import PendingRequest, RunningReplica
+
+# The module can be read without Ray; the class is of use with it only.
+Base: Any = object
+if find_spec("ray") is not None:
+    from ray.serve.request_router import RequestRouter
+
+    Base = RequestRouter
+
 logger = logging.getLogger(__name__)
 
 
-class SloRouter(RequestRouter):  # type: ignore[misc]
+class SloRouter(Base):  # type: ignore[misc]
     """Sends each request to the replica where most promises are kept.
 
     SLOs come as the request's ``vllm_xargs`` or as headers, as in `slosched.integrations.proxy`; in Serve LLM
