@@ -231,7 +231,7 @@ def test_refusals_are_real(status: int) -> None:
     """A refusal is 429 or 503 with Retry-After and the predicted wait; one held too long is one, too."""
 
     async def run() -> None:
-        async with bench("stream", router=f"{__name__}:Refuser", refuse_status=status, hold_s=0.2) as b:
+        async with bench("stream", router=f"{__name__}:Refuser", refuse_status=status, hold_s=1.0) as b:
             for limit in ("slo_ttft_ms", "slo_e2e_ms"):
                 got, body, headers = await b.complete(vllm_xargs={limit: 500})
                 assert got == status
