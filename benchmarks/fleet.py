@@ -128,10 +128,7 @@ def capacities(options: argparse.Namespace) -> None:
     """Highest rate at which 90 % meet their SLOs: what most run, and ours."""
     rows: dict[str, Any] = {}
     for kind in options.workloads:
-        source = Generated(
-            kind=kind, duration_s=options.duration, limits=DEFAULT_ENGINE.limits,
-            step_time=DEFAULT_ENGINE.step_time,
-        )  # fmt: skip
+        source = Generated(kind=kind, duration_s=options.duration, engine=DEFAULT_ENGINE)
         for name, policy in (("random", "fcfs"), ("power-of-two", "fcfs"), (OURS, "slosched")):
             bench = FleetBench(source=source, engine=DEFAULT_ENGINE, engines=options.engines, router=name)
             seeds = range(FIRST_REPORTING_SEED, FIRST_REPORTING_SEED + options.seeds)

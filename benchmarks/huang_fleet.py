@@ -1,8 +1,8 @@
 """Huang's headline with 2 and 4 instances: assignment and order, literal, scaled, ours, and the bound.
 
 The problems are those of ``huang_headline.py`` (40 requests at once, half code with 30 s end to end, half
-chat with 10 s and 50 ms a token, known lengths), served by several instances in static batches. Literal is the
-published search: shortest first by memory, then temperatures 500 to 20, over assignment and order.
+chat with 10 s and 50 ms a token, known lengths), served by several instances in static batches. Literal is
+the published search: shortest first by memory, then temperatures 500 to 20, over assignment and order.
 Scaled has temperatures in units of the objective. Ours is the same moves for met requests first. The bound is
 that of ``huang_headline.most_met`` with as many machines as all instances have slots.
 

@@ -40,7 +40,7 @@ def measure(policy: str, rate: float, seed: int, requests: int) -> tuple[list[fl
     def noted(row: int, now_s: float, waiting: int) -> float:
         ratio = began(row, now_s, waiting)
         ratios.append(ratio)
-        return ratio
+        return float(ratio)
 
     waits.began = noted
     engine.run()

@@ -315,7 +315,7 @@ def test_places_are_never_more_than_allowed() -> None:
     """Random comings and goings of many names, more at once than there are places."""
     rng = random.Random(0)
     table = RequestTable(8)
-    tenants, live = Tenants(table, 5), []
+    tenants, live = Tenants(table, 5), list[tuple[int, str]]()
     for k in range(5000):
         if live and rng.random() < 0.5:
             row, name = live.pop(rng.randrange(len(live)))

@@ -30,7 +30,7 @@ def state_of(name: str, position: int) -> np.ndarray[Any, Any]:
 class Reader:
     """Notes what it is given."""
 
-    layers = (1,)
+    layers: tuple[int, ...] = (1,)
     every_tokens = 1
     together = True
 
@@ -114,7 +114,7 @@ def serve(make: Any, *, asynchronous: bool) -> Reader:
         watch.after(runner, output, found)
         memory[:] = float("nan")
         for key in ("starts", "computed", "known"):
-            batch[key][:] = -1
+            batch[key][:] = -1  # type: ignore[index]
         waiting.append(output)
         if asynchronous and len(waiting) > 1:  # the tokens of the step before
             assert waiting.pop(0).get_output().step == step - 1
