@@ -130,7 +130,8 @@ def shaped_arrivals(
     slope = np.divide(rate[piece + 1] - low, width, out=np.zeros(n), where=width > 0)
     # The time x into a piece with low·x + slope·x²/2 = left, in the form that is stable for small slopes.
     into = 2 * left / np.maximum(low + np.sqrt(np.maximum(low * low + 2 * slope * left, 0.0)), 1e-300)
-    return np.asarray(np.minimum((share[piece] + into) * duration_s, np.nextafter(duration_s, 0.0)))
+    times = np.minimum((share[piece] + into) * duration_s, np.nextafter(duration_s, 0.0))
+    return np.asarray(np.maximum.accumulate(times))  # rounding may put one a hair before another
 
 
 def burst_arrivals(
