@@ -10,7 +10,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 RAY_VENV ?= .venv-ray
 RAY_BIN := $(RAY_VENV)/bin
 
-.PHONY: demo test test-core test-vllm test-ray fleet lint typecheck wheel-smoke live bench-micro mutants clean
+.PHONY: demo test test-core test-vllm test-ray fleet lint typecheck wheel-smoke live bench-micro docs mutants clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("slosched needs Python 3.11 or later, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -82,6 +82,14 @@ bench-micro: $(VENV)/.installed-test
 $(VENV)/.installed-mutants: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
 	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+# The documentation site, in out/site.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
 
 # Deliberate faults that the tests must notice: a score, and the survivors by name. Not part of `make test`.
 mutants: $(VENV)/.installed-mutants
