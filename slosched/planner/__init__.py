@@ -1,1 +1,1 @@
-"""What serves our policy: the model of continuous batching, its search, pacing, plans."""
+"""What serves our policy: rules rolled forward on sampled futures, the event model, plans."""

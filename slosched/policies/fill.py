@@ -61,11 +61,11 @@ def fill(snapshot: Snapshot, line: Ints, budget_s: float) -> Filled:
 
     Examples
     --------
-    >>> from slosched import LengthForecast, Request, StepTimeModel
+    >>> from slosched import Engine, EngineLimits, LengthForecast, Request, StepTimeModel
     >>> queue = [Request(request_id=str(i), prompt_tokens=300, forecast=LengthForecast.point(9))
     ...          for i in range(3)]
-    >>> model = StepTimeModel(base_s=0.01, prefill_token_s=1e-4)
-    >>> fill(Snapshot.of(queue, step_time=model), np.arange(3), 0.05505).tokens.tolist()
+    >>> engine = Engine(limits=EngineLimits(), step_time=StepTimeModel(base_s=0.01, prefill_token_s=1e-4))
+    >>> fill(Snapshot.of(queue, engine=engine), np.arange(3), 0.05505).tokens.tolist()
     [300, 150, 0]
     """
     t, model = snapshot.table, snapshot.step_time

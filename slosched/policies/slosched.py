@@ -1,4 +1,4 @@
-"""Our policy: the best of the simple orders, improved by search on a model of the engine."""
+"""Our policy: the rule that keeps most requests within their limits on sampled futures."""
 
 from __future__ import annotations
 
