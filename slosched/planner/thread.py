@@ -72,5 +72,6 @@ class Background(Generic[Task]):
                     self._work(task)
                 except Exception as error:  # the engine goes on with the rule that leads
                     self.error = error
+            task = None  # its arrays are not kept until the next one comes
             if self._task is None:
                 self._idle.set()
