@@ -74,7 +74,7 @@ class Planned(NamedTuple):
     prefill_tokens
         Prompt tokens of the step; None where the engine's own budget is what limits it.
     hold
-        Waiting rows that must not enter, though there may be room.
+        Waiting rows that must not enter, though there may be room: parked ones, or all of them.
     running_order
         All running rows: those that decode, then those in prefill, as planned.
     skip
@@ -140,7 +140,9 @@ class Planner:
             self._look_ahead(snapshot, rows, jobs, running, engine, scale)
         work = r.work_for(len(rows))
         count, tokens = r.decide(jobs, running, engine, self.leader.rule, work)
-        return _carried_out(rows, running, jobs, engine, work, count, tokens)
+        planned = _carried_out(rows, running, jobs, engine, work, count, tokens)
+        # A step that holds no prompt admits nobody, not even from behind the head of a long queue.
+        return planned._replace(hold=snapshot.waiting) if tokens < 1.0 else planned
 
     def close(self) -> None:
         """End the background thread, if there is one."""

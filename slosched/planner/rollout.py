@@ -450,8 +450,8 @@ def rollout(
     engine, rule
         See the lists at the top of this file.
     until_s
-        Horizon, clock time. Whoever has not ended by then is guessed at: answers on pace count whole, queued
-        requests that can still be met count half.
+        Horizon, clock time. Whoever has not ended by then is guessed at: answers by their pace, requests in
+        the queue by the share kept of those that ended, parked ones as missed.
     W
         Work space for at least n jobs; afterwards `W.met` tells for each job whether it kept its limits, and
         `W.jobs` when its first token came.
@@ -461,7 +461,6 @@ def rollout(
     float
         Sum of weight times `W.met`.
     """
-    n = len(start)
     jobs, key, heap, parked, begun, decoding = W.jobs, W.key, W.heap, W.parked, W.begun, W.decoding
     sits, met, counts, seen = W.sits, W.met, W.counts, W.seen
     n = len(start)
