@@ -157,6 +157,18 @@ def test_a_newcomer_that_breaks_the_pace_is_held() -> None:
     assert "new" not in decided(queue, running, rule(hold=1.0), engine)[0]
 
 
+def test_a_step_without_a_prompt_holds_a_long_queue_whole() -> None:
+    """Beyond the head that is planned with, nobody slips in either."""
+    model = StepTimeModel(base_s=0.01, prefill_token_s=1e-6, sequence_s=2e-3)
+    engine = Engine(limits=EngineLimits(max_num_seqs=16), step_time=model)
+    running = [request(str(i), generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0185)) for i in range(3)]
+    queue = [request(f"w{i}", prompt=10, arrival_s=1.0, slo=Slo(ttft_s=5.0)) for i in range(700)]
+    plan = Slosched(PlannerParams(comparisons=0.0)).plan(
+        Snapshot.of(queue, running, now_s=1.0, engine=engine)
+    )
+    assert len(plan.hold) == 700
+
+
 def test_answers_ahead_of_their_pace_sit_out() -> None:
     """With `sit`, an answer far ahead leaves the step to prompts."""
     ahead = request("ahead", output=400, generated_tokens=200, arrival_s=0.9, slo=Slo(tpot_s=0.2))
