@@ -1,9 +1,10 @@
 """A queue in a JSON or CSV file, as `slosched order` reads it.
 
 A request has the fields of `slosched.core.request.Request`: request_id, prompt_tokens, forecast (a number of
-output tokens, or in JSON quantiles such as {"0.5": 120, "0.9": 700}), ttft_s, tpot_s, e2e_s, arrival_s,
-weight, priority, slo_class, tenant, generated_tokens, and state: waiting (the default) or running. JSON
-holds a list of them, or an object with the keys requests and now_s; CSV has a header, and an empty cell is an
+output tokens, or in JSON quantiles such as {"0.5": 120, "0.9": 700}), ttft_s, tpot_s, e2e_s, ttfat_s (the
+limit on the first answer token) with thinking (a forecast of the tokens before it), arrival_s, weight,
+priority, slo_class, tenant, generated_tokens, and state: waiting (the default) or running. JSON holds a list
+of them, or an object with the keys requests and now_s; CSV has a header, and an empty cell is an
 absent value.
 """
 
@@ -37,6 +38,8 @@ class QueueRequest(BaseModel):
     ttft_s: float | None = Field(default=None, gt=0)
     tpot_s: float | None = Field(default=None, gt=0)
     e2e_s: float | None = Field(default=None, gt=0)
+    ttfat_s: float | None = Field(default=None, gt=0)
+    thinking: float | dict[float, float] | None = None
     arrival_s: float = 0.0
     weight: float = Field(default=1.0, ge=0)
     priority: int = 0
@@ -47,12 +50,18 @@ class QueueRequest(BaseModel):
 
     def request(self) -> Request:
         """The request itself."""
-        rest = self.model_dump(exclude={"forecast", "ttft_s", "tpot_s", "e2e_s", "state"})
-        known = self.forecast
-        forecast = LengthForecast.quantiles(known) if isinstance(known, dict) else LengthForecast.point(known)
+        limits = {"ttft_s", "tpot_s", "e2e_s", "ttfat_s"}
+        rest = self.model_dump(exclude={"forecast", "thinking", "state", *limits})
         return Request(
-            forecast=forecast, slo=Slo(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2e_s=self.e2e_s), **rest
+            forecast=_forecast(self.forecast),
+            thinking=None if self.thinking is None else _forecast(self.thinking),
+            slo=Slo(**self.model_dump(include=limits)),
+            **rest,
         )
+
+
+def _forecast(known: float | dict[float, float]) -> LengthForecast:
+    return LengthForecast.quantiles(known) if isinstance(known, dict) else LengthForecast.point(known)
 
 
 def read_queue(path: Path, engine: Engine) -> Snapshot:

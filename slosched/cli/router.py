@@ -36,9 +36,9 @@ def router(
 ) -> None:
     """Send each request to the engine where most SLOs are met: a reverse proxy for OpenAI-compatible servers.
 
-    SLOs come in the body (vllm_xargs: slo_ttft_ms, slo_tpot_ms, slo_e2e_ms, slo_class, slo_weight) or in
-    headers (x-slo-ttft-ms, x-llm-d-slo-ttft-ms, …). Classes and bounds are those of the file that
-    SLOSCHED_CONFIG names. /health and /metrics are the router's own.
+    SLOs come in the body (vllm_xargs: slo_ttft_ms, slo_tpot_ms, slo_e2e_ms, slo_ttfat_ms, slo_class,
+    slo_weight) or in headers (x-slo-ttft-ms, x-llm-d-slo-ttft-ms, …). Classes and bounds are those of the
+    file that SLOSCHED_CONFIG names. /health and /metrics are the router's own.
 
     Example: slosched router --engine http://a:8000 --engine http://b:8000 --port 8080
     """

@@ -47,6 +47,9 @@ def load(
         int, typer.Option(min=0, help="Times a request is sent again after a 429 or 503 with Retry-After.")
     ] = 2,
     abort_share: Annotated[float, typer.Option(help="Share of requests whose client hangs up early.")] = 0.0,
+    thinking_end: Annotated[
+        str, typer.Option(help="Text that ends thinking, where the server does not part it from the answer.")
+    ] = "</think>",
     text: Annotated[bool, typer.Option("--text", help="Send words, not token numbers.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Ask for chat completions; sends words.")] = False,
     open_loop: Annotated[
@@ -87,7 +90,8 @@ def load(
     rate_rps = c.rate_of(rate, trace, 1.0)
     settings = LoadSettings(
         model=model, timeout_s=timeout, warm_up=warm_up, abort_share=abort_share, prompt_text=text, chat=chat,
-        retries=retries, send_slo=not plain, send_forecast=not plain, send_priority=not plain,
+        retries=retries, thinking_end=thinking_end, send_slo=not plain, send_forecast=not plain,
+        send_priority=not plain,
         api_key=api_key, seed=seed,
     )  # fmt: skip
     if out is not None:

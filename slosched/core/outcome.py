@@ -38,6 +38,9 @@ class Outcomes:
         Prompt tokens served from the prefix cache at its first admission.
     rejected
         Which requests the policy refused, or None where no engine could refuse any.
+    answer_s
+        Clock time of the first token after thinking; NaN if none came. None where nobody thinks: the first
+        token is the first answer token.
     first_tokens
         Tokens that came together with the first one, itself included, where a server sends several at once;
         None where each comes by itself.
@@ -52,6 +55,7 @@ class Outcomes:
     recomputed_tokens: Ints
     cached_tokens: Ints
     rejected: NDArray[np.bool_] | None = None
+    answer_s: Floats | None = None
     first_tokens: Ints | None = None
 
     @property
@@ -63,6 +67,11 @@ class Outcomes:
     def ttft_s(self) -> Floats:
         """Time to first token; NaN where none came."""
         return np.asarray(self.first_token_s - self.arrival_s)
+
+    @property
+    def ttfat_s(self) -> Floats:
+        """Time to the first answer token; NaN where none came."""
+        return self.ttft_s if self.answer_s is None else np.asarray(self.answer_s - self.arrival_s)
 
     @property
     def tpot_s(self) -> Floats:
@@ -81,7 +90,8 @@ class Outcomes:
         """Which requests kept all their limits; a best-effort request has only to finish."""
         w = self.workload
         kept = (self.ttft_s <= w.ttft_s) & (self.tpot_s <= w.tpot_s) & (self.e2e_s <= w.e2e_s)
-        return np.asarray(self.finished & kept)
+        begun = np.isinf(w.ttfat_s) | (self.ttfat_s <= w.ttfat_s)
+        return np.asarray(self.finished & kept & begun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ class Request:
         Labels for reports and fairness.
     generated_tokens
         Output tokens it already has: above 0 for a request that runs or was preempted.
+    thinking
+        Predicted output tokens before the first answer token; None if it does not think.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class Request:
     slo_class: str = "default"
     tenant: str = "default"
     generated_tokens: int = 0
+    thinking: LengthForecast | None = None
 
     def __post_init__(self) -> None:
         require(self.prompt_tokens >= 1, "prompt_tokens", "an integer of at least 1", self.prompt_tokens)

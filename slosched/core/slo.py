@@ -20,6 +20,9 @@ class Slo:
         Limit on the mean time per output token after the first, in seconds, above 0; None for no limit.
     e2e_s
         Limit on the end-to-end latency in seconds, above 0; None for no limit.
+    ttfat_s
+        Limit on the time to the first answer token, the first one after thinking, in seconds, above 0; None
+        for no limit.
 
     Raises
     ------
@@ -38,9 +41,10 @@ class Slo:
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
+    ttfat_s: float | None = None
 
     def __post_init__(self) -> None:
-        for field in ("ttft_s", "tpot_s", "e2e_s"):
+        for field in ("ttft_s", "tpot_s", "e2e_s", "ttfat_s"):
             value = getattr(self, field)
             ok = value is None or (
                 isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
@@ -50,7 +54,8 @@ class Slo:
     @property
     def best_effort(self) -> bool:
         """Whether no limit at all was promised."""
-        return self.ttft_s is None and self.tpot_s is None and self.e2e_s is None
+        limits = (self.ttft_s, self.tpot_s, self.e2e_s, self.ttfat_s)
+        return all(limit is None for limit in limits)
 
     def limits_s(self) -> tuple[float, float, float]:
         """(ttft, tpot, e2e) in seconds with infinity where there is no limit."""
@@ -60,7 +65,12 @@ class Slo:
             math.inf if self.e2e_s is None else self.e2e_s,
         )
 
-    def met(self, *, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
-        """Whether the measured latencies keep every limit; equality counts as kept."""
+    def met(self, *, ttft_s: float, tpot_s: float, e2e_s: float, ttfat_s: float | None = None) -> bool:
+        """Whether the measured latencies keep every limit; equality counts as kept.
+
+        Without thinking (`ttfat_s` None) the first token is the first answer token.
+        """
         ttft, tpot, e2e = self.limits_s()
-        return ttft_s <= ttft and tpot_s <= tpot and e2e_s <= e2e
+        answer_s = ttft_s if ttfat_s is None else ttfat_s
+        begun = self.ttfat_s is None or answer_s <= self.ttfat_s
+        return ttft_s <= ttft and tpot_s <= tpot and e2e_s <= e2e and begun

@@ -13,6 +13,7 @@ from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Ints, RequestTable
+from slosched.core.thinking import aim_at_answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +66,9 @@ class Snapshot:
     ) -> Snapshot:
         """Snapshot of a queue given as `Request` objects.
 
-        Running requests have their whole prompt and their generated tokens in the KV cache. The clock
-        defaults to the latest arrival.
+        Running requests have their whole prompt and their generated tokens in the KV cache; their first
+        token, and their first answer token if they have more tokens than they were expected to think, came at
+        once. The clock defaults to the latest arrival.
         """
         limits = engine.limits
         everyone = [*waiting, *running]
@@ -76,12 +78,18 @@ class Snapshot:
         rest = np.arange(len(waiting), len(everyone), dtype=np.int64)
         table.computed_tokens[rest] = table.prompt_tokens[rest] + table.generated_tokens[rest]
         table.first_token_s[rest] = table.arrival_s[rest]
+        table.answer_s[rest] = np.where(
+            table.generated_tokens[rest] > table.thinking_tokens[rest], table.arrival_s[rest], np.nan
+        )
         used = int(np.sum(-(-table.computed_tokens[rest] // limits.block_tokens)))
         require(
             used <= limits.kv_blocks, "running", f"requests that fit in {limits.kv_blocks} KV blocks", used
         )
         if now_s is None:
             now_s = max((r.arrival_s for r in everyone), default=0.0)
+        kv_tokens = int(table.computed_tokens[rest].sum())
+        step_s = float(engine.step_time.predict(sequences=max(1, len(rest)), kv_tokens=kv_tokens))
+        aim_at_answers(table, np.arange(len(everyone)), now_s, step_s)
         return cls(
             now_s=now_s,
             table=table,

@@ -48,7 +48,16 @@ class RequestTable:
     served_tokens
         Tokens of computation received so far, prefill and decode, recomputation included.
     ttft_s, tpot_s, e2e_s
-        Limits of its SLO, infinity where there is none.
+        Limits of its SLO, infinity where there is none. While a request thinks that has a limit on its first
+        answer token, `e2e_s` stands for it (`slosched.core.thinking.aim_at_answers`).
+    ttfat_s
+        Limit on the time to the first answer token, infinity where there is none.
+    own_e2e_s
+        Limit on the whole answer as it was promised.
+    thinking_tokens
+        Predicted output tokens before the first answer token; 0 for an answer without thinking.
+    answer_s
+        Clock time of the first answer token; NaN before.
     weight, priority, class_index, tenant_index
         As in `Request`, labels as indices into `classes` and `tenants`.
     prefix_index
@@ -84,6 +93,10 @@ class RequestTable:
         self.ttft_s: Floats = np.full(n, math.inf)
         self.tpot_s: Floats = np.full(n, math.inf)
         self.e2e_s: Floats = np.full(n, math.inf)
+        self.ttfat_s: Floats = np.full(n, math.inf)
+        self.own_e2e_s: Floats = np.full(n, math.inf)
+        self.thinking_tokens: Floats = np.zeros(n)
+        self.answer_s: Floats = np.full(n, math.nan)
         self.weight: Floats = np.ones(n)
         self.priority: Ints = np.zeros(n, dtype=np.int64)
         self.class_index: Ints = np.zeros(n, dtype=np.int64)
@@ -143,7 +156,7 @@ class RequestTable:
         for count in (self.computed_tokens, self.cached_tokens, self.served_tokens, self.preemptions):
             count[row] = 0
         self.prefix_index[row] = self.program_index[row] = -1
-        self.first_token_s[row] = math.nan
+        self.first_token_s[row] = self.answer_s[row] = math.nan
         self.request_ids[row] = request_id
         for column, fill in self._extras.values():
             column[row] = fill
@@ -154,12 +167,22 @@ class RequestTable:
         self.arrival_s[row] = request.arrival_s
         self.prompt_tokens[row] = request.prompt_tokens
         self.generated_tokens[row] = request.generated_tokens
-        self.ttft_s[row], self.tpot_s[row], self.e2e_s[row] = request.slo.limits_s()
+        slo = request.slo
+        self.ttft_s[row], self.tpot_s[row], self.e2e_s[row] = slo.limits_s()
+        self.ttfat_s[row] = math.inf if slo.ttfat_s is None else slo.ttfat_s
+        self.own_e2e_s[row] = self.e2e_s[row]
+        self.thinking_tokens[row] = 0.0 if request.thinking is None else request.thinking.mean_tokens
         self.weight[row] = request.weight
         self.priority[row] = request.priority
         self.class_index[row] = _index(self.classes, request.slo_class)
         self.tenant_index[row] = _index(self.tenants, request.tenant)
         self.atoms[row] = request.forecast.atoms
+
+    def promised(self, row: int) -> bool:
+        """Whether the request of this row has any limit of its own."""
+        return bool(
+            min(self.ttft_s[row], self.tpot_s[row], self.own_e2e_s[row], self.ttfat_s[row]) < math.inf
+        )
 
     def with_columns(self, **columns: Floats | Ints) -> RequestTable:
         """A view on which some columns are others, of the same shape; all else is shared, `extra` included.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from slosched.core.errors import require
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.table import Floats, Ints
+from slosched.core.thinking import Thinking
 
 COLUMNS = (
     "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tpot_s", "e2e_s", "weight", "priority",
@@ -84,6 +85,8 @@ class Workload:
         Prompt contents for the prefix cache, or None when every prompt is unique.
     source
         Where lengths and arrivals come from, for reports.
+    thinking
+        How long each request thinks before its answer, and when that is due; None where nobody thinks.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Workload:
     prefix: PrefixBlocks | None = None
     source: str = ""
     request_ids: tuple[str, ...] = field(default=())
+    thinking: Thinking | None = None
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
@@ -144,9 +148,19 @@ class Workload:
         require(ok, "prefix", f"blocks of {n} requests", "another number")
         ok = not self.request_ids or len(self.request_ids) == n
         require(ok, "request_ids", f"{n} names, or none", len(self.request_ids))
+        if self.thinking is not None:
+            count = len(self.thinking.tokens)
+            require(count == n, "thinking", f"columns of {n} requests", count)
+            ok = bool(np.all(self.thinking.tokens < self.output_tokens))
+            require(ok, "thinking_tokens", "below output_tokens: an answer has a token", "another value")
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def ttfat_s(self) -> Floats:
+        """Limits on the time to the first answer token, infinity for none."""
+        return np.full(len(self), np.inf) if self.thinking is None else self.thinking.ttfat_s
 
     @property
     def previous(self) -> Ints:
@@ -229,7 +243,8 @@ class Workload:
             columns["arrival_s"] = arrival_s
         ids = tuple(self.request_ids[i] for i in index.tolist()) if self.request_ids else ()
         prefix = self.prefix.rows(index) if self.prefix is not None else None
-        return replace(self, prefix=prefix, request_ids=ids, **columns)
+        thinking = self.thinking.rows(index) if self.thinking is not None else None
+        return replace(self, prefix=prefix, thinking=thinking, request_ids=ids, **columns)
 
 
 def _at_least(values: NDArray[np.generic], name: str, least: int) -> None:

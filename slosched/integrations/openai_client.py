@@ -22,6 +22,7 @@ from slosched.integrations.openai_stream import (
     FAILED,
     REFUSED,
     Answer,
+    EndOfThinking,
     Stamps,
     events,
     judge,
@@ -157,6 +158,7 @@ class Client:
         *,
         patience_s: float = math.inf,
         on_first: Callable[[], None] | None = None,
+        end: EndOfThinking = EndOfThinking(),
     ) -> None:
         """Send a request, and stamp its tokens as they come; whatever happens to it is in `answer`.
 
@@ -170,6 +172,8 @@ class Client:
             Longest wait in all that a server may ask for.
         on_first
             Called at the first token.
+        end
+            How the end of thinking is told.
         """
         begin = self.clock()
         level = self.level
@@ -182,7 +186,7 @@ class Client:
                     answer.status = response.status
                     if response.status == 200:
                         self.level, self.proven = min(self.level, level), True
-                        await self._read(response, answer, content, on_first)
+                        await self._read(response, answer, content, Stamps(answer, on_first, end))
                         return
                     words = error_words(await response.text())
                     wait_s = retry_after_s(response.status, response.headers)
@@ -207,10 +211,9 @@ class Client:
         return self._session.post(f"{self.url}/v1/{path}", data=data, headers=headers)
 
     async def _read(
-        self, response: Any, answer: Answer, content: dict[str, Any], on_first: Callable[[], None] | None
+        self, response: Any, answer: Answer, content: dict[str, Any], stamps: Stamps
     ) -> None:
         """Read a stream to its end."""
-        stamps = Stamps(answer, on_first)
         whole = "text/event-stream" not in response.headers.get("Content-Type", "text/event-stream")
         if whole:
             body = await response.json(content_type=None)

@@ -40,6 +40,10 @@ class Answer:
         Clock at the first and the last token that came; NaN if none did.
     tokens
         Tokens that came.
+    answer_s
+        Clock at the first answer token, the first one after thinking; NaN where no end of thinking was seen.
+    thought
+        Whether thinking was seen: reasoning apart from the content, the mark, or `Stamps.think_tokens`.
     first_tokens
         Of these, the ones that came in the same event as the first.
     counted
@@ -62,6 +66,8 @@ class Answer:
     last_s: float = math.nan
     tokens: int = 0
     first_tokens: int = 0
+    answer_s: float = math.nan
+    thought: bool = False
     counted: str = ""
     prompt_tokens: int | None = None
     odd_events: int = 0
@@ -85,17 +91,32 @@ def judge(answer: Answer, ended: bool) -> None:
         answer.end(CUT_OFF, "the stream ended early")
 
 
+@dataclass(frozen=True, slots=True)
+class EndOfThinking:
+    """How the end of thinking is told in a stream: servers that part reasoning from content show it
+    themselves; else by a mark in the text, or, where a length is forced, by the count of tokens.
+    """
+
+    mark: str = "</think>"
+    tokens: int | None = None
+
+
 @dataclass(slots=True)
 class Stamps:
     """When which tokens of one answer came."""
 
     answer: Answer
     on_first: Callable[[], None] | None
+    end: EndOfThinking = EndOfThinking()
     usage: int | None = None
     exact: int = 0
     """Tokens counted by usage, ids or log-probabilities, event by event."""
     inexact: int = 0
     """Events with text whose tokens are not known."""
+    apart: bool = False
+    """Whether the server parts thinking from the answer."""
+    tail: str = ""
+    """Latest text, in which the mark is looked for."""
     characters: int = 0
     first_characters: int = 0
     silent_s: list[float] = field(default_factory=list)
@@ -122,7 +143,8 @@ class Stamps:
             return
         if choice.get("finish_reason") is not None:
             answer.finish_reason = str(choice["finish_reason"])
-        text, tokens = _text_of(choice), counted
+        said, thoughts = _text_of(choice), _thoughts_of(choice)
+        text, tokens = said + thoughts, counted
         if tokens is None:
             tokens = _tokens_of(choice)
         if tokens is None and not text:
@@ -135,6 +157,31 @@ class Stamps:
             self._stamp(now, text)
             self.exact += tokens
         answer.tokens = self.exact + self.inexact
+        if math.isnan(answer.answer_s) and answer.tokens:
+            self._look(said, bool(thoughts), now)
+
+    def _look(self, said: str, thinks: bool, now: float) -> None:
+        """Note the first answer token if this event holds it."""
+        answer = self.answer
+        if self.end.tokens is not None:
+            answer.thought = self.end.tokens > 0
+            if answer.tokens > self.end.tokens:
+                answer.answer_s = now
+            return
+        if thinks:
+            self.apart = answer.thought = True
+        if self.apart:
+            if said:
+                answer.answer_s = now
+            return
+        self.tail += said
+        _, mark, after = self.tail.partition(self.end.mark)
+        if mark:
+            answer.thought = True
+            if after:
+                answer.answer_s = now
+        else:
+            self.tail = self.tail[-len(self.end.mark) - 256 :]
 
     def _stamp(self, now: float, text: str) -> None:
         answer = self.answer
@@ -184,13 +231,22 @@ def _is_count(value: object) -> bool:
 
 
 def _text_of(choice: dict[str, Any]) -> str:
-    """Text of a choice of a completion or a chat completion, reasoning and tool calls included."""
+    """Text of a choice of a completion or a chat completion, tool calls included, reasoning not."""
     parts = [choice.get("text")]
     for name in ("delta", "message"):
         if isinstance(delta := choice.get(name), dict):
-            parts += [delta.get(key) for key in ("content", "reasoning_content", "reasoning", "refusal")]
+            parts += [delta.get(key) for key in ("content", "refusal")]
             if delta.get("tool_calls"):
                 parts.append(json.dumps(delta["tool_calls"]))
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _thoughts_of(choice: dict[str, Any]) -> str:
+    """Reasoning of a choice, from a server that parts it from the content."""
+    parts = []
+    for name in ("delta", "message"):
+        if isinstance(delta := choice.get(name), dict):
+            parts += [delta.get(key) for key in ("reasoning_content", "reasoning")]
     return "".join(part for part in parts if isinstance(part, str))
 
 

@@ -15,7 +15,7 @@ from slosched.core.errors import InputError, require
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.workload import Workload
 from slosched.integrations.openai_client import Client, RequestError
-from slosched.integrations.openai_stream import FAILED, FINISHED, REFUSED, Answer
+from slosched.integrations.openai_stream import FAILED, FINISHED, REFUSED, Answer, EndOfThinking
 from slosched.lab.loadbody import NONSENSE as NONSENSE
 from slosched.lab.loadbody import LoadSettings as LoadSettings
 from slosched.lab.loadbody import Prompts
@@ -220,7 +220,9 @@ class _Sender:
         limit = min(self.settings.timeout_s, float(self.hang_up_s[i]))
         try:
             async with asyncio.timeout(limit):
-                await self.client.stream(content, answer, patience_s=limit, on_first=self.first_token)
+                await self.client.stream(
+                    content, answer, patience_s=limit, on_first=self.first_token, end=self.end_of(i)
+                )
         except TimeoutError:
             answer.end(HUNG_UP if limit < self.settings.timeout_s else TIMED_OUT)
         except asyncio.CancelledError:
@@ -231,6 +233,13 @@ class _Sender:
         finally:
             self.ended(i, answer)
         self.plan_next(i, group)
+
+    def end_of(self, i: int) -> EndOfThinking:
+        """How the end of a request's thinking is told: random tokens of a forced length have no mark."""
+        thinking = self.workload.thinking
+        forced = self.forced and thinking is not None
+        tokens = int(thinking.tokens[i]) if forced and thinking is not None else None
+        return EndOfThinking(self.settings.thinking_end, tokens)
 
     def first_token(self) -> None:
         """A request that waited has got its first token."""
@@ -286,14 +295,27 @@ class _Sender:
         given = replace(self.workload, arrival_s=self.workload.arrival_s / self.settings.speed).rows(rows)
         came = np.array([a.tokens for a in answers], dtype=np.int64)
         prompt = np.array([a.prompt_tokens or 0 for a in answers], dtype=np.int64)
+        output = np.where(finished, np.maximum(1, came), given.output_tokens)
+        thinking = given.thinking
+        if thinking is not None:
+            thinking = replace(thinking, tokens=np.minimum(thinking.tokens, output - 1))
         work = replace(
             given,
-            output_tokens=np.where(finished, np.maximum(1, came), given.output_tokens),
+            thinking=thinking,
+            output_tokens=output,
             prompt_tokens=np.where(prompt > 0, prompt, given.prompt_tokens),
         )
         first_s = np.array([a.first_s for a in answers], dtype=np.float64)
         last_s = np.array([a.last_s for a in answers], dtype=np.float64)
         nothing = np.zeros(len(rows), dtype=np.int64)
+        answer_s = None
+        if work.thinking is not None:
+            # Without a sign of thinking the first token is the first answer token, if it was to think none.
+            begun = [
+                a.first_s if not a.thought and tokens == 0 else a.answer_s
+                for a, tokens in zip(answers, work.thinking.tokens.tolist(), strict=True)
+            ]
+            answer_s = np.array(begun, dtype=np.float64)
         outcomes = Outcomes(
             workload=work,
             arrival_s=self.due_s[rows],
@@ -303,6 +325,7 @@ class _Sender:
             preemptions=nothing,
             recomputed_tokens=nothing.copy(),
             cached_tokens=nothing.copy(),
+            answer_s=answer_s,
             rejected=np.array([a.outcome == REFUSED for a in answers], dtype=np.bool_),
             first_tokens=np.array([max(1, a.first_tokens) for a in answers], dtype=np.int64),
         )

@@ -25,6 +25,8 @@ WORDS = (
 
 NONSENSE: dict[str, tuple[Any, ...]] = {
     "slo_ttft_ms": ("soon", -1, 0, 1e300, "NaN", [1.0, 2.0]),
+    "slo_ttfat_ms": ("later", -1, 0, "NaN"),
+    "predicted_thinking_tokens": ("many", -1, 1e300),
     "slo_tpot_ms": ("", -0.5, "Infinity", 1e-300, ["x"]),
     "slo_e2e_ms": (-1e9, "1e400", 0, "\x00"),
     "slo_class": (7, "no such class", "", ["chat"]),
@@ -69,6 +71,8 @@ class LoadSettings:
     retries
         Times at most that a request is sent again after a 429 or 503 that says when (``Retry-After``);
         latencies count from the planned arrival all the same.
+    thinking_end
+        Text that ends thinking, for servers that do not part it from the answer themselves.
     api_key
         Sent as a bearer token.
     seed
@@ -90,6 +94,7 @@ class LoadSettings:
     prompt_text: bool = False
     chat: bool = False
     retries: int = 2
+    thinking_end: str = "</think>"
     api_key: str | None = None
     seed: int = 0
 
@@ -99,6 +104,7 @@ class LoadSettings:
             require(0 < value < math.inf, name, "a finite number above 0", value)
         for name in ("abort_share", "malformed_share"):
             require(0 <= getattr(self, name) <= 1, name, "from 0 to 1", getattr(self, name))
+        require(bool(self.thinking_end), "thinking_end", "a text", self.thinking_end)
         for name in ("warm_up", "retries"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(self.vocabulary > FIRST_TOKEN_ID, "vocabulary", f"above {FIRST_TOKEN_ID}", self.vocabulary)
@@ -159,7 +165,8 @@ def body(
     extra: dict[str, Any] = {}
     if settings.send_slo:
         for name, column in (
-            ("slo_ttft_ms", workload.ttft_s), ("slo_tpot_ms", workload.tpot_s), ("slo_e2e_ms", workload.e2e_s)
+            ("slo_ttft_ms", workload.ttft_s), ("slo_tpot_ms", workload.tpot_s),
+            ("slo_e2e_ms", workload.e2e_s), ("slo_ttfat_ms", workload.ttfat_s),
         ):  # fmt: skip
             if np.isfinite(column[i]):
                 extra[name] = float(column[i]) * 1000.0
@@ -169,6 +176,8 @@ def body(
     if settings.send_forecast:
         extra["predicted_output_tokens"] = float(np.median(workload.atoms[i]))
         extra["predicted_output_tokens_p90"] = float(workload.atoms[i][-1])
+        if workload.thinking is not None:
+            extra["predicted_thinking_tokens"] = max(1.0, float(np.median(workload.thinking.atoms[i])))
     if extra:
         content["vllm_xargs"] = extra
     if settings.send_priority:

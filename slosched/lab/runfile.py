@@ -16,6 +16,7 @@ from slosched.core.errors import DataError, InputError
 from slosched.core.files import write_file
 from slosched.core.outcome import Run
 from slosched.core.table import Floats
+from slosched.core.thinking import Thinking
 from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
 
 SCHEMA = 2
@@ -70,6 +71,13 @@ def write_run(path: Path, run: Run, engine: Engine) -> None:
             "ids": work.prefix.ids.tolist(),
             "block_tokens": work.prefix.block_tokens,
         },
+        "thinking": None
+        if work.thinking is None
+        else {
+            "tokens": work.thinking.tokens.tolist(),
+            "ttfat_s": _plain(work.thinking.ttfat_s),
+            "atoms": work.thinking.atoms.tolist(),
+        },
         "finish_s": _plain(run.outcomes.finish_s),
     }
     text = json.dumps(content, allow_nan=False).encode()
@@ -109,6 +117,7 @@ def read_run(path: Path) -> RunFile:
                 ids=np.array(prefix["ids"], dtype=np.int64),
                 block_tokens=prefix["block_tokens"],
             ),
+            thinking=_thinking(content.get("thinking")),
         )
         return RunFile(
             policy=content["policy"],
@@ -121,6 +130,16 @@ def read_run(path: Path) -> RunFile:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(path, None, "content", "a whole run", f"{type(error).__name__}: {error}") from None
+
+
+def _thinking(found: dict[str, Any] | None) -> Thinking | None:
+    if found is None:
+        return None
+    return Thinking(
+        tokens=np.array(found["tokens"], dtype=np.int64),
+        ttfat_s=_column(found["ttfat_s"], "ttfat_s"),
+        atoms=np.array(found["atoms"], dtype=np.float64),
+    )
 
 
 INTEGERS = ("prompt_tokens", "output_tokens", "priority", "class_index", "tenant_index", "session")

@@ -285,7 +285,7 @@ class _First(Policy):
 
 def _limit_words(out: Outcomes, row: int) -> list[str]:
     words = []
-    for kind in ("ttft", "tpot", "e2e"):
+    for kind in ("ttft", "tpot", "e2e", "ttfat"):
         limit = float(getattr(out.workload, f"{kind}_s")[row])
         if np.isfinite(limit):
             value = float(getattr(out, f"{kind}_s")[row])

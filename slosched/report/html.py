@@ -11,7 +11,7 @@ from string import Template
 
 from slosched.report.comparison import OURS, Comparison
 from slosched.report.environment import environment
-from slosched.report.metrics import Metrics
+from slosched.report.metrics import LIMIT_KINDS, Metrics
 from slosched.report.table import notes
 
 METHOD = (
@@ -128,7 +128,9 @@ def _attainment_table(comparison: Comparison) -> str:
 def _detail_table(comparison: Comparison, rate_rps: float) -> str:
     classes = comparison.classes
     kinds = [
-        k for k in ("ttft", "tpot", "e2e") if any(p.metrics.by_limit[k].count for p in comparison.points)
+        k
+        for k in LIMIT_KINDS
+        if any(k in p.metrics.by_limit and p.metrics.by_limit[k].count for p in comparison.points)
     ]
     columns: list[Column] = list(COLUMNS)
     columns += [(f"{c} %", lambda m, c=c: 100 * m.by_class[c].value, ".1f") for c in classes]  # type: ignore[misc]

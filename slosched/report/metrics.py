@@ -17,7 +17,7 @@ from slosched.core.workload import Workload
 CONFIDENCE = 0.95
 """Level of every interval in reports."""
 
-LIMIT_KINDS = ("ttft", "tpot", "e2e")
+LIMIT_KINDS = ("ttft", "tpot", "e2e", "ttfat")
 
 NO_QUEUE = "No queue formed: every request was admitted as it came, so no policy can differ here."
 
@@ -131,13 +131,16 @@ class Metrics:
     by_class
         Attainment by class, in the workload's order of classes.
     by_limit
-        For each kind of limit, the requests that kept it among those that have it.
+        For each kind of limit, the requests that kept it among those that have it; ``ttfat`` only where
+        requests think.
     goodput_rps
         Requests that kept all their limits, per second of the span.
     throughput_tps
         Output tokens of finished requests per second of the span.
     ttft_s, tpot_s, e2e_s
         Latencies of the requests that have them.
+    ttfat_s
+        Time to the first answer token, the first one after thinking; None where nobody thinks.
     max_wait_s
         Longest time from arrival to first admission; a request never admitted waits to the end of the run,
         a refused one does not count.
@@ -184,6 +187,7 @@ class Metrics:
     busy_share: float
     steps: int
     wall_s: float
+    ttfat_s: Latency | None = None
 
     @property
     def queued(self) -> bool:
@@ -199,14 +203,16 @@ class Metrics:
     def from_dict(cls, content: dict[str, Any]) -> Metrics:
         """The figures that `to_dict` made plain."""
         plain = {k: v for k, v in content.items() if k != "queued"}
-        for name in ("ttft_s", "tpot_s", "e2e_s"):
-            plain[name] = Latency(**_numbers(plain[name]))
+        for name in ("ttft_s", "tpot_s", "e2e_s", "ttfat_s"):
+            if plain.get(name) is not None:
+                plain[name] = Latency(**_numbers(plain[name]))
+        ttfat_s = plain.pop("ttfat_s", None)
         for name in ("attainment", "weighted"):
             plain[name] = Share(**_numbers(plain[name]))
         for name in ("by_class", "by_limit"):
             plain[name] = {key: Share(**_numbers(share)) for key, share in plain[name].items()}
         plain["queue"] = Queue(**plain["queue"])
-        return cls(**_numbers(plain))
+        return cls(**_numbers(plain), ttfat_s=ttfat_s)
 
     @classmethod
     def of(cls, run: Run) -> Metrics:
@@ -238,6 +244,7 @@ class Metrics:
             ttft_s=Latency.of(out.ttft_s),
             tpot_s=Latency.of(out.tpot_s),
             e2e_s=Latency.of(out.e2e_s),
+            ttfat_s=None if out.answer_s is None else Latency.of(out.ttfat_s),
             max_wait_s=_max_wait_s(out, span_s),
             best_effort_p99_e2e_s=Latency.of(out.e2e_s[_best_effort(work)]).p99,
             preemptions=int(out.preemptions.sum()),
@@ -339,7 +346,8 @@ def wilson(share: float, count: float, confidence: float = CONFIDENCE) -> tuple[
 
 
 def _best_effort(work: Workload) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.asarray(np.isinf(work.ttft_s) & np.isinf(work.tpot_s) & np.isinf(work.e2e_s))
+    plain = np.isinf(work.ttft_s) & np.isinf(work.tpot_s) & np.isinf(work.e2e_s)
+    return np.asarray(plain & np.isinf(work.ttfat_s))
 
 
 def _span_s(out: Outcomes) -> float:
@@ -384,6 +392,8 @@ def _by_limit(out: Outcomes) -> dict[str, Share]:
     for kind in LIMIT_KINDS:
         limit_s, value_s = getattr(work, f"{kind}_s"), getattr(out, f"{kind}_s")
         asked = np.isfinite(limit_s)
+        if kind == "ttfat" and work.thinking is None:
+            continue
         # A first token that came in time counts as such even if the answer was cut off later.
         shares[kind] = Share.of(int((value_s[asked] <= limit_s[asked]).sum()), int(asked.sum()))
     return shares

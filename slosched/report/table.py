@@ -104,6 +104,7 @@ def _run_rows(m: Metrics) -> list[tuple[str, str]]:
     rows += [
         ("goodput", f"{_number(m.goodput_rps)} req/s within limits, {m.throughput_tps:.0f} output tokens/s"),
         ("TTFT", _latency(m.ttft_s, 1.0, "s")),
+        *([] if m.ttfat_s is None else [("TTFAT, first answer token", _latency(m.ttfat_s, 1.0, "s"))]),
         ("TPOT", _latency(m.tpot_s, 1e3, "ms")),
         ("e2e", _latency(m.e2e_s, 1.0, "s")),
         ("longest wait", f"{_number(m.max_wait_s)} s"),

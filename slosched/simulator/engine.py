@@ -16,6 +16,7 @@ from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints, RequestTable
+from slosched.core.thinking import aim_at_answers
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
@@ -169,6 +170,7 @@ class SimulatedEngine:
         self.returns_turns = returns_turns
         self.turns_sent: list[int] = []
         self.is_turn = columns.is_turn
+        self.thinks = bool(np.isfinite(workload.ttfat_s).any())
         self.table = columns.table.shared()
         self.requests = columns.requests._replace(key=np.zeros(n))
         log = 1 << 16 if record else 0
@@ -211,19 +213,32 @@ class SimulatedEngine:
     def snapshot(self) -> Snapshot:
         """What the policy may see before the next step."""
         state = self.state
+        waiting = self.queues.waiting[: state[k.WAITING]].copy()
+        running = self.queues.running[: state[k.RUNNING]].copy()
+        if self.thinks:
+            self._aim(np.concatenate([waiting, running]))
         return Snapshot(
             now_s=float(state[k.NOW]) * _PS,
             table=self.table,
-            waiting=self.queues.waiting[: state[k.WAITING]].copy(),
-            running=self.queues.running[: state[k.RUNNING]].copy(),
+            waiting=waiting,
+            running=running,
             engine=self.engine,
             free_blocks=int(state[k.FREE]),
             step=int(state[k.STEPS]),
         )
 
+    def _aim(self, rows: Ints) -> None:
+        """Let the limits that policies see stand for those on first answer tokens."""
+        running = self.queues.running[: self.state[k.RUNNING]]
+        kv_tokens = int(self.table.computed_tokens[running].sum())
+        step_s = float(self.engine.step_time.predict(sequences=max(1, len(running)), kv_tokens=kv_tokens))
+        aim_at_answers(self.table, rows, float(self.state[k.NOW]) * _PS, step_s)
+
     def _key(self, rows: Ints) -> None:
         """Keys of some rows under a static policy."""
         assert isinstance(self.policy, KeyPolicy)
+        if self.thinks:
+            self._aim(rows)
         self.requests.key[rows] = self.policy.key(self.snapshot(), rows)
 
     def deliver(self, rows: Ints, at_ps: Ints) -> None:
@@ -362,6 +377,8 @@ def columns_of(workload: Workload) -> Columns:
         served=table.served_tokens, preemptions=table.preemptions, peak=_ints(n), recomputed=_ints(n),
         hit=_ints(n, -1), blocks=_ints(n), admitted_ps=_ints(n, -1), first_ps=_ints(n, -1),
         finish_ps=_ints(n, -1), first_token_s=table.first_token_s, key=np.zeros(n),
+        think=_ints(n) if workload.thinking is None else np.ascontiguousarray(workload.thinking.tokens),
+        answer_ps=_ints(n, -1), answer_s=table.answer_s,
     )  # fmt: skip
     return Columns(table=table, requests=requests, is_turn=is_turn)
 
@@ -382,6 +399,7 @@ def outcomes_of(workload: Workload, requests: k.Requests) -> Outcomes:
         recomputed_tokens=requests.recomputed,
         cached_tokens=np.maximum(requests.hit, 0),
         rejected=requests.finish_ps == k.REJECTED,
+        answer_s=None if workload.thinking is None else seconds(requests.answer_ps),
     )
 
 
@@ -421,8 +439,11 @@ def table_of(workload: Workload) -> RequestTable:
     """The request table of a whole workload: row i is request i, forecasts in place of true lengths."""
     n = len(workload)
     table = RequestTable.all_in_use(n)
-    for name in ("arrival_s", "ttft_s", "tpot_s", "e2e_s", "weight"):
+    for name in ("arrival_s", "ttft_s", "tpot_s", "e2e_s", "ttfat_s", "weight"):
         setattr(table, name, np.array(getattr(workload, name), dtype=np.float64))
+    table.own_e2e_s = table.e2e_s.copy()
+    if workload.thinking is not None:
+        table.thinking_tokens = workload.thinking.atoms.mean(axis=1)
     for name in ("prompt_tokens", "priority", "class_index", "tenant_index"):
         setattr(table, name, np.array(getattr(workload, name), dtype=np.int64))
     if workload.prefix is not None:

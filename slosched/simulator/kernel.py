@@ -99,6 +99,9 @@ class Requests(NamedTuple):
     admitted_ps: Ints
     first_ps: Ints
     finish_ps: Ints
+    think: Ints  # output tokens before the first answer token
+    answer_ps: Ints  # first answer token, -1 before
+    answer_s: Floats
     first_token_s: Floats
     key: Floats  # static sort key, or priority when the victim is the worst
 
@@ -547,6 +550,9 @@ def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> 
             if R.generated[row] == 1:
                 R.first_ps[row] = now
                 R.first_token_s[row] = now * 1e-12
+            if R.generated[row] == R.think[row] + 1:
+                R.answer_ps[row] = now
+                R.answer_s[row] = now * 1e-12
             if R.generated[row] == R.output[row]:
                 R.finish_ps[row] = now
                 _free(R, P, state, limits, row)
@@ -638,7 +644,8 @@ def _run_ps(coef: Ints, steps: int, sequences: int, kv: int) -> int:
 
 @njit(nogil=True, cache=True)
 def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, stop_ps: int) -> bool:
-    """Carry out, in one go, all steps until somebody finishes, memory runs short or `stop_ps` is passed.
+    """Carry out, in one go, all steps until somebody finishes or ends thinking, memory runs short or
+    `stop_ps` is passed.
 
     Valid only while nobody can be admitted. Returns False, having done nothing, where the next step is not
     a plain decode step of all running requests.
@@ -655,6 +662,8 @@ def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef
             return False
         kv += R.computed[row]
         steps = min(steps, int(R.output[row] - R.generated[row]))
+        if R.generated[row] <= R.think[row]:
+            steps = min(steps, int(R.think[row] + 1 - R.generated[row]))
     while n * (steps // limits[BLOCK] + 1) > state[FREE]:
         steps //= 2
         if steps == 0:
@@ -683,6 +692,9 @@ def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef
         R.computed[row] += steps
         R.served[row] += steps
         R.peak[row] = max(R.peak[row], R.computed[row])
+        if R.generated[row] == R.think[row] + 1:
+            R.answer_ps[row] = state[NOW]
+            R.answer_s[row] = state[NOW] * 1e-12
         if R.generated[row] == R.output[row]:
             R.finish_ps[row] = state[NOW]
             done = True

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.engine import DEFAULT_ENGINE, Engine
-from slosched.core.errors import InputError
+from slosched.core.errors import InputError, require
 from slosched.core.forecast import LengthForecast
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.request import Request
@@ -147,6 +147,8 @@ class VirtualEngine:
         asynchronous: bool = False,
     ) -> None:
         self.workload, self.engine = workload, engine
+        ok = not np.isfinite(workload.ttfat_s).any()
+        require(ok, "ttfat_s", "absent under the virtual clock, whose tokens have no mark", workload.name)
         self.limits, self.step_time = engine.limits, engine.step_time
         self.depth, self.asynchronous = depth, asynchronous
         self.clock = VirtualClock()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from slosched.core.errors import InputError, require
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats
+from slosched.core.thinking import Thinking
 from slosched.core.workload import Workload
 from slosched.timing.presets import preset
 from slosched.workloads.arrivals import burst_arrivals, gamma_arrivals
@@ -48,6 +50,8 @@ DEFAULT_FORECAST = "predictor-5"
 """Forecast model of generated workloads: the errors of a real predictor."""
 
 REASONING_MEDIAN_TOKENS, REASONING_SIGMA, REASONING_MOST_TOKENS = 2000.0, 0.9, 32_768
+THINKING_SHARE = 8.0, 2.0
+"""Beta distribution of the share of thinking in an answer with reasoning: an assumption, mean 0.8."""
 AGENT_BLOCK_TOKENS = 64
 """Grain of prefix reuse in the agentic traces."""
 AGENT_LONGEST_CONTEXT_TOKENS = 160_000
@@ -77,14 +81,17 @@ def reasoning(rate_per_s: float, duration_s: float, rng: np.random.Generator) ->
     """Chat with long chains of thought.
 
     Prompts as in ShareGPT; answers lognormal with median 2,000 tokens and sigma 0.9, at most 32,768. The
-    answer lengths are an assumption, not fitted: no public trace of them is among our data.
+    answer lengths are an assumption, not fitted: no public trace of them is among our data. So is the share
+    of thinking in them, drawn from a beta distribution with mean 0.8.
     """
     times = gamma_arrivals(rate_per_s, duration_s, rng=rng)
     prompt, _ = LengthTable.named("chat").draw(len(times), rng)
     answer = REASONING_MEDIAN_TOKENS * np.exp(REASONING_SIGMA * rng.standard_normal(len(times)))
     output = np.clip(np.rint(answer), 1, REASONING_MOST_TOKENS).astype(np.int64)
     source = f"generated; prompts: {LengthTable.named('chat').source}; answers: assumed lognormal"
-    return Workload.plain(times, prompt, output, name="reasoning", slo_class="reasoning", source=source)
+    work = Workload.plain(times, prompt, output, name="reasoning", slo_class="reasoning", source=source)
+    share = rng.spawn(1)[0].beta(*THINKING_SHARE, len(times))
+    return replace(work, thinking=Thinking.of(np.floor(share * output).astype(np.int64)))
 
 
 def agentic(rate_per_s: float, duration_s: float, rng: np.random.Generator) -> Workload:

@@ -28,6 +28,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "ttft": ("ttft", "ttft_slo", "slo_ttft", "ttft_limit"),
     "tpot": ("tpot", "tpot_slo", "slo_tpot", "tpot_limit"),
     "e2e": ("e2e", "e2e_slo", "slo_e2e", "e2e_limit"),
+    "ttfat": ("ttfat", "ttfat_slo", "slo_ttfat", "ttfat_limit"),
+    "thinking_tokens": ("thinking_tokens", "reasoning_tokens", "num_reasoning_tokens"),
     "slo_class": ("slo_class", "class"),
     "tenant": ("tenant", "tenant_id", "user", "user_id"),
     "weight": ("weight", "slo_weight"),
@@ -36,12 +38,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "session": ("session", "session_id", "conversation_id"),
     "think": ("think",),
     "predicted_output_tokens": ("predicted_output_tokens",),
+    "predicted_thinking_tokens": ("predicted_thinking_tokens",),
     "prefix_ids": ("prefix_ids",),
     "prefix_block_tokens": ("prefix_block_tokens",),
 }  # fmt: skip
 """Names of each field without their unit, the surest first."""
 
-TIMES = ("arrival", "ttft", "tpot", "e2e", "think")
+TIMES = ("arrival", "ttft", "tpot", "e2e", "ttfat", "think")
 """Fields in seconds, whose names may end in a unit."""
 
 UNIT_ENDINGS = {

@@ -80,8 +80,13 @@ def prefix_share(workload: Workload) -> float | None:
 
 
 def _describe_class(workload: Workload, rows: NDArray[np.bool_]) -> dict[str, object]:
-    limits = {name: _range(getattr(workload, name)[rows]) for name in ("ttft_s", "tpot_s", "e2e_s")}
-    return {
+    limits = {
+        name: _range(getattr(workload, name)[rows]) for name in ("ttft_s", "tpot_s", "e2e_s", "ttfat_s")
+    }
+    thinking = (
+        {} if workload.thinking is None else {"thinking_tokens": _quantiles(workload.thinking.tokens[rows])}
+    )
+    return thinking | {
         "requests": int(rows.sum()),
         "share": float(rows.mean()) if len(rows) else None,
         "prompt_tokens": _quantiles(workload.prompt_tokens[rows]),

@@ -5,8 +5,9 @@ Our own columns hold everything a `Workload` has: ``arrival_s`` [s, ascending], 
 null: no limit]; ``slo_class``; ``tenant``; ``weight`` (1); ``priority`` (0); ``predicted_output_tokens`` (one
 number, or ascending ones, as many as a forecast has atoms; the true length if absent); ``prefix_ids`` (ids of
 the prompt's blocks) with ``prefix_block_tokens`` (the same in all rows); ``session`` (whose turn it is) with
-``think_s`` [s from the end of the session's answer before; empty: sent at arrival_s whatever happens]. Lists
-are JSON arrays, or numbers with spaces in CSV.
+``think_s`` [s from the end of the session's answer before; empty: sent at arrival_s whatever happens];
+``thinking_tokens`` (before the first answer token, below ``output_tokens``) with ``ttfat_s`` [s] and
+``predicted_thinking_tokens`` (as for outputs). Lists are JSON arrays, or numbers with spaces in CSV.
 
 Other names for the same things, and other units, are those of `slosched.workloads.columns`.
 """
@@ -23,6 +24,7 @@ import numpy as np
 
 from slosched.core.errors import DataError
 from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.thinking import Thinking
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.workloads.clock import UNIT_WORDS, Clock
 from slosched.workloads.columns import Columns, recognise
@@ -75,12 +77,14 @@ class _Rows:
             for meaning, own in zip(("arrival", *GENERIC_REQUIRED[1:]), GENERIC_REQUIRED, strict=True)
         ]
         self.clock = Clock(self.path, self.required[0], ascending=self.own)
-        self.real = {name: array("d") for name in (*LIMITS, "weight", "atoms", "think_s")}
+        self.real = {
+            name: array("d") for name in (*LIMITS, "weight", "atoms", "think_s", "ttfat_s", "thoughts")
+        }
         self.integer = {
             name: array("q")
             for name in (
                 "prompt_tokens", "output_tokens", "priority", "class_index", "tenant_index", "session", "ids",
-                "counts",
+                "counts", "thinking",
             )
         }  # fmt: skip
         self.classes: dict[str, int] = {}
@@ -117,6 +121,7 @@ class _Rows:
             text = self._text(row, label, fields[label]) if label in fields else "default"
             self.integer[column].append(numbers.setdefault(text, len(numbers)))
         self._add_atoms(row, fields.get("predicted_output_tokens"))
+        self._add_thinking(row, fields, record)
         self._add_prefix(row, fields)
         self._add_turn(row, fields.get("session"), record)
         if fields.get("request_id") is not None:
@@ -169,17 +174,31 @@ class _Rows:
         return list(value.split()) if isinstance(value, str) else [value]
 
     def _add_atoms(self, row: int, value: object) -> None:
+        truth = self.integer["output_tokens"][-1]
+        self.real["atoms"].extend(self._atoms(row, "predicted_output_tokens", value, truth, 1))
+
+    def _add_thinking(self, row: int, fields: dict[str, Any], record: dict[str, Any]) -> None:
+        most = self.integer["output_tokens"][-1] - 1
+        domain = f"an integer from 0 to {most}, below output_tokens"
+        tokens = whole(self.path, row, "thinking_tokens", fields.get("thinking_tokens", 0), 0, most, domain)
+        self.integer["thinking"].append(tokens)
+        limit = self._duration(row, "ttfat", record, least=1e-12)
+        if limit is not None and "thinking_tokens" not in self.found:
+            raise DataError(self.path, row, "thinking_tokens", "given where ttfat_s is", None)
+        self.real["ttfat_s"].append(math.inf if limit is None else limit)
+        said = fields.get("predicted_thinking_tokens")
+        self.real["thoughts"].extend(self._atoms(row, "predicted_thinking_tokens", said, tokens, 0))
+
+    def _atoms(self, row: int, name: str, value: object, truth: int, least: int) -> list[float]:
+        """A forecast, as one number or as many as it has atoms; the truth where it is absent."""
         if value is None:
-            self.real["atoms"].extend([float(self.integer["output_tokens"][-1])] * FORECAST_ATOMS)
-            return
-        domain = f"one number from 1 to {MOST_TOKENS}, or {FORECAST_ATOMS} ascending ones"
-        parts = self._list(row, "predicted_output_tokens", value)
-        atoms = [
-            number(self.path, row, "predicted_output_tokens", p, 1, MOST_TOKENS * 1000, domain) for p in parts
-        ]
+            return [float(truth)] * FORECAST_ATOMS
+        domain = f"one number from {least} to {MOST_TOKENS}, or {FORECAST_ATOMS} ascending ones"
+        parts = self._list(row, name, value)
+        atoms = [number(self.path, row, name, p, least, MOST_TOKENS * 1000, domain) for p in parts]
         if len(atoms) not in (1, FORECAST_ATOMS) or atoms != sorted(atoms):
-            raise DataError(self.path, row, "predicted_output_tokens", domain, str(value)[:80])
-        self.real["atoms"].extend(atoms * (FORECAST_ATOMS // len(atoms)))
+            raise DataError(self.path, row, name, domain, str(value)[:80])
+        return atoms * (FORECAST_ATOMS // len(atoms))
 
     def _add_prefix(self, row: int, fields: dict[str, Any]) -> None:
         value, size = fields.get("prefix_ids"), fields.get("prefix_block_tokens")
@@ -221,6 +240,11 @@ class _Rows:
             offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
             prefix = PrefixBlocks(offsets=offsets, ids=ids, block_tokens=self.block_tokens)
         columns["atoms"] = columns["atoms"].reshape(n, FORECAST_ATOMS)
+        thoughts, thinking = columns.pop("thoughts"), None
+        limits, lengths = columns.pop("ttfat_s"), columns.pop("thinking")
+        if "thinking_tokens" in self.found:
+            atoms = thoughts.reshape(n, FORECAST_ATOMS)
+            thinking = Thinking(tokens=lengths, ttfat_s=limits, atoms=atoms)
         left_out = {NO_TOKENS: self.left_out} if self.left_out else {}
         order = np.argsort(times, kind="stable")
         workload = Workload(
@@ -229,6 +253,7 @@ class _Rows:
             classes=tuple(self.classes),
             tenants=tuple(self.tenants),
             prefix=prefix,
+            thinking=thinking,
             source=self.path.name + left_out_words(left_out),
             request_ids=tuple(self.request_ids),
             **columns,

@@ -11,6 +11,7 @@ import numpy as np
 from slosched.core.errors import InputError, require
 from slosched.core.limits import EngineLimits
 from slosched.core.table import Ints
+from slosched.core.thinking import Thinking
 from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
 
 
@@ -52,12 +53,13 @@ def merge(workloads: Sequence[Workload], *, name: str = "mix") -> Workload:
         if len(dict.fromkeys(together)) != len(together):
             together = [f"{k}-{i}" for k, w in enumerate(workloads) for i in w.request_ids]
         ids = tuple(together[i] for i in order.tolist())
-    prefix = _join_prefixes(workloads)
+    prefix, thinking = _join_prefixes(workloads), _join_thinking(workloads)
     return Workload(
         name=name,
         classes=classes,
         tenants=tenants,
         prefix=prefix.rows(order) if prefix is not None else None,
+        thinking=thinking.rows(order) if thinking is not None else None,
         source="; ".join(dict.fromkeys(w.source for w in workloads if w.source)),
         request_ids=ids,
         **{c: values[order] for c, values in columns.items()},
@@ -139,3 +141,14 @@ def _join_prefixes(workloads: Sequence[Workload]) -> PrefixBlocks | None:
         shift += int(w.prefix.ids.max(initial=0)) - lowest + 1
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
     return PrefixBlocks(offsets=offsets, ids=np.concatenate(ids).astype(np.int64), block_tokens=sizes[0])
+
+
+def _join_thinking(workloads: Sequence[Workload]) -> Thinking | None:
+    if all(w.thinking is None for w in workloads):
+        return None
+    parts = [w.thinking or Thinking.of(np.zeros(len(w), dtype=np.int64)) for w in workloads]
+    return Thinking(
+        tokens=np.concatenate([part.tokens for part in parts]),
+        ttfat_s=np.concatenate([part.ttfat_s for part in parts]),
+        atoms=np.concatenate([part.atoms for part in parts]),
+    )

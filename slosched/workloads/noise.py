@@ -11,6 +11,7 @@ import numpy as np
 from slosched.core.errors import InputError, require
 from slosched.core.forecast import FORECAST_ATOMS, lognormal_atoms
 from slosched.core.table import Floats, Ints
+from slosched.core.thinking import Thinking
 from slosched.core.workload import Workload
 from slosched.workloads.lengths import fitted
 
@@ -38,6 +39,9 @@ def with_forecast(
     workload: Workload, model: str, *, seed: int = 0, history: Workload | None = None
 ) -> Workload:
     """The workload with forecasts of its output lengths by one of the models.
+
+    The length of thinking is known to ``oracle``; elsewhere it is the forecast of the whole length times the
+    share that thinking has in the class, in `history`.
 
     Parameters
     ----------
@@ -76,6 +80,23 @@ def with_forecast(
     >>> with_forecast(w, "class-mean").atoms[:, 0].tolist()
     [40.0, 40.0, 40.0]
     """
+    made = _with_lengths(workload, model, seed, history)
+    if made.thinking is None:
+        return made
+    true = made.thinking.tokens
+    if model == "oracle":
+        return replace(made, thinking=Thinking.of(true, made.thinking.ttfat_s))
+    past = workload if history is None or history.thinking is None else history
+    assert past.thinking is not None
+    share = np.zeros(len(made))
+    for index, label in enumerate(made.classes):
+        known = past.class_index == past.classes.index(label) if label in past.classes else slice(None)
+        total = past.output_tokens[known].sum()
+        share[made.class_index == index] = past.thinking.tokens[known].sum() / max(1, total)
+    return replace(made, thinking=replace(made.thinking, atoms=made.atoms * share[:, None]))
+
+
+def _with_lengths(workload: Workload, model: str, seed: int, history: Workload | None) -> Workload:
     rng = np.random.default_rng(seed)
     past = workload if history is None else history
     name, _, parameter = model.partition(":")
@@ -91,7 +112,7 @@ def with_forecast(
         return replace(workload, atoms=lognormal_atoms(median, sigma))
     if name == BIASED:
         factor = _number(model, DEFAULT_BIAS, "above 0", 1e-9, math.inf)
-        plain = with_forecast(workload, "predictor-5", seed=seed, history=history)
+        plain = _with_lengths(workload, "predictor-5", seed, history)
         return replace(plain, atoms=np.maximum(plain.atoms * factor, 1.0))
     if name == HINTS:
         liars = rng.random(len(workload)) < _number(model, DEFAULT_LIARS, "from 0 to 1", 0.0, 1.0)

@@ -28,6 +28,9 @@ class ClassSpec:
     ----------
     ttft_s, tpot_s, e2e_s
         Absolute limits in seconds, above 0; None for none.
+    ttfat_s
+        Limit on the time to the first answer token in seconds, above 0; None for none. The requests' thinking
+        lengths must be known.
     ttft_x, tpot_x, e2e_x
         Limits as multiples of the unloaded latency, above 0; None for none.
     weight
@@ -49,6 +52,7 @@ class ClassSpec:
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
+    ttfat_s: float | None = None
     ttft_x: float | None = None
     tpot_x: float | None = None
     e2e_x: float | None = None
@@ -56,7 +60,7 @@ class ClassSpec:
     priority: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("ttft_s", "tpot_s", "e2e_s", "ttft_x", "tpot_x", "e2e_x"):
+        for name in ("ttft_s", "tpot_s", "e2e_s", "ttfat_s", "ttft_x", "tpot_x", "e2e_x"):
             value = getattr(self, name)
             ok = value is None or (_is_number(value) and 0 < value < math.inf)
             require(ok, name, "a finite number above 0, or None", value)
@@ -73,7 +77,8 @@ class ClassSpec:
     @property
     def best_effort(self) -> bool:
         """Whether the class has no limit at all."""
-        return not self.relative and self.ttft_s is None and self.tpot_s is None and self.e2e_s is None
+        limits = (self.ttft_s, self.tpot_s, self.e2e_s, self.ttfat_s)
+        return not self.relative and all(limit is None for limit in limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +155,8 @@ def with_slos(
     Raises
     ------
     InputError
-        If a class does not exist in the workload, or a multiple is given without a model.
+        If a class does not exist in the workload, a multiple is given without a model, or a limit on the
+        first answer token for requests whose thinking lengths are not known.
     """
     unknown = sorted(set(specs) - set(workload.classes))
     require(not unknown, "class", f"one of {', '.join(workload.classes)}", ", ".join(unknown))
@@ -162,13 +168,19 @@ def with_slos(
     columns = {
         name: getattr(workload, name).copy() for name in ("ttft_s", "tpot_s", "e2e_s", "weight", "priority")
     }
+    thinking = workload.thinking
     for name, spec in specs.items():
         rows = workload.class_index == workload.classes.index(name)
+        if thinking is None:
+            require(spec.ttfat_s is None, "ttfat_s", "absent where thinking_tokens are unknown", spec.ttfat_s)
+        else:
+            limits = np.where(rows, math.inf if spec.ttfat_s is None else spec.ttfat_s, thinking.ttfat_s)
+            thinking = replace(thinking, ttfat_s=limits)
         for kind in ("ttft", "tpot", "e2e"):
             columns[f"{kind}_s"][rows] = _limits(spec, kind, alone, rows)
         columns["weight"][rows] = spec.weight
         columns["priority"][rows] = spec.priority
-    return replace(workload, **columns)
+    return replace(workload, thinking=thinking, **columns)
 
 
 def _limits(spec: ClassSpec, kind: str, alone: UnloadedLatency | None, rows: np.ndarray) -> Floats | float:

@@ -226,6 +226,10 @@ def data_folder() -> str | None:
     return folder or None
 
 
+LIMITS = ("ttft", "tpot", "e2e", "ttfat")
+"""Kinds of limits that a trace's rows may have."""
+
+
 def parse_slo(text: str) -> ClassSpec:
     """Limits from words such as ``ttft=1,tpot=0.05,e2e=30,weight=2``; ``ttft_x`` is a multiple.
 
@@ -234,7 +238,7 @@ def parse_slo(text: str) -> ClassSpec:
     >>> parse_slo("ttft=1,e2e_x=5").e2e_x
     5.0
     """
-    known = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
+    known = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s", "ttfat": "ttfat_s"}
     known |= {name: name for name in ("ttft_x", "tpot_x", "e2e_x", "weight")}
     values: dict[str, float] = {}
     for word in text.split(","):
@@ -251,11 +255,11 @@ def _promised(trace: Workload, step_time: StepTimeModel, slos: Mapping[str, Clas
     specs = dict(slos)
     for index, name in enumerate(trace.classes):
         rows = trace.class_index == index
-        bare = all(np.isinf(getattr(trace, f"{kind}_s")[rows]).all() for kind in ("ttft", "tpot", "e2e"))
+        bare = all(np.isinf(getattr(trace, f"{kind}_s")[rows]).all() for kind in LIMITS)
         if bare and name in DEFAULT_SLOS and name not in specs:
             specs[name] = DEFAULT_SLOS[name]
     trace = with_slos(trace, specs, model=step_time)
-    bounded = any(np.isfinite(getattr(trace, f"{kind}_s")).any() for kind in ("ttft", "tpot", "e2e"))
+    bounded = any(np.isfinite(getattr(trace, f"{kind}_s")).any() for kind in LIMITS)
     known = ", ".join(DEFAULT_SLOS)
     require(
         bounded,

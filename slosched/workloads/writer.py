@@ -79,6 +79,12 @@ def _records(w: Workload) -> Iterator[dict[str, Any]]:
         for name in LIMITS:
             limit = float(getattr(w, name)[i])
             record[name] = limit if math.isfinite(limit) else None
+        if w.thinking is not None:
+            limit = float(w.thinking.ttfat_s[i])
+            thoughts: list[float] = w.thinking.atoms[i].tolist()
+            record["ttfat_s"] = limit if math.isfinite(limit) else None
+            record["thinking_tokens"] = int(w.thinking.tokens[i])
+            record["predicted_thinking_tokens"] = thoughts
         record["slo_class"] = w.classes[w.class_index[i]]
         record["tenant"] = w.tenants[w.tenant_index[i]]
         record["weight"] = float(w.weight[i])

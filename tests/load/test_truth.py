@@ -19,6 +19,7 @@ import pytest
 
 from slosched.core.errors import InputError
 from slosched.core.outcome import Run
+from slosched.core.thinking import Thinking
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.integrations.openai_client import Client
 from slosched.lab.load import LoadCounts, LoadSettings, load
@@ -419,3 +420,51 @@ def test_a_run_in_which_nothing_finished_fails(habits: Habits, capsys: pytest.Ca
         main(["load", habits.url, "--workload", "chat", "--rate", "20", "--duration", "0.5"])
     assert left.value.code == 1
     assert "refused (HTTP 503)" in " ".join(capsys.readouterr().out.split())
+
+
+# thinking ---------------------------------------------------------------------------------------------------
+
+
+async def marked(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    """Four tokens of thinking, its mark in two halves, two tokens of answer."""
+    for text in ("<think>", " a", " b", " c </thi", "nk>", "x", "y"):
+        await asyncio.sleep(5 * STEP_S)
+        await write(chunk(text, "stop" if text == "y" else None))
+
+
+async def parted(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    """A server that parts reasoning from content itself."""
+    for i in range(7):
+        await asyncio.sleep(5 * STEP_S)
+        delta = {"reasoning_content": "hm"} if i < 5 else {"content": "x"}
+        await write({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop" if i == 6 else None}]})
+
+
+async def unmarked(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    """Thinking that a limit ended."""
+    for i in range(7):
+        await asyncio.sleep(5 * STEP_S)
+        await write(chunk(" a", "length" if i == 6 else None))
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("script", [marked, parted, unmarked])
+def test_the_first_answer_token_is_the_first_after_thinking(
+    habits: Habits, script: Any, forced: bool
+) -> None:
+    """Told by the mark, by the server, or, where lengths are forced, by the count of tokens."""
+    habits.script = lambda body, write: script(habits, body, write)
+    base = work(2, 7)
+    base = replace(base, thinking=Thinking.of(np.full(2, 5), np.array([9.0, np.inf])))
+    settings = LoadSettings(warm_up=0, model="m")
+    run = load(habits.url, base, settings, prompts=None if forced else ["a", "b"])
+    ttfat_s, ttft_s = run.outcomes.ttfat_s, run.outcomes.ttft_s
+    if script is unmarked and not forced:
+        assert np.isnan(ttfat_s).all()
+        assert run.outcomes.met.tolist() == [False, True]
+        return
+    assert np.all(ttfat_s - ttft_s > 4 * 5 * STEP_S)
+    assert np.all(ttfat_s < run.outcomes.e2e_s)
+    sent = habits.bodies[0]["vllm_xargs"]
+    assert (sent["slo_ttfat_ms"], sent["predicted_thinking_tokens"]) == (9000.0, 5.0)
+    assert "slo_ttfat_ms" not in habits.bodies[1]["vllm_xargs"]

@@ -223,6 +223,8 @@ class RouterApp:
             return
         self.metrics.first_token.observe(first_s - float(t.arrival_s[row]))
         if whole and not held.asked.claim.slo.best_effort:
+            if held.asked.claim.slo.ttfat_s is not None:  # the proxy does not read answers: engines count these
+                return
             tokens = max(1, int(t.generated_tokens[row]) - 1)
             met = held.asked.claim.slo.met(
                 ttft_s=first_s - float(t.arrival_s[row]),

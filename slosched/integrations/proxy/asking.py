@@ -76,8 +76,9 @@ class Asked:
                 forecast = LengthForecast.lognormal(median, HINT_SIGMA)
         if self.max_tokens is not None and forecast.atoms[-1] > self.max_tokens:
             forecast = LengthForecast(tuple(min(a, float(self.max_tokens)) for a in forecast.atoms))
+        thinking = claim.predicted_thinking_tokens
         return Request(
-            request_id=request_id, prompt_tokens=self.prompt_tokens, forecast=forecast, slo=claim.slo,
+            thinking=None if thinking is None else LengthForecast.point(thinking), request_id=request_id, prompt_tokens=self.prompt_tokens, forecast=forecast, slo=claim.slo,
             arrival_s=now_s, weight=claim.weight, slo_class=claim.slo_class, tenant=claim.tenant,
         )  # fmt: skip
 

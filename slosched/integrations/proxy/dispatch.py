@@ -7,9 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.table import RequestTable
+from slosched.core.thinking import aim_at_answers
 from slosched.integrations.proxy.asking import BLOCK_CHARACTERS, CHARACTERS_PER_TOKEN, Asked
 from slosched.predictors.history import ClassHistory
 from slosched.routers.base import EngineStatus, Router
@@ -74,7 +77,10 @@ class Dispatcher:
     def add(self, asked: Asked) -> Held:
         """A newcomer, pending."""
         self._count += 1
-        row = self.table.add(asked.request(f"r{self._count}", self.clock(), self.history))
+        now_s = self.clock()
+        row = self.table.add(asked.request(f"r{self._count}", now_s, self.history))
+        step_s = float(self.books.engines[0].engine.step_time.predict(sequences=1))
+        aim_at_answers(self.table, np.array([row]), now_s, step_s)
         if len(asked.ids):
             self.table.prefix_index[row] = asked.ids[0]
         self.books.arrived(row, asked.ids)

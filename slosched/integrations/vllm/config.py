@@ -29,6 +29,7 @@ class ClassConfig(_Section):
     ttft_ms: float | None = Milliseconds
     tpot_ms: float | None = Milliseconds
     e2e_ms: float | None = Milliseconds
+    ttfat_ms: float | None = Milliseconds
     weight: float = Field(default=1.0, ge=0, le=1e6)
     predicted_output_tokens: float | None = Field(default=None, ge=1, le=1e7)
 
@@ -43,6 +44,7 @@ class RightsConfig(_Section):
     min_ttft_ms: float | None = Milliseconds
     min_tpot_ms: float | None = Milliseconds
     min_e2e_ms: float | None = Milliseconds
+    min_ttfat_ms: float | None = Milliseconds
     max_weight: float | None = Field(default=None, ge=0, le=1e6)
 
 
@@ -52,6 +54,7 @@ class BoundsConfig(_Section):
     min_ttft_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
     min_tpot_ms: float = Field(default=1.0, gt=0, le=MAX_MS)
     min_e2e_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
+    min_ttfat_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
     max_weight: float = Field(default=10.0, ge=0, le=1e6)
     max_tenants: int = Field(default=1000, ge=1, le=1_000_000)
 
@@ -110,6 +113,22 @@ class ForecastConfig(_Section):
     limit_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
 
 
+class ThinkingConfig(_Section):
+    """The mark that ends thinking: one token, as a number, or as text that the model's tokenizer knows as one,
+    such as ``</think>``. The first token after it is the first answer token.
+    """
+
+    end: int | str
+
+    @field_validator("end", mode="before")
+    @classmethod
+    def _is_a_mark(cls, value: object) -> object:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not number and not (isinstance(value, str) and 0 < len(value) <= 64):
+            raise ValueError("must be a token number of at least 0, or a text of 1 to 64 characters")
+        return value
+
+
 class MetricsConfig(_Section):
     """Where metrics go besides vLLM's own page: an own port, a JSON file, a line in the log.
 
@@ -152,6 +171,7 @@ class Config(_Section):
     metrics: MetricsConfig = MetricsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     forecast: ForecastConfig = ForecastConfig()
+    thinking: ThinkingConfig | None = None
 
     @field_validator("forecast", mode="before")
     @classmethod
@@ -164,6 +184,9 @@ class Config(_Section):
         if self.default_class != "default" and self.default_class not in self.classes:
             known = ", ".join(["default", *self.classes])
             raise ValueError(f"must be one of the classes {known}, got {self.default_class!r}")
+        for name, promised in self.classes.items():
+            if promised.ttfat_ms is not None and self.thinking is None:
+                raise ValueError(f"class {name!r} has ttfat_ms: thinking.end must name the mark that ends thinking")
         return self
 
     def weight_of(self, promised: ClassConfig, tenant: str, claimed: float) -> float:
@@ -173,7 +196,7 @@ class Config(_Section):
         return min(claimed, most, max(promised.weight, self.bounds.max_weight))
 
     def limit_ms(self, promised: ClassConfig, tenant: str, kind: str, claimed: float) -> float:
-        """What a claimed limit (``ttft``, ``tpot`` or ``e2e``) counts as, in milliseconds."""
+        """What a claimed limit (``ttft``, ``tpot``, ``e2e`` or ``ttfat``) counts as, in milliseconds."""
         rights = self.tenants.get(tenant)
         least: float | None = None if rights is None else getattr(rights, f"min_{kind}_ms")
         if least is None:

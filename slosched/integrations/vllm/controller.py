@@ -67,6 +67,7 @@ class Controller:
         self.limits = limits_of(scheduler)
         self.ledger = Ledger(config, clock, learned, self.stats)
         self.ledger.forecaster.reads(scheduler)
+        self.ledger.thinking.reads(self.ledger.forecaster.tokenizer)
         self.queue = SloQueue(self.ledger)
         self.planner = Planner(policy, config.guards, self.stats, boxed=not clock.virtual)
         self.watch = StepWatch(learned, measure=not clock.virtual, log=config.step_log)
@@ -249,6 +250,7 @@ class Controller:
         if self._admitted:
             self._note_admitted()
         self.ledger.tokens_seen(now_s)
+        self.ledger.thinking.look(now_s, self.watch.decode_s)
         if scheduler.finished_req_ids:
             self.departed(scheduler, sorted(scheduler.finished_req_ids))
         if self._number % SWEEP_STEPS == 0:

@@ -222,12 +222,16 @@ class Forecaster:
         return self._decoded(ids)
 
     def _decoded(self, ids: list[int]) -> str:
+        return str(self.tokenizer().decode(ids, skip_special_tokens=True))
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model that is served, loaded at its first use."""
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
             name = getattr(self._model, "tokenizer", None) or self._model.model
             self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return self._tokenizer
 
 
 def _load(config: Config) -> tuple[Predictor | None, str]:

@@ -94,7 +94,11 @@ class Door:
             new = sum(at > engine.time_s for at in self._let_in) / len(engines)
             outlook = replace(engine.outlook, waiting=round(engine.outlook.waiting + new))
             answer_s = (claim.predicted_tokens or 1.0) * min(outlook.decode_s, slo.tpot_s or math.inf)
-            limit_s = min(slo.ttft_s or math.inf, (slo.e2e_s or math.inf) - answer_s)
+            thinking_s = answer_s / (claim.predicted_tokens or 1.0) * (claim.predicted_thinking_tokens or 0.0)
+            limit_s = min(
+                slo.ttft_s or math.inf, (slo.e2e_s or math.inf) - answer_s,
+                (slo.ttfat_s or math.inf) - thinking_s,
+            )  # fmt: skip
             wait_s = outlook.wait_s(prompt_tokens, claim.slo_class)
             chance = outlook.chance(prompt_tokens, claim.slo_class, max(0.0, limit_s))
             found.append((chance, -wait_s, limit_s))

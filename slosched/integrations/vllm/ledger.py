@@ -20,6 +20,7 @@ from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
 from slosched.integrations.vllm.tenants import Tenants
+from slosched.integrations.vllm.thinking import ThinkingWatch
 from slosched.integrations.vllm.waits import Outlook, Waits
 
 _FAR = 2**62
@@ -56,6 +57,7 @@ class Ledger:
         self.with_slo = self.newcomers = 0
         self._config, self._clock, self._learned, self._stats = config, clock, learned, stats
         self.forecaster = Forecaster(config, learned.lengths, stats)
+        self.thinking = ThinkingWatch(config, self.table, learned.thinking)
         learned.lengths.running = lambda: running_of(self)
         n = self.table.capacity
         self.queued: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
@@ -100,7 +102,8 @@ class Ledger:
         self.queued[row] = False
         self.admitted_s[row] = self.predicted_ttft_s[row] = self.predicted_tpot_s[row] = math.nan
         self._lost[row] = self._hit[row] = 0
-        self.with_slo += self._promised(row)
+        self.with_slo += self.table.promised(row)
+        self.thinking.began(row, request, self._clock.now_s(), self.outlook().decode_s)
         self._foretell(row)
         return row
 
@@ -129,6 +132,7 @@ class Ledger:
                 request_id=request.request_id,
                 prompt_tokens=max(1, request.num_prompt_tokens),
                 forecast=self.forecaster.of(claim, request),
+                thinking=self.thinking.forecast(claim),
                 slo=claim.slo,
                 arrival_s=arrival_s,
                 weight=claim.weight,
@@ -160,17 +164,14 @@ class Ledger:
         described, program, prefix = self.describe(request)
         self.tenants.leaves(old_tenant, self._clock.now_s())
         described = replace(described, generated_tokens=0)
-        self.with_slo -= self._promised(row)
+        self.with_slo -= self.table.promised(row)
         self.table.fill(row, described)
         self.table.program_index[row], self.table.prefix_index[row] = program, prefix
         self.rank[row] = rank
         self._params[row] = request.sampling_params
         self.admitted_s[row] = math.nan
-        self.with_slo += self._promised(row)
-
-    def _promised(self, row: int) -> bool:
-        t = self.table
-        return bool(min(t.ttft_s[row], t.tpot_s[row], t.e2e_s[row]) < math.inf)
+        self.with_slo += self.table.promised(row)
+        self.thinking.began(row, request, self._clock.now_s(), self.outlook().decode_s)
 
     def _grow(self) -> None:
         more = self.table.capacity - len(self.queued)
@@ -277,18 +278,25 @@ class Ledger:
             prompt_tokens=int(t.prompt_tokens[row]),
             cut=request.status.name != "FINISHED_STOPPED",
         )
+        whole = request.status.name == "FINISHED_STOPPED"
+        answer_s = self.thinking.ended(row, request, slo_class, whole=whole)
         first_s, arrival_s = float(t.first_token_s[row]), float(t.arrival_s[row])
         self._stats.finished(
             slo_class=slo_class,
             natural=natural,
             refused=refused,
-            limits_s=(float(t.ttft_s[row]), float(t.tpot_s[row]), float(t.e2e_s[row])),
-            measured_s=(first_s - arrival_s, (now_s - first_s) / max(1, tokens - 1), now_s - arrival_s),
+            limits_s=(
+                float(t.ttft_s[row]), float(t.tpot_s[row]), float(t.own_e2e_s[row]), float(t.ttfat_s[row])
+            ),
+            measured_s=(
+                first_s - arrival_s, (now_s - first_s) / max(1, tokens - 1), now_s - arrival_s,
+                answer_s - arrival_s,
+            ),
             predicted_s=(float(self.predicted_ttft_s[row]), float(self.predicted_tpot_s[row])),
             tokens=tokens,
             predicted_tokens=float(t.atoms[row].mean()),
         )
-        self.with_slo -= self._promised(row)
+        self.with_slo -= self.table.promised(row)
         if not self.queued[row]:  # a policy may look at who has left
             self.sync([request], np.array([row]), t)
         self.queued[row] = False

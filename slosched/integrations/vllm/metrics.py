@@ -9,7 +9,7 @@ from typing import Any
 
 logger = logging.getLogger("vllm.slosched")
 
-KINDS = ("ttft", "tpot", "e2e")
+KINDS = ("ttft", "tpot", "e2e", "ttfat")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 300.0)
 PLAN_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.25, 1.0)
 RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
@@ -104,8 +104,8 @@ class Stats:
         slo_class: str,
         natural: bool,
         refused: bool = False,
-        limits_s: tuple[float, float, float],
-        measured_s: tuple[float, float, float],
+        limits_s: tuple[float, float, float, float],
+        measured_s: tuple[float, float, float, float],
         predicted_s: tuple[float, float],
         tokens: int,
         predicted_tokens: float,
@@ -126,6 +126,8 @@ class Stats:
             self.aborted += 1
             age_s, begun = measured_s[2], not math.isnan(measured_s[0])
             late = age_s > limits_s[2] or (measured_s[0] if begun else age_s) > limits_s[0]
+            answering = not math.isnan(measured_s[3])
+            late = late or (measured_s[3] if answering else age_s) > limits_s[3]
             self.aborted_late += promised and late
             return
         every = True
@@ -143,7 +145,7 @@ class Stats:
             self.without_slo += 1
         ttft_s, tpot_s = predicted_s
         predicted = (ttft_s, tpot_s, ttft_s + tpot_s * max(0.0, predicted_tokens - 1))
-        for kind, wanted, measured in zip(KINDS, predicted, measured_s, strict=True):
+        for kind, wanted, measured in zip(KINDS[:3], predicted, measured_s[:3], strict=True):
             self.ratio[kind].observe(measured / wanted if wanted > 0 else math.nan)
         self.ratio["tokens"].observe(tokens / predicted_tokens)
 
@@ -160,7 +162,7 @@ class Stats:
             "reorder_places": ("Waiting requests that the first of a new order passes.", self.reorder),
             "wait_measured_over_stated": ("Time to the first token over what was stated.", self.wait_ratio),
         }
-        names = {"ttft": "Time to the first token.", "tpot": "Time per further token.", "e2e": "Whole time."}
+        names = {"ttft": "Time to the first token.", "tpot": "Time per further token.", "e2e": "Whole time.", "ttfat": "Time to the first answer token."}
         for kind, text in names.items():
             found[f"{kind}_seconds"] = text, self.seconds[kind]
         for kind, histogram in self.ratio.items():

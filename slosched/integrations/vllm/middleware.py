@@ -18,6 +18,7 @@ HEADERS = {
     b"x-slo-ttft-ms": "slo_ttft_ms",
     b"x-slo-tpot-ms": "slo_tpot_ms",
     b"x-slo-e2e-ms": "slo_e2e_ms",
+    b"x-slo-ttfat-ms": "slo_ttfat_ms",
     b"x-slo-class": "slo_class",
     b"x-slo-weight": "slo_weight",
     b"x-slo-program": "slo_program",

@@ -14,8 +14,8 @@ from slosched.integrations.vllm.config import MAX_MS, Config
 MAX_TOKENS = 1e7
 MAX_NAME = 128
 
-LIMIT_FIELDS = {"slo_ttft_ms": "ttft", "slo_tpot_ms": "tpot", "slo_e2e_ms": "e2e"}
-LENGTH_FIELDS = ("predicted_output_tokens", "predicted_output_tokens_p90")
+LIMIT_FIELDS = {"slo_ttft_ms": "ttft", "slo_tpot_ms": "tpot", "slo_e2e_ms": "e2e", "slo_ttfat_ms": "ttfat"}
+LENGTH_FIELDS = ("predicted_output_tokens", "predicted_output_tokens_p90", "predicted_thinking_tokens")
 ALIASES = {"pred_len": "predicted_output_tokens", "pred_len_p90": "predicted_output_tokens_p90"}
 FIELDS = (*LIMIT_FIELDS, "slo_class", "slo_weight", "slo_tenant", "slo_program", *LENGTH_FIELDS)
 """Every field a request may carry."""
@@ -36,6 +36,7 @@ class Claim:
     program: int = -1
     predicted_tokens: float | None = None
     predicted_p90_tokens: float | None = None
+    predicted_thinking_tokens: float | None = None
     malformed: tuple[str, ...] = ()
 
 
@@ -44,7 +45,8 @@ def read_claim(extra: object, config: Config) -> Claim:
 
     A field that is not what it should be is ignored in favour of what its class says and is named in
     `Claim.malformed`; an unknown class counts as the default class. Limits below the tightest and weights
-    above the greatest that the request's tenant may claim count as these.
+    above the greatest that the request's tenant may claim count as these. A limit on the first answer token
+    counts only where the configuration names the mark that ends thinking.
 
     Examples
     --------
@@ -86,13 +88,16 @@ def read_claim(extra: object, config: Config) -> Claim:
     limits: dict[str, float | None] = {}
     for name, kind in LIMIT_FIELDS.items():
         value = number(name, math.ulp(0.0), MAX_MS)
+        if kind == "ttfat" and config.thinking is None:
+            malformed += [name] * (value is not None)
+            value = None
         if value is not None:
             value = config.limit_ms(promised, tenant, kind, value)
         else:
             value = getattr(promised, f"{kind}_ms")
         limits[f"{kind}_s"] = None if value is None else value / 1000.0
     weight = number("slo_weight", 0.0, math.inf)
-    tokens, p90 = (number(name, 1.0, MAX_TOKENS) for name in LENGTH_FIELDS)
+    tokens, p90, thinking = (number(name, 1.0, MAX_TOKENS) for name in LENGTH_FIELDS)
     return Claim(
         slo=Slo(**limits),
         slo_class=slo_class,
@@ -101,6 +106,7 @@ def read_claim(extra: object, config: Config) -> Claim:
         program=-1 if program is None else program_number(tenant, program),
         predicted_tokens=tokens if tokens is not None else promised.predicted_output_tokens,
         predicted_p90_tokens=p90,
+        predicted_thinking_tokens=thinking,
         malformed=tuple(malformed),
     )
 

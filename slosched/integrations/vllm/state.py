@@ -26,7 +26,7 @@ class Learned:
     """Step time and class lengths, with their file."""
 
     def __init__(self, engine: Engine | str) -> None:
-        self.lengths = ClassHistory()
+        self.lengths, self.thinking = ClassHistory(), ClassHistory()
         # Another machine's step times may be far off: the multipliers get a wide range.
         self.step_time = OnlineStepTime(find_engine(engine).step_time, bound=1000.0)
 
