@@ -10,7 +10,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 RAY_VENV ?= .venv-ray
 RAY_BIN := $(RAY_VENV)/bin
 
-.PHONY: demo test test-core test-vllm test-ray fleet lint typecheck wheel-smoke live bench-micro docs mutants clean
+.PHONY: demo test test-core test-vllm test-ray test-floors fleet lint typecheck wheel-smoke live bench-micro docs mutants clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("slosched needs Python 3.11 or later, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -60,6 +60,10 @@ test-ray: $(RAY_VENV)/.tried
 	  NUMBA_CACHE_DIR=$(CURDIR)/$(RAY_VENV)/numba $(RAY_BIN)/python -m pytest tests/ray; \
 	else echo "skipped: Ray Serve is not installed"; fi
 
+# The core tests with the oldest dependencies that pyproject.toml allows, in an environment of its own.
+test-floors:
+	bash .ci/floors $(PYTHON)
+
 wheel-smoke: $(VENV)/.installed-test
 	bash .ci/wheel-smoke $(BIN)/python
 
@@ -87,9 +91,9 @@ $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
-# The documentation site, in out/site.
+# The documentation site, in out/site; about three seconds of processor. The variable silences an advertisement.
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Deliberate faults that the tests must notice: a score, and the survivors by name. Not part of `make test`.
 mutants: $(VENV)/.installed-mutants

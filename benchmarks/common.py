@@ -78,19 +78,34 @@ MEASURED = {
     "exact": ("slosched.solvers.static.cpsat",),
     "fidelity": ("slosched.simulator.engine", "slosched.timing.fitting"),
     "fleet": ("slosched.simulator.fleet", "slosched.policies.slosched"),
+    "gpu": ("slosched.policies.slosched", "slosched.timing.fitting"),
     "hindsight": ("slosched.lab.hindsight", "slosched.lab.bound"),
+    "huang": ("slosched.solvers.static.annealing", "slosched.solvers.static.textbook"),
+    "live": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
+    "load_beside_vllm": ("slosched.integrations.openai_client",),
     "million": ("slosched.simulator.engine",),
     "papers": ("slosched.simulator.engine",),
-    "probe_smollm2": ("slosched.predictors.probe_training",),
+    "predictors": ("slosched.predictors.ranker", "slosched.simulator.engine", "slosched.policies.slosched"),
+    "probe": ("slosched.predictors.probe_training",),
+    "roofline": ("slosched.solvers.static.annealing",),
     "rungs": ("slosched.predictors.encoder_ranker", "slosched.predictors.transformer"),
     "simulator_speed": ("slosched.simulator.engine",),
     "slo_scale": ("slosched.simulator.engine", "slosched.policies.slosched"),
+    "soak": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
+    "static": ("slosched.solvers.static.annealing",),
     "static_cpsat": ("slosched.solvers.static.cpsat",),
     "tardiness": ("slosched.solvers.static.tardiness",),
-    "vllm_benefit": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
-    "vllm_overhead": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
+    "vllm": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
 }
-"""Modules that a result measures, by its name, with all they import: if they change, the result is stale."""
+"""Modules that a result measures, with all they import: if they change, the result is stale. The key is the
+name of the result, or its first words: `vllm` holds for `vllm_chaos`."""
+
+
+def measured_modules(name: str) -> tuple[str, ...] | None:
+    """The modules that a result of this name measures; None where nothing is said."""
+    words = name.split("_")
+    keys = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((MEASURED[key] for key in keys if key in MEASURED), None)
 
 
 def study_options(about: str | None, out: str, *, draws: int, seed: int) -> argparse.ArgumentParser:
@@ -107,10 +122,11 @@ def study_options(about: str | None, out: str, *, draws: int, seed: int) -> argp
 
 def measured(name: str) -> dict[str, object] | None:
     """Digest of the code that a result of this name measures, and the commit; None where nothing is said."""
-    if name not in MEASURED:
+    modules = measured_modules(name)
+    if modules is None:
         return None
     about = provenance()
-    return {"code": code_digest(*MEASURED[name]), "commit": about["commit"], "dirty": about["dirty"]}
+    return {"code": code_digest(*modules), "commit": about["commit"], "dirty": about["dirty"]}
 
 
 def write_json(path: str | Path, payload: object) -> Path:

@@ -1,8 +1,7 @@
-"""Write the README's tables from the results under benchmarks/results, between their markers.
+"""Write the figures of README and docs from the results under benchmarks/results, between their markers.
 
-python benchmarks/readme.py                    # tables of the benchmarks
-python benchmarks/readme.py --demo out/demo    # and the demonstration's table and picture
-python benchmarks/readme.py --check            # only name what is stale; exit code 1 if the headline is
+python benchmarks/readme.py            # tables, sentences and pictures, wherever a page has a place for them
+python benchmarks/readme.py --check    # only name what is stale; exit code 1 if the headline is
 """
 
 from __future__ import annotations
@@ -10,19 +9,23 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
-import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
 from common import RESULTS, ROOT, measured
 
 from slosched.lab.cells import ENGINE_MODULES, Contender
 from slosched.lab.digests import code_digest
+from slosched.lab.evidence import LIGHT_LOAD, OURS
+from slosched.lab.statistics import Interval
 
 README = ROOT / "README.md"
-PICTURE = ROOT / "docs" / "attainment.png"
-SHOWN = ("slosched", "fcfs", "priority", "edf+d", "sjf+d", "hrrn", "trail", "huang")
+DOCS = ROOT / "docs"
+SERVES, REFUSES = "serves everybody", "may refuse"
+"""The two leagues of a study."""
 
 
 def load(name: str) -> dict[str, Any] | None:
@@ -35,41 +38,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def machine(result: dict[str, Any]) -> str:
-    """Where a result was measured."""
-    e = result["environment"]
-    return f"{e['cpus']} cores of {e['cpu']}, Python {e['python']}, numba {e['packages']['numba']}"
-
-
-def percent(share: float) -> str:
-    """A share with one decimal."""
-    return f"{100 * share:.1f}"
-
-
-def demo(folder: Path) -> str:
-    """Attainment of every policy in a demonstration run, by load."""
-    result = json.loads((folder / "results.json").read_text())
-    points: dict[str, dict[float, list[float]]] = {}
-    for p in result["points"]:
-        points.setdefault(p["policy"], {}).setdefault(p["load"], []).append(p["weighted"]["value"])
-    loads = sorted(next(iter(points.values())))
-    order = sorted(points, key=lambda name: -statistics.fmean(points[name][loads[-1]]))
-    rows = [
-        [name, *(f"{percent(statistics.fmean(v))} ± {percent(statistics.stdev(v))}" for v in map(points[name].get, loads) if v)]
-        for name in order
-    ]  # fmt: skip
-    shutil.copyfile(folder / "attainment.png", PICTURE)
-    seeds = len(points["slosched"][loads[0]])
-    return (
-        f"**{result['headline']}**\n\n"
-        f"![Share of requests that met their SLOs, by load](docs/{PICTURE.name})\n\n"
-        + table(["policy", *(f"{load:.2g}x" for load in loads)], rows)
-        + f"\n\nRequests that met all their limits, by weight, in %; mean ± standard deviation over {seeds} seeds. 1x is "
-        f"{result['sustained_rps']:.2f} requests/s: what the engine sustains with full batches. "
-        f"{result['about'][0]}"
-    )
 
 
 SHOWN_ROWS = 12
@@ -85,37 +53,175 @@ def points(interval: dict[str, float] | None, sign: str = "") -> str:
     return f"{mean} ({low} to {high})"
 
 
-def evidence() -> str | None:
+def mean_points(values: Sequence[float], sign: str = "") -> str:
+    """The mean of some draws in points with its interval over them."""
+    found = Interval.of(np.asarray(values, dtype=float))
+    return points({"mean": found.mean, "low": found.low, "high": found.high}, sign)
+
+
+def study_table(result: dict[str, Any]) -> str:
     """The study over random scenarios: two leagues, at most twelve rows."""
-    result = load("evidence")
-    if result is None:
-        return None
     rows = []
     for title, league in result["leagues"].items():
         for s in league["standings"]:
             duel = league["duels"].get(s["policy"])
-            shares = (
-                "–"
-                if s["ahead"] is None
-                else " / ".join(f"{100 * s[k]:.0f}" for k in ("ahead", "level", "behind"))
-            )
-            regret = (
-                "–"
-                if s["regret_mean"] is None
-                else f"{100 * s['regret_mean']:.1f} / {100 * s['regret_worst']:.0f}"
-            )
-            name = s["policy"] + (" (may refuse)" if title == "may refuse" else "")
+            known = s["ahead"] is not None
+            shares = "/".join(f"{100 * s[k]:.0f}" for k in ("ahead", "level", "behind")) if known else "–"
+            regret = f"{100 * s['regret_mean']:.1f}, {100 * s['regret_worst']:.0f}" if known else "–"
+            name = s["policy"] + (" †" if title == REFUSES else "")
             rows.append([name, points(s["attainment"]), points(duel, "+"), shares, regret])
-    draws = len(result["draws"])
-    head = ["policy", "SLOs kept %", "ours less it", "ahead / level / behind %", "regret mean / worst"]
+    head = ["policy", "SLOs kept, %", "ours less it", "ahead/level/behind, %", "regret, worst"]
+    made = result["provenance"]
     return (
         table(head, rows[:SHOWN_ROWS])
-        + f"\n\n{draws} random scenarios (engines, traffic, limits, loads 0.4 to 2.5), by weight, 95 % intervals over "
-        "scenarios. Ahead, level, behind: of the best rival of each scenario, chosen afterwards, by two points. "
-        f"`slosched evidence --config benchmarks/evidence.yaml`, {draws} of its draws; commit "
-        f"{', '.join(result['provenance']['commit'])}, {', '.join(result['provenance']['machine'])}. "
-        "[Protocol](benchmarks/README.md)."
+        + f"\n\n{len(result['draws'])} random scenarios, by weight, 95 % intervals over scenarios. † may refuse. Ahead, "
+        "level, behind, regret: against the best rival of each scenario, chosen afterwards, by two points. "
+        f"`slosched evidence --config benchmarks/evidence.yaml`, commit {', '.join(made['commit'])}."
     )
+
+
+def league_of(result: dict[str, Any], title: str) -> dict[str, Any]:
+    """One league: its standings by policy, the best first."""
+    return {s["policy"]: s for s in result["leagues"].get(title, {}).get("standings", [])}
+
+
+def best_rival(result: dict[str, Any], title: str = SERVES) -> str:
+    """Who is best on average among those that are not ours."""
+    return next(p for p in league_of(result, title) if not p.startswith(OURS))
+
+
+def where_it_loses(result: dict[str, Any]) -> str:
+    """Where ours is behind, and what first tokens cost, in sentences."""
+    ours = league_of(result, SERVES)[OURS]
+    words = (
+        f"In {100 * ours['behind']:.0f} % of the scenarios another policy is ahead by more than two points, at worst by "
+        f"{100 * ours['regret_worst']:.0f}."
+    )
+    light = result["light"].get(OURS)
+    if light is not None:
+        first, whole = (light[k]["mean"] for k in ("ttft_mean_s", "e2e_mean_s"))
+        words += (
+            f" Below load {LIGHT_LOAD:g} its mean TTFT is {first:.2g} times that of FCFS, its mean e2e latency {whole:.2g} "
+            "times."
+        )
+    planned = yaml.safe_load((ROOT / "benchmarks" / "evidence.yaml").read_text())
+    missing = [p for p in planned["policies"] if p not in result["policy_code"]]
+    if missing:
+        words += f" Of that file's policies {', '.join(f'`{p}`' for p in missing)} did not run this time."
+    return words
+
+
+BINS = ((0.4, 0.7), (0.7, 1.0), (1.0, 1.5), (1.5, 2.6))
+"""Loads that are shown together."""
+
+
+def groups_table(
+    result: dict[str, Any], head: str, group_of: Callable[[dict[str, Any]], str], order: Sequence[str]
+) -> str:
+    """SLOs kept in groups of draws: ours, the best rival on average, and first come, first served."""
+    rival = best_rival(result)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for draw in result["draws"]:
+        groups.setdefault(group_of(draw), []).append(draw)
+    rows = []
+    for name in order:
+        some = [draw["weighted"] for draw in groups.get(name, [])]
+        if some:
+            rows.append([
+                name, str(len(some)), *(mean_points([w[p] for w in some]) for p in (OURS, rival, "fcfs")),
+                mean_points([w[OURS] - w["fcfs"] for w in some], "+"),
+                mean_points([w[OURS] - w[rival] for w in some], "+"),
+            ])  # fmt: skip
+    heads = [head, "scenarios", OURS, rival, "fcfs", "gain over fcfs", f"gain over {rival}"]
+    return table(heads, rows)
+
+
+def load_of(draw: dict[str, Any]) -> str:
+    """The bin of a draw's load."""
+    return next(f"{low:g} to {high:g}" for low, high in BINS if low <= draw["load"] < high)
+
+
+KINDS = ("TTFT only", "TTFT and TPOT", "e2e only", "several kinds")
+
+
+def limits_of(draw: dict[str, Any]) -> str:
+    """Which limits the classes of a draw have."""
+    kinds = set(re.findall(r"\b(TTFT|TPOT|E2E)\b", draw["about"]))
+    named = {
+        frozenset({"TTFT"}): KINDS[0],
+        frozenset({"TTFT", "TPOT"}): KINDS[1],
+        frozenset({"E2E"}): KINDS[2],
+    }
+    return named.get(frozenset(kinds), KINDS[3])
+
+
+def measured_by(result: dict[str, Any]) -> str:
+    """Which command, which commit."""
+    return (
+        f"SLOs kept in %, by weight, with 95 % intervals over scenarios. The rival is the best one on average. "
+        f"`slosched evidence --config benchmarks/evidence.yaml`, {len(result['draws'])} draws, commit "
+        f"{', '.join(result['provenance']['commit'])}."
+    )
+
+
+def gain_by_load(result: dict[str, Any]) -> str:
+    """What ours brings by load, with the picture."""
+    order = [f"{low:g} to {high:g}" for low, high in BINS]
+    return (
+        f"![SLOs kept by load]({PICTURE})\n\n"
+        + groups_table(result, "load", load_of, order)
+        + f"\n\n{measured_by(result)}"
+    )
+
+
+def gain_by_limits(result: dict[str, Any]) -> str:
+    """What ours brings by the kind of limits."""
+    return groups_table(result, "limits", limits_of, KINDS) + f"\n\n{measured_by(result)}"
+
+
+def policies_by_load(result: dict[str, Any]) -> str:
+    """Every policy of the study, by load."""
+    order = [f"{low:g} to {high:g}" for low, high in BINS]
+    rows = []
+    for title in (SERVES, REFUSES):
+        for name, s in league_of(result, title).items():
+            cells = []
+            for label in order:
+                some = [100 * d["weighted"][name] for d in result["draws"] if load_of(d) == label]
+                cells.append(f"{np.mean(some):.1f}" if some else "–")
+            rows.append([name + (" †" if title == REFUSES else ""), points(s["attainment"]), *cells])
+    return (
+        table(["policy", "all", *(f"load {label}" for label in order)], rows)
+        + "\n\n† may refuse requests, which count as missed. "
+        + measured_by(result).replace(" The rival is the best one on average.", "")
+    )
+
+
+def refusing(result: dict[str, Any]) -> str:
+    """What `hopeless=reject` changes, in sentences."""
+    name = f"{OURS}:hopeless=reject"
+    if name not in result["means"]:
+        return "Not in the last study."
+    gains = [d["weighted"][name] - d["weighted"][OURS] for d in result["draws"]]
+    ours, theirs = result["means"][OURS], result["means"][name]
+    return (
+        f"Against `{OURS}` as it is: {mean_points(gains, '+')} points of attainment over {len(gains)} random scenarios. "
+        f"On average {theirs['refused']:.0f} requests a run are refused. The p99 of TTFT falls from {ours['ttft_p99_s']:.0f} "
+        f"to {theirs['ttft_p99_s']:.0f} s, among the requests served."
+    )
+
+
+Section = tuple[Path, str, Callable[[dict[str, Any]], str]]
+PICTURE = "gain-by-load.png"
+SECTIONS: tuple[Section, ...] = (
+    (README, "evidence", study_table),
+    (README, "where it loses", where_it_loses),
+    (DOCS / "does-it-help.md", "gain by load", gain_by_load),
+    (DOCS / "does-it-help.md", "gain by limits", gain_by_limits),
+    (DOCS / "choosing-a-policy.md", "policies by load", policies_by_load),
+    (DOCS / "choosing-a-policy.md", "refusing", refusing),
+)
+"""Where figures of the study stand: page, name of the markers, what is written between them."""
 
 
 def stale() -> list[str]:
@@ -124,13 +230,20 @@ def stale() -> list[str]:
     texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
     found = []
     for path in sorted(RESULTS.glob("*.json")):
-        where = [name for name, text in texts.items() if re.search(rf"\b{path.stem}\.(py|json|yaml)", text)]
+        where = [name for name, text in texts.items() if _shows(text, path.stem)]
         if not where:
-            found.append(f"{path.name}: no page names it.")
+            found.append(f"{path.name}: no page shows it.")
             continue
         for words in _age(path.stem, json.loads(path.read_text())):
             found.append(f"{path.name} ({', '.join(where)}): {words}")
     return found
+
+
+def _shows(page: str, result: str) -> bool:
+    """Whether a page names a result's file or script; a script `soak.py` also makes `soak_vllm.json`."""
+    parts = result.split("_")
+    stems = ["_".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(re.search(rf"\b{stem}\.(py|json|yaml)", page) for stem in stems)
 
 
 def _age(name: str, result: dict[str, Any]) -> list[str]:
@@ -146,90 +259,47 @@ def _age(name: str, result: dict[str, Any]) -> list[str]:
         return words
     made, now_made = result.get("measured"), measured(name)
     if made is None:
-        return ["made before results recorded their code: age unknown."]
+        commit = _commit(result)
+        return [f"made at {commit or 'an unknown commit'}; it does not say which code it measures."]
     if now_made is not None and made["code"] != now_made["code"]:
         return [f"made at {made['commit']}; the code that it measures has changed since."]
     return []
 
 
-def place(result: dict[str, Any]) -> str:
-    """Where a study of `slosched evidence` was run."""
-    e = result["environment"]
-    return f"{e['cores']} cores of {e['cpu']}, Python {e['python']}, numba {e['packages']['numba']}"
+def _commit(result: dict[str, Any]) -> str | None:
+    """The commit that a result without a digest names."""
+    named = result.get("provenance", result)
+    found = named.get("commit") if isinstance(named, dict) else None
+    return ", ".join(found) if isinstance(found, list) else found
 
 
-def speed() -> str | None:
-    """Simulator speed beside DynoSim, and the million."""
-    result, million = load("simulator_speed"), load("million")
-    if result is None:
-        return None
-    rows = []
-    for name, case in result["cases"].items():
-        ours, other = case["ours_fcfs"], case.get("dynosim_fcfs")
-        cells = [f"{ours['output_tokens_per_s'] / 1e6:.1f} M, {ours['real_time_x']:,.0f}x"]
-        cells.append(
-            f"{other['output_tokens_per_s'] / 1e6:.1f} M, {other['real_time_x']:,.0f}x" if other else "–"
-        )
-        cells.append(f"{case['ours_fcfs_times_faster']:.1f}x" if other else "–")
-        rows.append([name, *cells])
-    text = table(["case", "slosched, FCFS", "DynoSim, FCFS", "faster"], rows)
-    text += "\n\nOutput tokens per second of wall time, and simulated over wall time, one core. "
-    if million is not None:
-        text += (
-            f"One million requests (Azure conversation, resampled) take {million['wall_s']:.0f} s and "
-            f"{million['peak_memory_gb']:.2f} GB. "
-        )
-    return text + f"`python benchmarks/simulator_speed.py`, {machine(result)}."
-
-
-def fidelity() -> str | None:
-    """Errors against the four real vLLM runs."""
-    result = load("fidelity")
-    if result is None:
-        return None
-    rows = []
-    for name, run in result["runs"].items():
-        errors = run["error_percent"]
-        rows.append([name, *(" / ".join(f"{errors[k][s]:+.1f}" for s in ("mean", "p50", "p99")) for k in ("ttft", "tpot", "e2e"))])  # fmt: skip
-    return (
-        table(["run of vLLM 0.19", "TTFT", "TPOT", "e2e"], rows)
-        + "\n\nError of mean / p50 / p99 in %, step times from kernel tables, one scale and one offset fitted on the first "
-        "60 of 300 requests. The Qwen3-30B-A3B run has no kernel tables of its own: another model's stand in, so it "
-        "shows how the method fails gracefully rather than validating it; the Qwen3-32B run used two GPUs, its tables "
-        "are of one. `python benchmarks/fidelity.py`."
-    )
-
-
-def write(name: str, text: str | None) -> None:
-    """Replace one section of the README."""
-    if text is None:
-        return
+def write(page: Path, name: str, text: str) -> None:
+    """Replace one section of a page."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    old = README.read_text()
+    old = page.read_text()
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(old):
-        print(f"README.md has no section {name}: left out.")
-        return
-    README.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old))
+        raise SystemExit(f"{page.relative_to(ROOT)} has no section {name!r}.")
+    page.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old))
 
 
 def main() -> None:
-    """Write all sections."""
+    """Write all sections and pictures, or say what is stale."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--demo", type=Path)
     parser.add_argument("--check", action="store_true")
-    options = parser.parse_args()
-    if options.check:
+    if parser.parse_args().check:
         found = stale()
         print("\n".join(found) or "Everything shown is fresh.")
         raise SystemExit(any(line.startswith(HEADLINE) for line in found))
-    if options.demo is not None:
-        write("demo", demo(options.demo))
-    write("evidence", evidence())
-    write("speed", speed())
-    write("fidelity", fidelity())
+    result = load("evidence")
+    if result is not None:
+        for page, name, words in SECTIONS:
+            write(page, name, words(result))
+    from docs_plots import draw_all
+
+    draw_all()
 
 
 if __name__ == "__main__":
