@@ -35,7 +35,7 @@ class FakeEngine:
 
     "stream": ten tokens; "die": three, then the connection breaks; "json": a whole answer; "half": half of
     one; "500", "503": that status; "malformed": events that are none; "silent": never an answer; "empty": a
-    stream of nothing.
+    stream of nothing; "pieces": ten tokens in pieces of seven bytes.
     """
 
     how: str = "stream"
@@ -96,6 +96,12 @@ class FakeEngine:
         answer = web.StreamResponse(headers={"content-type": "text/event-stream", "x-engine": str(self.port)})
         await answer.prepare(request)
         if self.how == "empty":
+            return answer
+        if self.how == "pieces":
+            whole = b"".join(b'data: {"t": %d}\n\n' % i for i in range(self.tokens)) + b"data: [DONE]\n\n"
+            for start in range(0, len(whole), 7):
+                await answer.write(whole[start : start + 7])
+                await asyncio.sleep(0.005)
             return answer
         try:
             for i in range(self.tokens):

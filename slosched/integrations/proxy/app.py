@@ -134,7 +134,11 @@ class RouterApp:
             await self._proxied(scope, receive, send)
 
     async def _proxied(self, scope: Message, receive: Receive, send: Send) -> None:
-        body = await read_body(receive, self.settings.max_body_bytes)
+        try:
+            body = await read_body(receive, self.settings.max_body_bytes)
+        except HungUp:  # no engine hears of half a request
+            self.metrics.requests.labels("hung up").inc()
+            return
         if body is None:
             self.metrics.requests.labels("too large").inc()
             text = f"the body must be at most {self.settings.max_body_bytes} bytes"
@@ -255,13 +259,13 @@ async def respond(
 
 
 async def read_body(receive: Receive, most: int) -> bytes | None:
-    """The whole body; None if it is larger than `most`."""
+    """The whole body; None if it is larger than `most`; `HungUp` if the client leaves before its end."""
     parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return b""
+            raise HungUp
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > most:

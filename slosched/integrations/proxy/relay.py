@@ -29,6 +29,9 @@ UNAVAILABLE = (502, 503, 504)
 MOST_WHOLE_BYTES = 64 * 1024 * 1024
 """Answers that are not streamed are kept whole up to this size, so that half of one is never passed on."""
 
+TAIL_BYTES = 5
+"""Bytes kept of a piece of a stream: a mark of six bytes may go on in the next one."""
+
 
 class HungUp(Exception):
     """The client has gone."""
@@ -148,15 +151,16 @@ class Relay:
 
     async def _stream(self, answer: aiohttp.ClientResponse, passed: Callable[[int], None]) -> None:
         """Pass every piece on as it comes; the answer begins with the first, so that none is lost."""
-        done, tail = False, b""
+        tail = b""
         async for piece in answer.content.iter_any():
             if not self._begun:
                 await self._start(answer)
             await self.send({"type": "http.response.body", "body": piece, "more_body": True})
-            events = piece.count(b"data:")
-            tail = (tail + piece)[-16:]
-            done = b"[DONE]" in tail or done
-            passed(max(0, events - done) if events else 0)
+            joint = tail + piece  # a mark may be cut in two by the end of a piece
+            events = joint.count(b"data:") - tail.count(b"data:")
+            ends = joint.count(b"[DONE]") - tail.count(b"[DONE]")
+            tail = joint[-TAIL_BYTES:]
+            passed(events - ends)
         if not self._begun:
             raise Broken("the answer was empty")
         await self.send({"type": "http.response.body", "body": b""})
