@@ -23,6 +23,7 @@ from slosched.core.engine import DEFAULT_ENGINE
 from slosched.core.outcome import Run
 from slosched.lab.cells import provenance
 from slosched.lab.fleet import FleetBench, FleetScenario, draw_fleet
+from slosched.lab.population import draw
 from slosched.lab.study import capacity
 from slosched.report.metrics import Spread
 from slosched.routers import router
@@ -59,13 +60,13 @@ def quality(options: argparse.Namespace) -> None:
             str(seed),
             {
                 "engines": drawn.engines, "kind": drawn.kind,
-                "load": round(drawn.scenario.load / drawn.engines, 3), "attainment": {},
+                "load": drawn.load, "attainment": {},
             },
         )  # fmt: skip
         missing = [name for name in options.routers if name not in cell["attainment"]]
         if not missing:
             continue
-        work = drawn.scenario.workload()
+        work = drawn.workload()
         cell["requests"] = len(work)
         if options.bound and "bound" not in cell:
             cell["bound"] = round(100 * drawn.bound(work), 3)
@@ -162,8 +163,8 @@ def speed(options: argparse.Namespace) -> None:
             q: round(float(np.quantile(times, p)), 4) for q, p in (("p50_ms", 0.5), ("p99_ms", 0.99))
         }
         print(name, decisions[name], flush=True)
-    base = FleetScenario.of(draw_fleet(4).scenario, 4, load=1.0)
-    work = base.scenario.workload()
+    base = FleetScenario.of(draw(4), 4, load=1.0)
+    work = base.workload()
     rows: dict[str, Any] = {}
     for policy in ("fcfs", "edf", "slosched"):
         simulate_fleet(work, base.fleet, "round-robin", policy)
@@ -172,7 +173,7 @@ def speed(options: argparse.Namespace) -> None:
         together = time.perf_counter() - begin
         begin = time.perf_counter()
         for i in range(4):
-            simulate(work.rows(np.arange(i, len(work), 4)), policy, engine=base.scenario.engine)
+            simulate(work.rows(np.arange(i, len(work), 4)), policy, engine=base.engine)
         rows[policy] = {
             "fleet_s": round(together, 3),
             "four_engines_s": round(time.perf_counter() - begin, 3),

@@ -21,7 +21,12 @@ def evidence(
     ] = None,
     policies: Annotated[str | None, typer.Option(help="Policies, separated by commas.")] = None,
     policy: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[@TOKENS][:KEY=VALUE,…]", help="Policy; several.")
+        list[str] | None,
+        typer.Option(metavar="NAME[@TOKENS][:KEY=VALUE,…][,router=NAME]", help="Policy; several."),
+    ] = None,
+    engines: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Random scenarios are fleets of so many engines; several sizes."),
     ] = None,
     cell: Annotated[
         list[str] | None, typer.Option(help="Named cell, or all; several. See `slosched scenario`.")
@@ -43,6 +48,8 @@ def evidence(
     Without options it takes less than ten minutes on two cores, needs no data, and gives the same digits on
     every machine. Results are kept as they come: interrupted, the same command goes on where it stopped.
 
+    Behind a router: slosched evidence --engines 4 --policies "slosched,slosched,router=power-of-two"
+
     Example: slosched evidence --draws 20 --seed 0 --policies slosched,paced-edf,qoserve:from_first=true
     """
     from slosched.lab.cells import adopt as adopt_results
@@ -58,8 +65,8 @@ def evidence(
     cells = [name for given in cell or [] for name in (NAMED if given == "all" else [given])]
     only_others = draws is None and bool(cells or scenario)
     study = load_evidence(
-        config, policies=asked, draws=0 if only_others else draws, first_seed=seed, cells=cells,
-        cell_seeds=cell_seeds, scenarios=scenario,
+        config, policies=asked, engines=engines, draws=0 if only_others else draws, first_seed=seed,
+        cells=cells, cell_seeds=cell_seeds, scenarios=scenario,
     )  # fmt: skip
     check_folder(out)
     store = Store(out / "runs.jsonl")

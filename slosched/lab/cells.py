@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,30 +13,41 @@ from typing import Any, Self
 
 from slosched.core.engine import Engine
 from slosched.core.errors import require
+from slosched.core.outcome import Run
+from slosched.core.workload import Workload
 from slosched.lab.digests import ROOT, code_digest, policy_digest
 from slosched.lab.figures import figures, plan_times_us
+from slosched.lab.fleet import FleetScenario
 from slosched.lab.parallel import Progress, Workers
 from slosched.lab.scenarios import Scenario
 from slosched.lab.store import Plain, Record, Store, digest_of
 from slosched.policies.base import Policy
 from slosched.policies.registry import PolicySpec
 from slosched.report.environment import environment
+from slosched.routers import router
 from slosched.simulator import simulate
 
 ENGINE_MODULES = ("slosched.simulator.engine", "slosched.lab.scenarios", "slosched.lab.figures")
 """With all they import: the code behind every result, whatever the policy."""
+FLEET_MODULES = ("slosched.simulator.fleet", "slosched.lab.fleet")
+"""And behind those of a fleet."""
 GENERATED = "generators of this package"
 """Source of the data behind a scenario."""
+LONG_PREFILL = "long_prefill_token_threshold"
+OWN_ROUTER = "slosched"
+"""The router where none is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A policy with its parameters and the knobs of the engine that its operator would set by hand.
+    """A policy with its parameters, the knobs of the engine that its operator would set by hand, a router.
 
     Parameters
     ----------
     policy
         As on the command line: ``name``, ``name:key=value``, ``package.module:Class``, with ``@TOKENS``.
+    router
+        Which engine of a fleet a request goes to; one engine needs none.
     long_prefill_token_threshold
         vLLM's limit on the prompt tokens of one request per step; 0 for none.
 
@@ -43,29 +55,39 @@ class Contender:
     --------
     >>> Contender.parse("priority@512, long_prefill_token_threshold=256").long_prefill_token_threshold
     256
+    >>> Contender.parse("fcfs, router=power-of-two").router
+    'power-of-two'
     """
 
     policy: str
+    router: str = OWN_ROUTER
     long_prefill_token_threshold: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From the words of a policy, perhaps followed by ``, long_prefill_token_threshold=TOKENS``."""
-        words, comma, tokens = text.partition(f", {LONG_PREFILL}=")
-        require(not comma or tokens.isdigit(), LONG_PREFILL, "an integer of at least 0", text)
-        PolicySpec.parse(words)
-        return cls(policy=words.strip(), long_prefill_token_threshold=int(tokens) if comma else 0)
+        """From the words of a policy, perhaps followed by ``, router=NAME`` and the engine's knob."""
+        policy, *rest = re.split(rf",\s*(router|{LONG_PREFILL})=", text)
+        given = {name: value.strip() for name, value in zip(rest[::2], rest[1::2], strict=True)}
+        require(len(given) == len(rest) // 2, "policy", "words that name each knob once", text)
+        tokens = given.get(LONG_PREFILL, "0")
+        require(tokens.isdigit(), LONG_PREFILL, "an integer of at least 0", text)
+        PolicySpec.parse(policy)
+        chosen = given.get("router", OWN_ROUTER)
+        router(chosen)
+        return cls(policy=policy.strip(), router=chosen, long_prefill_token_threshold=int(tokens))
 
     @property
     def label(self) -> str:
         """How tables call it: as it is written in a configuration."""
+        knobs = f", router={self.router}" if self.router != OWN_ROUTER else ""
         long = self.long_prefill_token_threshold
-        return f"{self.policy}, {LONG_PREFILL}={long}" if long else self.policy
+        return self.policy + knobs + (f", {LONG_PREFILL}={long}" if long else "")
 
     @property
     def family(self) -> str:
-        """Name of the policy without its parameters: variants of it are no rivals of each other."""
-        return PolicySpec.parse(self.policy).name
+        """Name of the policy, and of another's router, without parameters: variants are no rivals."""
+        name = PolicySpec.parse(self.policy).name
+        return name if self.router.split(":")[0] == OWN_ROUTER else f"{name} behind {self.router}"
 
     @property
     def may_refuse(self) -> bool:
@@ -88,9 +110,6 @@ class Contender:
         return {"contender": self.label, "policy_code": _policy_code(self.policy)}
 
 
-LONG_PREFILL = "long_prefill_token_threshold"
-
-
 @lru_cache(maxsize=1024)
 def _policy_code(policy: str) -> str:
     return policy_digest(PolicySpec.parse(policy).make(0))
@@ -105,29 +124,39 @@ class Cell:
 
     def key(self) -> Plain:
         """All that the result depends on."""
+        fleet = isinstance(self.scenario, FleetScenario)
+        own = {"router_code": policy_digest(router(self.contender.router))} if fleet else {}
         return {
             "scenario": self.scenario.name,
             "seed": self.scenario.seed,
             "parameters": digest_of(self.scenario.model_dump(mode="json")),
             "data": GENERATED,
-            "code": code_digest(*ENGINE_MODULES),
-        } | self.contender.key()
+            "code": code_digest(*ENGINE_MODULES, *(FLEET_MODULES if fleet else ())),
+        } | self.contender.key() | own  # fmt: skip
 
     def record(self) -> Record:
         """Run it, and keep its figures."""
         scenario = self.scenario
         real = scenario.traffic()
-        run = simulate(
-            real.workload,
-            self.contender.make(scenario.seed),
-            engine=self.contender.engine(scenario.engine),
-            seed=scenario.seed,
-            measure_plans=True,
-        )
+        run = self._run(real.workload)
         result = figures(run, window_s=real.window_s, burst=scenario.burst)
         # Wall times differ from run to run: they are no part of the result.
         wall = {"wall_s": round(run.log.wall_s, 3)} | plan_times_us(run.log)
         return Record(key=self.key(), result=result, provenance=dict(provenance()) | wall)
+
+    def _run(self, workload: Workload) -> Run:
+        scenario, contender = self.scenario, self.contender
+        if isinstance(scenario, FleetScenario):
+            return scenario.run(
+                workload, contender.router, contender.policy, knobs=contender.engine, measure=True
+            )
+        return simulate(
+            workload,
+            contender.make(scenario.seed),
+            engine=contender.engine(scenario.engine),
+            seed=scenario.seed,
+            measure_plans=True,
+        )
 
 
 def run_cells(
@@ -223,7 +252,7 @@ def adopt(
     return adopted
 
 
-CODE = ("code", "policy_code")
+CODE = ("code", "policy_code", "router_code")
 """Parts of a key that are digests of code."""
 
 

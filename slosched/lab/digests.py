@@ -25,6 +25,7 @@ NO_INFLUENCE = frozenset(
         "slosched.policies",
         "slosched.policies.registry",
         "slosched.planner.prediction",
+        "slosched.routers",
         "slosched.integrations",
         "slosched.warmup",
     }

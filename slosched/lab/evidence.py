@@ -14,6 +14,7 @@ from slosched.core.errors import InputError, require
 from slosched.lab.cells import Cell, Contender, run_cells
 from slosched.lab.configfile import config_words, parse_config
 from slosched.lab.figures import STABLE
+from slosched.lab.fleet import draw_fleet, load_scenario
 from slosched.lab.named_cells import NAMED, named
 from slosched.lab.parallel import Progress, Workers
 from slosched.lab.population import FIRST_REPORTING_SEED, LAST_SEED, draw
@@ -41,6 +42,11 @@ SERVING = (
     "slosched", "fcfs", "edf+d@512", "qoserve:from_first=true", "slos-serve", "paced-edf", "paced-wspt",
 )  # fmt: skip
 REFUSING = ("slosched:hopeless=reject", "scorpio", "paced-wspt:hopeless=refuse")
+BEHIND_ROUTERS = (
+    "slosched", "slosched, router=least-tokens", "slosched, router=power-of-two", "slosched, router=lmetric",
+    "slosched, router=llm-d-headroom:most=true", "slosched, router=polyserve", "fcfs, router=random",
+)  # fmt: skip
+"""Contenders where draws are fleets, and none are named."""
 LEAGUES = {False: "serves everybody", True: "may refuse"}
 
 
@@ -51,6 +57,9 @@ class EvidenceConfig(BaseModel):
     ----------
     policies
         Contenders, see `slosched.lab.cells.Contender`; the first of ours in each league is compared with all.
+        By default a list of the strongest.
+    engines
+        Where given, random scenarios are fleets of these sizes, see `slosched.lab.fleet.draw_fleet`.
     draws, first_seed
         How many scenarios of the population, from which seed on: below 10,000 for tuning, from 10,000 on for
         reporting.
@@ -62,7 +71,8 @@ class EvidenceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    policies: tuple[str, ...] = (*SERVING, *REFUSING)
+    policies: tuple[str, ...] = ()
+    engines: tuple[int, ...] = ()
     draws: int = Field(default=24, ge=0)
     first_seed: int = Field(default=FIRST_REPORTING_SEED, ge=0)
     cells: tuple[str, ...] = ()
@@ -79,7 +89,10 @@ class EvidenceConfig(BaseModel):
 
     @model_validator(mode="after")
     def _domains(self) -> Self:
-        require(len(self.policies) > 0, "policies", "one or more", self.policies)
+        require(all(n >= 1 for n in self.engines), "engines", "integers of at least 1", self.engines)
+        if not self.policies:
+            chosen = BEHIND_ROUTERS if self.engines else (*SERVING, *REFUSING)
+            object.__setattr__(self, "policies", chosen)
         for name in ("policies", "cells"):
             given = getattr(self, name)
             require(len(dict.fromkeys(given)) == len(given), name, "distinct", ", ".join(given))
@@ -100,12 +113,13 @@ class EvidenceConfig(BaseModel):
 
     def random(self) -> list[Scenario]:
         """Scenarios of the population."""
-        return [draw(seed) for seed in range(self.first_seed, self.first_seed + self.draws)]
+        seeds = range(self.first_seed, self.first_seed + self.draws)
+        return [draw_fleet(seed, self.engines) if self.engines else draw(seed) for seed in seeds]
 
     def others(self) -> list[Scenario]:
         """Named cells with their seeds, then scenarios from files."""
         seeds = range(self.first_seed, self.first_seed + self.cell_seeds)
-        own = [Scenario.load_file(path) for path in self.scenarios]
+        own = [load_scenario(path) for path in self.scenarios]
         return [named(name, seed) for name in self.cells for seed in seeds] + own
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from slosched.core.engine import Engine
 from slosched.core.errors import require
@@ -12,9 +16,11 @@ from slosched.core.outcome import Run
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.lab.bound import attainment_bound, possible_alone
+from slosched.lab.configfile import parse_config
 from slosched.lab.population import LAST_SEED, draw
-from slosched.lab.scenarios import Scenario
+from slosched.lab.scenarios import Realised, Scenario
 from slosched.lab.study import Bench
+from slosched.policies.base import Policy
 from slosched.simulator.fleet import Change, FleetRun, simulate_fleet
 
 SIZES = (2, 4, 8, 16)
@@ -33,7 +39,7 @@ FRESH_S, OLD_S = 0.1, 1.0
 LOADS = (1.0, 1.8)
 """Offered work of a drawn fleet over what its engines sustain, log-uniform."""
 
-REQUESTS = 150
+REQUESTS = 300
 """Requests per engine of a drawn fleet."""
 
 
@@ -60,54 +66,75 @@ class FleetBench(Bench):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetScenario:
-    """A scenario whose traffic several engines serve.
+class FleetScenario(Scenario):
+    """A scenario whose traffic several engines serve behind a router.
 
     Parameters
     ----------
-    scenario
-        One engine and its traffic; its `load` and `requests` are those of the whole fleet.
     engines
-        How many engines, at least 1.
+        How many engines, at least 1. The other keys describe one of them and the traffic of the whole fleet;
+        `load` is over what the fleet can sustain, where a slow engine counts as what it can, and one that
+        fails counts in full.
     kind
         "equal"; "one slow": the first takes `SLOW` times as long for every step; "one fails": the first
         fails half way; "old statistics": the router sees them every `OLD_S` seconds.
     """
 
-    scenario: Scenario
-    engines: int
+    engines: int = Field(ge=1, le=1000)
     kind: str = "equal"
 
-    def __post_init__(self) -> None:
-        require(self.engines >= 1, "engines", "at least 1", self.engines)
+    @model_validator(mode="after")
+    def _known(self) -> Self:
         require(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}", self.kind)
+        return self
 
     @classmethod
-    def of(cls, one: Scenario, engines: int, *, load: float, kind: str = "equal") -> FleetScenario:
-        """The traffic of a one-engine scenario, for a fleet at this load; `REQUESTS` for each engine.
-
-        A slow engine counts as what it can sustain, one that fails counts in full.
-        """
-        worth = engines - (1 - 1 / SLOW) if kind == "one slow" else engines
-        whole = one.model_copy(update={"load": load * worth, "requests": REQUESTS * engines, "burst": False})
-        return cls(scenario=whole, engines=engines, kind=kind)
+    def of(
+        cls, one: Scenario, engines: int, *, load: float, kind: str = "equal", requests: int = REQUESTS
+    ) -> Self:
+        """The traffic of a one-engine scenario for a fleet: so much load, so many requests per engine."""
+        fields = one.model_dump() | {"load": load, "requests": requests * engines, "burst": False}
+        return cls(**fields, engines=engines, kind=kind)
 
     @property
     def fleet(self) -> list[Engine]:
         """The engines."""
-        engine = self.scenario.engine
-        fleet = [engine] * self.engines
+        fleet = [self.engine] * self.engines
         if self.kind == "one slow":
-            fleet[0] = slower(engine, SLOW)
+            fleet[0] = slower(self.engine, SLOW)
         return fleet
 
-    def run(self, workload: Workload, router: str, policy: str, *, measure: bool = False) -> FleetRun:
-        """Simulate a router and a policy on this fleet; `workload` is the scenario's."""
+    def traffic(self) -> Realised:
+        """The requests of the whole fleet together with the window in which they come."""
+        worth = self.engines - (1 - 1 / SLOW) if self.kind == "one slow" else self.engines
+        own = {name: getattr(self, name) for name in Scenario.model_fields}
+        return Scenario(**own | {"load": self.load * worth}).traffic()
+
+    def run(
+        self,
+        workload: Workload,
+        router: str,
+        policy: str | Callable[[], Policy],
+        *,
+        knobs: Callable[[Engine], Engine] | None = None,
+        measure: bool = False,
+    ) -> FleetRun:
+        """Simulate a router and a policy on this fleet.
+
+        Parameters
+        ----------
+        workload
+            The scenario's.
+        router, policy, measure
+            As in `slosched.simulator.simulate_fleet`.
+        knobs
+            What an operator has changed about every engine.
+        """
         half_s = float(workload.arrival_s[-1]) / 2
         changes = [Change(at_s=half_s, engine=0, kind="fail")] if self.kind == "one fails" else []
+        fleet = self.fleet if knobs is None else [knobs(engine) for engine in self.fleet]
         return simulate_fleet(
-            workload, self.fleet, router, policy, seed=self.scenario.seed, changes=changes, measure=measure,
+            workload, fleet, router, policy, seed=self.seed, changes=changes, measure=measure,
             statistics_s=OLD_S if self.kind == "old statistics" else FRESH_S,
         )  # fmt: skip
 
@@ -120,10 +147,18 @@ class FleetScenario:
         total = float(workload.weight.sum())
         if total <= 0:
             return 1.0
-        engine = self.scenario.engine
-        part = workload.rows(possible_alone(workload, engine))
+        part = workload.rows(possible_alone(workload, self.engine))
         share = float(part.weight.sum()) / total
-        return share * attainment_bound(part, united(engine, self.engines))
+        return share * attainment_bound(part, united(self.engine, self.engines))
+
+
+def load_scenario(path: str | Path) -> Scenario:
+    """Read a scenario from a file: of a fleet where it has the key ``engines``, else of one engine."""
+    try:
+        fleet = "engines" in parse_config(Path(path))
+    except OSError:
+        fleet = False  # said below
+    return (FleetScenario if fleet else Scenario).load_file(path)
 
 
 def slower(engine: Engine, factor: float) -> Engine:
@@ -163,22 +198,27 @@ def united(engine: Engine, count: int) -> Engine:
     )
 
 
-def draw_fleet(seed: int) -> FleetScenario:
+def draw_fleet(seed: int, sizes: Sequence[int] = SIZES) -> FleetScenario:
     """A random fleet: the traffic of `slosched.lab.population.draw`, 2 to 16 engines, load 1.0 to 1.8.
 
     Parameters
     ----------
     seed
         From 0 to 19,999; below 10,000 for tuning, the others for reporting.
+    sizes
+        How many engines it may have, each as likely.
 
     Examples
     --------
     >>> draw_fleet(3).engines in SIZES
     True
+    >>> draw_fleet(3, [5]).engines
+    5
     """
     require(0 <= seed <= LAST_SEED, "seed", f"an integer from 0 to {LAST_SEED}", seed)
+    require(len(sizes) > 0 and min(sizes) >= 1, "engines", "integers of at least 1", list(sizes))
     rng = np.random.default_rng((seed, 2025))
-    engines = int(rng.choice(SIZES))
+    engines = int(rng.choice(sizes))
     load = float(np.exp(rng.uniform(*np.log(LOADS))))
     kind = str(rng.choice(KINDS, p=KIND_SHARES))
     return FleetScenario.of(draw(seed), engines, load=round(load, 3), kind=kind)

@@ -186,7 +186,7 @@ class Scenario(BaseModel):
         return text
 
     @classmethod
-    def load_file(cls, path: str | Path) -> Scenario:
+    def load_file(cls, path: str | Path) -> Self:
         """Read a scenario from a YAML, TOML or JSON file.
 
         Raises

@@ -25,6 +25,7 @@ from slosched.lab.evidence import (
     headline,
     provenance_of,
 )
+from slosched.lab.fleet import FleetScenario
 from slosched.lab.scenarios import Scenario
 from slosched.lab.statistics import Interval, League
 from slosched.report.environment import environment
@@ -120,6 +121,8 @@ def describe(scenario: Scenario) -> str:
         shape = "" if len(traffic.profile) <= 2 and traffic.cv == 1 else " (uneven)"
         classes.append(f"{traffic.family} {'+'.join(kinds) or 'best effort'}{shape}")
     engine = f"{scenario.preset}, {scenario.max_num_seqs} slots, budget {scenario.max_num_batched_tokens}"
+    if isinstance(scenario, FleetScenario):
+        engine = f"{scenario.engines} engines, {scenario.kind}: {engine}"
     parts = [engine, ", ".join(classes)]
     if scenario.heavy_share:
         parts.append(f"{100 * scenario.heavy_share:.0f} % of weight {scenario.heavy_weight:g}")
