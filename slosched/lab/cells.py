@@ -245,7 +245,8 @@ def adopt(
                 progress(done, count)
         rest = [entry for entry in some if entry[1] not in store] if same else []
         for _, key, record in rest:
-            origin = {name: record.key[name] for name in CODE} | {"checked": f"{len(chosen)} of {len(some)}"}
+            origin = {name: record.key[name] for name in CODE if name in record.key}
+            origin["checked"] = f"{len(chosen)} of {len(some)}"
             provenance_now = record.provenance | {"adopted": origin}
             store.add(Record(key=key, result=record.result, provenance=provenance_now))
         adopted[label] = (len(rest), len(some))
