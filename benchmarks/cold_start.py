@@ -29,7 +29,6 @@ from rungs import Set, read_sets
 
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.table import Floats
-from slosched.integrations.vllm.forecaster import TRUST
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Prompt
 from slosched.predictors.blend import HISTORY, Blend, Told
@@ -84,7 +83,7 @@ class Online:
     def begin(self, said: Floats | None, name: str, output_tokens: Any, classes: Sequence[str]) -> None:
         """What a ranker says of each request, row by row, its name, and what only time will show."""
         self._said, self._name, self._truth, self._classes = said, name, output_tokens, classes
-        self._history, self._blend = ClassHistory(), Blend(TRUST, relative=(PRIOR,))
+        self._history, self._blend = ClassHistory(), Blend(relative=(PRIOR,))
         self._told: dict[int, Told] = {}
         self._alive: set[int] = set()
         self._answers = 0

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
 from slosched.core.errors import InputError
 from slosched.core.table import Floats
+
+PARTS = (".json", ".safetensors", ".onnx")
+"""Endings of the files that a predictor consists of."""
 
 ABOUT = "predictor.json"
 """File of a predictor's folder that says what it is."""
@@ -66,3 +70,12 @@ def about_of(folder: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
         raise InputError(f"{path} must hold a kind, got {str(content)[:80]!r}.")
     return content
+
+
+def digest_of(folder: Path) -> str:
+    """What a predictor's folder holds, as 16 hex digits."""
+    found = blake2b(digest_size=8)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in PARTS):
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()

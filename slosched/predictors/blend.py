@@ -4,19 +4,25 @@ Sources are the class's history, a ranker, a client's hint. What a source says i
 is, with its level and spread corrected by the latest answers, and so corrected but moved half way to the
 class's history. Two sources together are tried as their geometric mean. Every answer that ends is scored
 under each form by its pinball loss, and weights fall exponentially with the losses so far (Hedge: Freund and
-Schapire 1997, https://doi.org/10.1006/jcss.1997.1504). A ranker from another world so loses its say within
-some dozens of answers, and the class's history, which knows nothing of the prompt, is what remains.
+Schapire 1997, https://doi.org/10.1006/jcss.1997.1504).
+
+**A source has no say until it has earned it.** At first the forecast is the class's history. Each answer bets
+on the source against the history; the wealth of such bets is a test that may be looked at after every answer.
+If the source is no better in expectation, its wealth ever exceeds `EVIDENCE` with a chance of at most
+1 / EVIDENCE (Ville's inequality; Waudby-Smith and Ramdas 2024, https://doi.org/10.1093/jrsssb/qkad009). Only
+beyond that is it followed, so that with a chance of at least 95 % a useless one never moves a forecast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.errors import require
+from slosched.core.errors import InputError, require
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.table import Floats
 from slosched.predictors.calibration import LEVELS, censored_quantiles
@@ -48,11 +54,23 @@ POOLED = 32
 """Answers of its own after which a class's losses count as much as those of all classes together."""
 
 TRUST = 0.6
-"""What a source is believed before any answer, if nothing else is said: its share of the weight that more
-trusted sources leave. The history has what is left in the end."""
+"""A source's share, before losses, of the weight that more trusted sources leave. The history has what is
+left in the end."""
 
 JOINT_TRUST = 0.05
 """The same for two sources together."""
+
+EVIDENCE = 20.0
+"""Wealth at which a source may be followed: a useless one gets there with a chance of at most 5 %."""
+
+MOST_LOSS = 0.5
+"""Losses above this count as this in bets, which need a bound: a length wrong by a factor of e."""
+
+_BETS = np.array([0.1, 0.3, 0.6, 0.9])
+"""Shares of the wealth that are staked, side by side: the mean wealth is within 4 times of the best's."""
+
+MOST_WEALTH = 1e12
+"""Bound on wealth, for numbers' sake."""
 
 _STRENGTHS = np.array([0.5, 1.0])
 """How far a corrected source is followed, from the history's middle (0) to its own (1)."""
@@ -78,12 +96,15 @@ class Told:
         Logarithms of their atoms, shape (sources, FORECAST_ATOMS).
     forms
         The same in every form tried, shape (sources, forms, FORECAST_ATOMS).
+    history
+        Atoms of the history: the forecast, to the last digit, until a source has earned a say.
     """
 
     slo_class: str
     names: tuple[str, ...]
     logs: Floats
     forms: Floats
+    history: Floats
 
 
 @dataclass(slots=True)
@@ -92,12 +113,59 @@ class _Class:
 
     answers: int = 0
     since: int = 0
-    # By source: losses of each form; rings of misses with a mark for cut answers, and how many were noted;
+    # By source: losses of each form; wealth of bets on each form, shape (forms, bets), and answers
+    # bet on; rings of misses with a mark for cut answers, and how many were noted;
     # logarithms of the corrections.
     losses: dict[str, Floats] = field(default_factory=dict)
+    wealth: dict[str, Floats] = field(default_factory=dict)
+    bets: dict[str, int] = field(default_factory=dict)
     misses: dict[str, Floats] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
     factors: dict[str, Floats] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; factors are made anew from misses."""
+        plain: dict[str, Any] = {"answers": self.answers}
+        for name in ("losses", "wealth", "misses"):
+            plain[name] = {n: _rounded(v) for n, v in list(getattr(self, name).items())}
+        return plain | {"bets": dict(self.bets), "filled": dict(self.filled)}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], without: Collection[str]) -> _Class:
+        """What `as_dict` gave, but for some sources."""
+        made = cls(answers=int(content["answers"]))
+        shapes = {
+            "losses": (_FORMS,), "wealth": (_FORMS, len(_BETS)), "misses": (KEPT, 1 + len(_STRENGTHS)),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            for source, values in content[name].items():
+                array = np.array(values, dtype=np.float64)
+                ok = array.shape == shape and bool(np.isfinite(array).all())
+                require(ok, name, f"finite numbers of shape {shape}", array.shape)
+                getattr(made, name)[str(source)] = array
+        for name in ("bets", "filled"):
+            getattr(made, name).update({str(n): int(count) for n, count in content[name].items()})
+        for field_ in (made.losses, made.wealth, made.misses, made.bets, made.filled):
+            for source in [n for n in field_ if not set(n.split("+")).isdisjoint(without)]:
+                del field_[source]
+        known = made.losses.keys() - {HISTORY}
+        require(known == made.wealth.keys() == made.bets.keys(), "sources", "the same in all", sorted(known))
+        require(made.misses.keys() == made.filled.keys(), "sources", "the same in all", sorted(made.misses))
+        made.correct()
+        return made
+
+    def correct(self) -> None:
+        """Make the corrections of all sources anew from their latest misses."""
+        for name, ring in self.misses.items():
+            known = ring[: min(KEPT, self.filled[name])]
+            if len(known) >= LEAST:
+                cuts: NDArray[np.bool_] = known[:, -1] > 0
+                columns = range(len(_STRENGTHS))
+                self.factors[name] = np.log([censored_quantiles(np.exp(known[:, k]), cuts) for k in columns])
+
+
+def _rounded(values: Floats) -> Any:
+    return [_rounded(v) for v in values] if values.ndim else float(f"{values:.6g}")
 
 
 class Blend:
@@ -105,15 +173,16 @@ class Blend:
 
     Parameters
     ----------
-    trust
-        What a source is believed before any answer, from 0 to 1, by name; `TRUST` if not named.
+    trusted
+        Sources that are followed before they have earned it, with the weight from 0 to 1 that each begins
+        with; no other has any at first.
     relative
         Sources that know which requests ask for more, not how long answers are: their forecasts are moved so
         that the middle one has the history's middle.
 
     Examples
     --------
-    A ranker that says the opposite of the truth is soon not listened to:
+    A ranker that says the opposite of the truth is never listened to:
 
     >>> blend, history = Blend(), np.repeat([20.0, 500.0], 4)
     >>> for i in range(100):
@@ -124,9 +193,9 @@ class Blend:
     True
     """
 
-    def __init__(self, trust: Mapping[str, float] | None = None, relative: Collection[str] = ()) -> None:
-        self.trust, self.relative = dict(trust or {}), frozenset(relative)
-        for name, value in self.trust.items():
+    def __init__(self, trusted: Mapping[str, float] | None = None, relative: Collection[str] = ()) -> None:
+        self.trusted, self.relative = dict(trusted or {}), frozenset(relative)
+        for name, value in self.trusted.items():
             require(0 <= value <= 1, f"trust of {name}", "from 0 to 1", value)
         self._centres: dict[tuple[str, str], tuple[float, int]] = {}
         self._classes: dict[str, _Class] = {}
@@ -146,11 +215,13 @@ class Blend:
             logs = np.concatenate([logs, logs[1:].mean(axis=0, keepdims=True)])
             others.append("+".join(others))
         names = (HISTORY, *others)
-        return Told(slo_class, names, logs, self._forms(slo_class, names, logs))
+        return Told(slo_class, names, logs, self._forms(slo_class, names, logs), sources[HISTORY])
 
     def atoms(self, told: Told) -> Floats:
         """The blended forecast, shape (FORECAST_ATOMS,), ascending, at least 1."""
         weights = self._weights(told.slo_class, told.names)
+        if not weights[1:].any():
+            return np.maximum.accumulate(np.maximum(told.history, 1.0))
         mixed = weights.ravel() @ told.forms.reshape(-1, FORECAST_ATOMS)
         return np.maximum.accumulate(np.maximum(np.exp(mixed), 1.0))
 
@@ -162,7 +233,7 @@ class Blend:
             parts = name.split("+")
             share = sum(part in self.relative for part in parts) / len(parts)
             logs[i] += share * float(_middle(logs[0]) - _middle(told.logs[0]))
-        return replace(told, logs=logs, forms=self._forms(told.slo_class, told.names, logs))
+        return replace(told, logs=logs, forms=self._forms(told.slo_class, told.names, logs), history=history)
 
     def observe(self, told: Told, tokens: float, *, cut: bool = False) -> None:
         """Learn from an answer; `cut` if it did not end by itself, so that its length is a lower bound."""
@@ -170,6 +241,7 @@ class Blend:
         # Beyond a cut nothing is known: a longer forecast is not blamed.
         miss = np.maximum(y - told.forms, 0.0) if cut else y - told.forms
         loss = np.maximum(LEVELS * miss, (LEVELS - 1.0) * miss).mean(axis=2)
+        gains = (np.minimum(loss[0, 0], MOST_LOSS) - np.minimum(loss, MOST_LOSS)) / MOST_LOSS
         loss[1:] += HANDICAP * loss[0, 0]
         mine = self._classes.setdefault(told.slo_class, _Class())
         silent = self._all.losses.keys() - set(told.names)
@@ -186,12 +258,60 @@ class Blend:
                     best = min((v.min() for v in state.losses.values()), default=0.0)
                     state.losses[name] = np.full(_FORMS, best)
                 state.losses[name] += found
+            for name, gain in zip(told.names[1:], gains[1:], strict=True):
+                # Wealth 1 is shared out over the answers at which a bet may begin, 1 / (k (k + 1)) at the
+                # k-th: a source that was wrong at first need not win that back.
+                k = state.bets[name] = state.bets.get(name, 0) + 1
+                begins = 1.0 / (k * (k + 1.0))
+                wealth = state.wealth.get(name, 0.0)
+                state.wealth[name] = np.minimum(
+                    (wealth + begins) * (1.0 + gain[:, None] * _BETS), MOST_WEALTH
+                )
         self._note(mine, told, y, cut)
 
     def weights(self, slo_class: str) -> dict[str, float]:
         """Weight of each source known so far, its forms together; they sum to 1."""
         names = tuple(self._all.losses) or (HISTORY,)
         return dict(zip(names, self._weights(slo_class, names).sum(axis=1).tolist(), strict=True))
+
+    # files ------------------------------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, Any]:
+        """What has been learned, as plain values for JSON; numbers to six digits."""
+        return {
+            "all": self._all.as_dict(),
+            "classes": {name: state.as_dict() for name, state in list(self._classes.items())},
+            "centres": [[*key, *value] for key, value in list(self._centres.items())],
+        }
+
+    def restore(self, content: Mapping[str, Any], *, without: Collection[str] = ()) -> None:
+        """Take up what `as_dict` gave.
+
+        Parameters
+        ----------
+        content
+            What was learned.
+        without
+            Sources to forget, alone and beside others, since something else has their name now.
+
+        Raises
+        ------
+        InputError
+            If it is something else; then nothing is taken up.
+        """
+        try:
+            everything = _Class.of(content["all"], without)
+            classes = {str(name): _Class.of(state, without) for name, state in content["classes"].items()}
+            centres = {
+                (str(c), str(name)): (float(mean), int(count))
+                for c, name, mean, count in content["centres"]
+                if name not in without
+            }
+            ok = all(np.isfinite(mean) and count >= 1 for mean, count in centres.values())
+            require(ok, "centres", "finite means of at least one answer", centres)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"blend must be what was learned of sources by class: {error}.") from None
+        self._all, self._classes, self._centres = everything, classes, centres
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -206,7 +326,10 @@ class Blend:
             cost[i] = mine.losses.get(name, 0.0)
             if share:
                 cost[i] += share * (self._all.losses.get(name, 0.0) - _least(self._all))
-        for trust, i in sorted(((self._trust(n), i) for i, n in enumerate(names) if i), reverse=True):
+        open_ = [self._earned(slo_class, name) for name in names]
+        for trust, i in sorted(
+            ((self._trust(n), i) for i, n in enumerate(names) if i and open_[i]), reverse=True
+        ):
             prior[i] = trust * left * _FIRST
             left *= 1.0 - trust
         prior[0, 0] = max(left, 0.01)  # however trusted, all can be unlearned
@@ -224,7 +347,15 @@ class Blend:
         return mean
 
     def _trust(self, name: str) -> float:
-        return self.trust.get(name, JOINT_TRUST if "+" in name else TRUST)
+        return self.trusted.get(name, JOINT_TRUST if "+" in name else TRUST)
+
+    def _earned(self, slo_class: str, name: str) -> bool:
+        """Whether a source has shown, in this class or in all, that it is better than the history."""
+        if name in self.trusted:
+            return True
+        states = (self._all, self._classes.get(slo_class))
+        wealth = [s.wealth[name].mean() if s is not None and name in s.wealth else 0.0 for s in states]
+        return bool(sum(wealth) / 2 >= EVIDENCE)
 
     def _forms(self, slo_class: str, names: tuple[str, ...], logs: Floats) -> Floats:
         """Logarithms of the atoms of each source and form, shape (sources, forms, FORECAST_ATOMS)."""
@@ -252,12 +383,7 @@ class Blend:
         if state.since < EVERY:
             return
         state.since = 0
-        for name, ring in state.misses.items():
-            known = ring[: min(KEPT, state.filled[name])]
-            if len(known) >= LEAST:
-                cuts: NDArray[np.bool_] = known[:, -1] > 0
-                columns = range(len(_STRENGTHS))
-                state.factors[name] = np.log([censored_quantiles(np.exp(known[:, k]), cuts) for k in columns])
+        state.correct()
 
 
 def _middle(logs: Floats) -> Floats:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
 from slosched.core.forecast import FORECAST_ATOMS
-from slosched.predictors.blend import HISTORY, Blend
+from slosched.predictors.blend import HISTORY, Blend, Told
 from slosched.predictors.calibration import LEVELS, interval
 from slosched.predictors.history import ClassHistory
 
@@ -136,3 +138,83 @@ def test_bad_input_is_refused() -> None:
         Blend().tell("c", {"ranker": np.full(8, 5.0)})
     with pytest.raises(InputError, match="trust of hint must be from 0 to 1, got 2"):
         Blend({"hint": 2})
+
+
+def useless(seed: int, *, n: int = 150, others: bool = False) -> bool:
+    """Whether a ranker that says nothing of the answers ever moves a forecast."""
+    rng = np.random.default_rng(seed)
+    blend = Blend()
+    history = np.exp(5.0 + 0.7 * np.linspace(-1.5, 1.5, 8))
+    moved = False
+    for i in range(n):
+        said = np.exp(5.0 + 0.3 * rng.normal() + 0.7 * np.linspace(-1.5, 1.5, 8))
+        sources = {HISTORY: history, "ranker": said}
+        if others:
+            sources["program"] = np.exp(5.0 + 0.3 * rng.normal() + 0.7 * np.linspace(-1.5, 1.5, 8))
+        told = blend.tell("ab"[i % 2], sources)
+        moved = moved or bool(np.any(blend.atoms(told) != history))
+        blend.observe(told, float(np.exp(5.0 + 0.7 * rng.normal())))
+    return moved
+
+
+def test_a_useless_ranker_moves_no_forecast_in_95_runs_of_100() -> None:
+    """What the bound says of one that is no better in expectation; here the history is exactly right."""
+    assert np.mean([useless(seed) for seed in range(100)]) <= 0.05
+
+
+def test_before_it_has_earned_anything_the_forecast_is_the_historys() -> None:
+    """Even of a source that will be right: there is no cost at the start, whatever is said."""
+    run = stream(0, tie=1.0)
+    assert run["blend"][:16] == pytest.approx(run["history"][:16], abs=1e-12)
+    earned = np.flatnonzero(np.array(run["weight"][1:]) > 0)[0]
+    assert 10 < earned < 60
+
+
+@pytest.mark.parametrize("late", [0, 300])
+def test_a_source_that_comes_late_earns_as_fast(late: int) -> None:
+    """Bets begin with its own first answer, and may begin anew after a bad start."""
+    rng = np.random.default_rng(1)
+    blend, history = Blend(), np.exp(5.0 + 0.9 * np.linspace(-1.5, 1.5, 8))
+    needed = 0
+    for i in range(late + 200):
+        score = rng.normal()
+        sources = {HISTORY: history}
+        if i >= late:
+            sources["ranker"] = np.exp(5.0 + score + 0.3 * np.linspace(-1, 1, 8))
+        told = blend.tell("c", sources)
+        blend.observe(told, float(np.exp(5.0 + score + 0.3 * rng.normal())))
+        needed += i >= late and blend.weights("c").get("ranker", 0.0) == 0.0
+    assert needed < 40
+
+
+def test_what_was_learned_comes_back_from_plain_values() -> None:
+    """Forecasts go on as they were; a source may be left out; nonsense is refused and changes nothing."""
+    import json
+
+    rng = np.random.default_rng(0)
+    blend, history = Blend(relative=("prior",)), np.exp(5.0 + 0.9 * np.linspace(-1.5, 1.5, 8))
+
+    def told(by: Blend, score: float) -> Told:
+        said = np.exp(5.0 + score + 0.3 * np.linspace(-1, 1, 8))
+        return by.tell("c", {HISTORY: history, "ranker": said, "prior": 3.0 * said})
+
+    for i in range(120):
+        score = rng.normal()
+        blend.observe(told(blend, score), float(np.exp(5.0 + score + 0.3 * rng.normal())), cut=i % 9 == 0)
+    content = json.loads(json.dumps(blend.as_dict()))
+    again, without = Blend(relative=("prior",)), Blend(relative=("prior",))
+    again.restore(content)
+    for score in (-1.0, 0.5):
+        assert again.atoms(told(again, score)) == pytest.approx(blend.atoms(told(blend, score)), rel=0.03)
+    without.restore(content, without=("ranker",))
+    assert set(without.weights("c")) == {HISTORY, "prior"}
+    none: dict[str, Any] = {}
+    nonsense: list[Any] = [none, [], {"all": none, "classes": none, "centres": []}]
+    for broken in (*nonsense, content | {"centres": [[1]]}):
+        with pytest.raises(InputError, match="blend"):
+            again.restore(broken)
+    worse = json.loads(json.dumps(content))
+    worse["all"]["losses"]["ranker"] = [1.0]
+    with pytest.raises(InputError, match="losses must be finite numbers"):
+        again.restore(worse)
+    assert again.weights("c")["ranker"] == pytest.approx(blend.weights("c")["ranker"], abs=0.02)

@@ -24,12 +24,12 @@ from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
 from slosched.predictors import Prompt, load_predictor
 from slosched.predictors.answers import Answers
-from slosched.predictors.history import ClassHistory
 from slosched.predictors.ranker import train_ranker
 
 from .conftest import fake_request
 
 PLAIN = read_claim(None, Config())
+PRESET = "h100-llama-3.1-8b"
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,11 @@ def asked(text: str, request_id: str = "a", **fields: Any) -> Any:
 def forecaster(folder: Path, **settings: object) -> tuple[Forecaster, Stats]:
     stats = Stats()
     config = Config.model_validate({"forecast": {"ranker": folder, **settings}})
-    return Forecaster(config, ClassHistory(), stats), stats
+    return Forecaster(config, Learned(PRESET), stats), stats
 
 
 def test_a_ranker_tells_requests_apart_and_max_tokens_bounds_it(folder: Path) -> None:
-    made, stats = forecaster(folder)
+    made, stats = forecaster(folder, trust=0.9)
     short = made.of(PLAIN, asked("Write one line on 7."))
     long = made.of(PLAIN, asked("Write ninety lines on 7."))
     assert 3 * short.mean_tokens < long.mean_tokens
@@ -65,7 +65,7 @@ def test_a_clients_hint_comes_first_unless_it_is_not_trusted(folder: Path) -> No
     claim = read_claim({"predicted_output_tokens": 33}, Config())
     request = asked("Write ninety lines on 7.")
     assert forecaster(folder)[0].of(claim, request).quantile_tokens(0.5) == pytest.approx(33, rel=0.25)
-    assert forecaster(folder, client_hint=False)[0].of(claim, request).quantile_tokens(0.5) > 60
+    assert forecaster(folder, client_hint=False, trust=0.9)[0].of(claim, request).quantile_tokens(0.5) > 60
 
 
 class Broken:
@@ -91,7 +91,7 @@ def test_a_ranker_that_fails_costs_only_its_forecast(
     made.of(PLAIN, asked("Write one line on 7."))
     broken = Broken(seconds)
     made._ranker = broken
-    of_class = Forecaster(Config(), ClassHistory(), Stats()).of(PLAIN, asked("Hello"))
+    of_class = Forecaster(Config(), Learned(PRESET), Stats()).of(PLAIN, asked("Hello"))
     for _ in range(PATIENCE + 5):
         assert made.of(PLAIN, asked("Hello")) == of_class
     assert broken.calls == PATIENCE
@@ -100,7 +100,7 @@ def test_a_ranker_that_fails_costs_only_its_forecast(
 
 def test_a_ranker_is_corrected_by_what_comes(folder: Path) -> None:
     """The served model answers ten times as long as the training data: forecasts follow."""
-    made, _ = forecaster(folder)
+    made, _ = forecaster(folder, trust=0.9)
     for i in range(60):
         request = asked("Write ninety lines on 7.", f"r{i}", max_tokens=5000)
         made.of(PLAIN, request)
@@ -137,10 +137,10 @@ def test_hints_that_lie_are_unlearned(folder: Path) -> None:
 
 def test_a_programs_past_turns_tell_of_its_next() -> None:
     """Two programs in one class, one of short answers and one of long ones; a third is not known yet."""
-    made = Forecaster(Config(), ClassHistory(), Stats())
+    made = Forecaster(Config(), Learned(PRESET), Stats())
     claims = [replace(PLAIN, program=i) for i in range(3)]
     rng = np.random.default_rng(0)
-    for i in range(80):
+    for i in range(120):
         name = f"r{i}"
         made.of(claims[i % 2], asked("Go on.", name, max_tokens=9000))
         tokens = int((40, 1500)[i % 2] * rng.lognormal(0.0, 0.3))
@@ -170,7 +170,8 @@ def test_a_slow_ranker_is_asked_elsewhere_and_its_word_taken_up(
     """The quick one's forecast stands until then; once a token is out the word comes too late."""
     slow = Slow(load_predictor(folder))
     monkeypatch.setattr("slosched.integrations.vllm.forecaster._load", lambda config: (slow, "ranker"))
-    ledger = Ledger(Config(), clock, Learned("h100-llama-3.1-8b"), Stats())
+    config = Config.model_validate({"forecast": {"trust": 0.9}})
+    ledger = Ledger(config, clock, Learned(PRESET), Stats())
     rows = [ledger.row(asked("Write one line on 7.", name, max_tokens=5000)) for name in "ab"]
     first = ledger.table.atoms[rows].copy()
     assert first.max() < 1000
@@ -188,7 +189,7 @@ def test_a_slow_ranker_that_fails_leaves_the_quick_one(folder: Path, monkeypatch
     slow, stats = Slow(load_predictor(folder)), Stats()
     slow.fails = True
     monkeypatch.setattr("slosched.integrations.vllm.forecaster._load", lambda config: (slow, "ranker"))
-    made = Forecaster(Config(), ClassHistory(), stats)
+    made = Forecaster(Config.model_validate({"forecast": {"trust": 0.9}}), Learned(PRESET), stats)
     for i in range(PATIENCE):
         made.of(PLAIN, asked("Write one line on 7.", f"r{i}"))
         until = time.monotonic() + 10
@@ -212,7 +213,7 @@ def test_tokens_are_turned_back_into_text(folder: Path, tmp_path: Path) -> None:
     inner.pre_tokenizer = Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
     tokenizer.save_pretrained(tmp_path)
-    made, stats = forecaster(folder, limit_ms=1000)
+    made, stats = forecaster(folder, limit_ms=1000, trust=0.9)
     model = SimpleNamespace(tokenizer=str(tmp_path))
     made.reads(SimpleNamespace(vllm_config=SimpleNamespace(model_config=model)))
     short, long = (
@@ -228,7 +229,7 @@ def test_no_text_and_no_tokenizer_falls_back(folder: Path) -> None:
     made, stats = forecaster(folder)
     made.reads(SimpleNamespace(vllm_config=SimpleNamespace(model_config=SimpleNamespace(tokenizer="none/x"))))
     request = fake_request("a", prompt=None, prompt_token_ids=[1, 2, 3])
-    assert made.of(PLAIN, request) == Forecaster(Config(), ClassHistory(), Stats()).of(PLAIN, request)
+    assert made.of(PLAIN, request) == Forecaster(Config(), Learned(PRESET), Stats()).of(PLAIN, request)
     assert stats.fallbacks == {"ranker": 2}
 
 
@@ -240,14 +241,14 @@ def test_the_configuration_names_it(folder: Path, tmp_path: Path) -> None:
     path.write_text(f"forecast: {{ranker: {folder}, probe: p}}\n")
     assert load_config(path).forecast.ranker == folder
     path.write_text("forecast: {oracle: yes}\n")
-    with pytest.raises(InputError, match="known here are ranker, probe, client_hint, limit_ms"):
+    with pytest.raises(InputError, match="known here are ranker, probe, trust, client_hint, limit_ms"):
         load_config(path)
     with pytest.raises(InputError, match="predictor must be a folder"):
         forecaster(tmp_path / "none")
 
 
 def test_the_prior_ranker_is_named_and_never_moves_the_level() -> None:
-    """Its order counts from the first request on, little at first; the class's history gives the lengths."""
+    """Its order counts once it has earned it; the class's history gives the lengths."""
     made, stats = forecaster(Path("prior"))
     for i in range(40):
         made.of(PLAIN, asked("Hello", f"r{i}", max_tokens=9000))
@@ -273,3 +274,50 @@ def test_the_ledger_learns_cut_answers_as_such_and_knows_who_runs(clock: Virtual
     row = ledger.row(fake_request("running"))
     ledger.table.generated_tokens[row] = 44
     assert list(learned.lengths.running()) == [("default", 10, 44)]
+
+
+@pytest.mark.parametrize("named", ["own", "prior"])
+def test_a_ranker_has_no_say_before_it_has_earned_it(folder: Path, named: str) -> None:
+    """The forecast is the class's history to the last digit, for the first request and long after if the
+    ranker knows nothing of this world.
+    """
+    made, _ = forecaster(Path("prior") if named == "prior" else folder)
+    plain = Forecaster(Config(), Learned(PRESET), Stats())
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        request = asked(f"Write {('one line', 'ninety lines')[i % 2]} on {i}.", f"r{i}", max_tokens=5000)
+        assert made.of(PLAIN, request) == plain.of(PLAIN, request)
+        tokens = int(rng.lognormal(5.0, 0.5))
+        for each in (made, plain):
+            each.learn(f"r{i}", PLAIN.slo_class, tokens, prompt_tokens=5, cut=False)
+
+
+def test_what_a_ranker_has_earned_survives_a_restart_and_is_not_another_rankers(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Weights and corrections are in the state file; a ranker of another content has to earn its own."""
+    config = Config.model_validate({"forecast": {"ranker": folder}})
+    learned = Learned(PRESET)
+    made = Forecaster(config, learned, Stats())
+    for i in range(120):
+        made.of(
+            PLAIN, asked(f"Write {('one line', 'ninety lines')[i % 2]} on {i}.", f"r{i}", max_tokens=5000)
+        )
+        made.learn(f"r{i}", PLAIN.slo_class, (100, 800)[i % 2] + i % 7, prompt_tokens=5, cut=False)
+    asks = [asked(f"Write {many} on 7.", many, max_tokens=5000) for many in ("one line", "ninety lines")]
+    before = [made.of(PLAIN, a).mean_tokens for a in asks]
+    assert before[1] > 3 * before[0]
+    path = tmp_path / "state.json"
+    learned.save(path)
+    again = Learned(PRESET)
+    other = Forecaster(config, again, Stats())
+    again.load(path)
+    assert [other.of(PLAIN, a).mean_tokens for a in asks] == pytest.approx(before, rel=0.02)
+    texts = [f"Say {many} of {i}." for i in range(60) for many in ("one word", "ninety words")]
+    lengths = [(10, 80)[i % 2] + i % 3 for i in range(120)]
+    train_ranker(Answers.single(texts, lengths)).save(tmp_path / "another")
+    changed = Learned(PRESET)
+    new = Forecaster(Config.model_validate({"forecast": {"ranker": tmp_path / "another"}}), changed, Stats())
+    changed.load(path)
+    assert new.weights(PLAIN.slo_class)["history"] == 1
+    assert new.of(PLAIN, asks[0]) == new.of(PLAIN, asks[1])

@@ -62,7 +62,7 @@ def test_a_forecast_never_exceeds_max_tokens() -> None:
     """Whether claimed, learned or general."""
     learned = Learned(PRESET)
     for extra in ({}, {"pred_len": 500}, {"pred_len": 50, "pred_len_p90": 900}):
-        forecaster = Forecaster(Config(), learned.lengths, Stats())
+        forecaster = Forecaster(Config(), learned, Stats())
         claim = read_claim(extra, Config())
         assert forecaster.of(claim, fake_request("a", max_tokens=64)).atoms[-1] <= 64
 

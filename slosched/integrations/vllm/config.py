@@ -103,12 +103,14 @@ class GuardsConfig(_Section):
 
 class ForecastConfig(_Section):
     """Where length forecasts come from: the class's history, a ranker's folder (``prior``: the one that ships
-    with slosched) and the client's hint, weighed by how right each has been. A probe replaces them once the
+    with slosched) and the client's hint, weighed by how right each has been. A ranker has no say until it has
+    earned it, unless `trust`, from 0 to 1, lets it begin with that weight. A probe replaces all once the
     prompt is computed. A ranker slower than `limit_ms` on the engine's thread counts as failed.
     """
 
     ranker: Path | None = None
     probe: Path | None = None
+    trust: float = Field(default=0.0, ge=0, le=1)
     client_hint: bool = True
     limit_ms: float = Field(default=20.0, gt=0, le=MAX_MS)
 

@@ -18,11 +18,12 @@ from slosched.core.table import Floats
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.slo_fields import Claim
+from slosched.integrations.vllm.state import Learned
 from slosched.predictors import Predictor, Prompt, load_predictor
-from slosched.predictors.blend import HISTORY, Blend, Told
-from slosched.predictors.history import ClassHistory
+from slosched.predictors.base import digest_of
+from slosched.predictors.blend import HISTORY, Told
 from slosched.predictors.later import Later
-from slosched.predictors.prior import PRIOR
+from slosched.predictors.prior import FOLDER, PRIOR
 from slosched.predictors.turns import PastTurns
 
 logger = logging.getLogger("vllm.slosched")
@@ -35,13 +36,6 @@ PATIENCE = 8
 
 HINT_SIGMA = 0.4
 """Spread of a client's hint that comes without a quantile."""
-
-TRUST = {"hint": 0.95, "program": 0.3, "ranker": 0.9, "light": 0.9, "prior": 0.1}
-"""What each source is believed before its first answer: a client speaks of its own request, a ranker was
-trained by the operator, a program changes what it asks, the prior ranker knows other people's prompts. With
-0.3 for the prior, one from another world cost a point of attainment before it was ignored
-(``benchmarks/cold_start.py``).
-"""
 
 REVISED_AFTER = 64
 """Answers learned from after which forecasts of those not yet begun are made anew."""
@@ -70,17 +64,24 @@ class Forecaster:
     ``stats.forecast_s``.
     """
 
-    def __init__(self, config: Config, history: ClassHistory, stats: Stats) -> None:
-        self._history, self._stats, self._settings = history, stats, config.forecast
+    def __init__(self, config: Config, learned: Learned, stats: Stats) -> None:
+        self._history, self._blend = learned.lengths, learned.blend
+        self._stats, self._settings = stats, config.forecast
         self._ranker, self._name = _load(config)
         quick = getattr(self._ranker, "quick", None)
         self._later: Later | None = None
         if self._ranker is not None and quick is not None:
             self._later = Later(self._ranker)
             self._ranker, self._name = quick, "light"
+        if config.forecast.ranker is not None:
+            named = config.forecast.ranker
+            digest = digest_of(FOLDER if str(named) == PRIOR else named)
+            learned.sources = dict.fromkeys(("ranker", "light") if quick is not None else (self._name,), digest)
         self._model: Any = None
         self._tokenizer: Any = None
-        self._blend, self._turns = Blend(TRUST, relative=(PRIOR,)), PastTurns()
+        if config.forecast.trust > 0:
+            self._blend.trusted |= dict.fromkeys((self._name, "ranker"), config.forecast.trust)
+        self._turns = PastTurns()
         self._asked: dict[str, _Asked] = {}
         self._revise: deque[str] = deque()
         self._bad = self._bad_later = self._learned = 0

@@ -56,7 +56,7 @@ class Ledger:
         self.requests: list[Any] = [None] * self.table.capacity
         self.with_slo = self.newcomers = 0
         self._config, self._clock, self._learned, self._stats = config, clock, learned, stats
-        self.forecaster = Forecaster(config, learned.lengths, stats)
+        self.forecaster = Forecaster(config, learned, stats)
         self.thinking = ThinkingWatch(config, self.table, learned.thinking)
         learned.lengths.running = lambda: running_of(self)
         n = self.table.capacity

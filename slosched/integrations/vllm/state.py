@@ -1,4 +1,6 @@
-"""What is learned while serving, and kept over restarts: output lengths by class, and the step time."""
+"""What is learned while serving, and kept over restarts: lengths of answers and of thinking by class, how far
+sources of forecasts are followed, and the step time.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,40 @@ from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.steptime import StepTimeModel
 from slosched.integrations.vllm.publishing import write_whole
+from slosched.predictors.blend import Blend
 from slosched.predictors.history import ClassHistory
+from slosched.predictors.prior import PRIOR
 from slosched.timing.drift import OnlineStepTime
 from slosched.timing.presets import find_engine
 
-FORMAT = 2
+FORMAT = 3
+
+HINT_TRUST = 0.95
+"""Weight of a client's hint before its first answer: a client speaks of its own request. Every other source
+has to earn its say."""
 
 KEPT = 3
 """Unreadable state files that are kept to be looked at."""
 
 
 class Learned:
-    """Step time and class lengths, with their file."""
+    """Step time, class lengths and the blend of sources, with their file.
+
+    Attributes
+    ----------
+    lengths, thinking
+        Whole answers, and tokens before the first answer token, by class.
+    blend
+        How far each source of forecasts is followed.
+    sources
+        Digest of each source of the blend that is read from a file, by name: what was learned of another
+        ranker does not hold for this one.
+    """
 
     def __init__(self, engine: Engine | str) -> None:
         self.lengths, self.thinking = ClassHistory(), ClassHistory()
+        self.blend = Blend({"hint": HINT_TRUST}, relative=(PRIOR,))
+        self.sources: dict[str, str] = {}
         # Another machine's step times may be far off: the multipliers get a wide range.
         self.step_time = OnlineStepTime(find_engine(engine).step_time, bound=1000.0)
 
@@ -36,6 +57,9 @@ class Learned:
             "format": FORMAT,
             "step_time": asdict(self.step_time.model),
             "lengths": self.lengths.as_dict(),
+            "thinking": self.thinking.as_dict(),
+            "blend": self.blend.as_dict(),
+            "sources": dict(self.sources),
         }
         write_whole(path, json.dumps(content))
 
@@ -52,11 +76,16 @@ class Learned:
             if content["format"] != FORMAT:
                 raise InputError(f"format must be {FORMAT}, got {content['format']!r}.")
             step_time = StepTimeModel(**content["step_time"])
-            ClassHistory().restore(content["lengths"])  # all of it, or nothing is taken up
+            for name in ("lengths", "thinking"):  # all of it, or nothing is taken up
+                ClassHistory().restore(content[name])
+            before = content["sources"]
+            other = [n for n in {*before, *self.sources} if before.get(n) != self.sources.get(n)]
+            self.blend.restore(content["blend"], without=other)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} must be a state file of slosched: {error}") from error
         self.step_time = OnlineStepTime(step_time, bound=1000.0)
         self.lengths.restore(content["lengths"])
+        self.thinking.restore(content["thinking"])
 
 
 def set_aside(path: Path) -> Path:
