@@ -96,6 +96,7 @@ MEASURED = {
     "static_cpsat": ("slosched.solvers.static.cpsat",),
     "tardiness": ("slosched.solvers.static.tardiness",),
     "vllm": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
+    "worth": ("slosched.predictors.blend", "slosched.predictors.ranker", "slosched.policies.slosched"),
 }
 """Modules that a result measures, with all they import: if they change, the result is stale. The key is the
 name of the result, or its first words: `vllm` holds for `vllm_chaos`."""

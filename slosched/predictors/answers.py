@@ -17,7 +17,7 @@ from slosched.core.table import Ints
 from slosched.predictors.base import Prompt
 
 LEAST_PROMPTS = 20
-"""Prompts a training file must have."""
+"""Different prompts that training needs."""
 
 _ALIASES = {
     "prompt": ("prompt", "text"),
@@ -84,6 +84,12 @@ class Answers:
             cut=self.cut[keep],
         )
 
+    def require_enough(self, what: str = "answers") -> None:
+        """Raise `InputError` unless there are `LEAST_PROMPTS` different prompts."""
+        different = len({prompt.text for prompt in self.prompts})
+        domain = f"those of at least {LEAST_PROMPTS} different prompts"
+        require(different >= LEAST_PROMPTS, what, domain, different)
+
     def split(self, share: float, seed: int) -> tuple[Answers, Answers]:
         """By prompt, at random: the first part has `share` of the prompts; equal texts stay together."""
         texts = {prompt.text: i for i, prompt in enumerate(self.prompts)}
@@ -113,7 +119,7 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
     ------
     InputError
         If the file is missing, is not UTF-8, lacks a column, a value is out of its domain, it has fewer than
-        `LEAST_PROMPTS` prompts, or all lengths are equal, or all answers cut off.
+        `LEAST_PROMPTS` different prompts, or all lengths are equal, or all answers cut off.
     """
     path = Path(path)
     prompts: list[Prompt] = []
@@ -138,8 +144,9 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
         prompts.append(Prompt(text, prompt_tokens, name))
         lengths += tokens
         cut += flags
-    ok = len(prompts) >= LEAST_PROMPTS
-    require(ok, f"{path}", f"a file of at least {LEAST_PROMPTS} prompts with answers", len(prompts))
+    different = len({prompt.text for prompt in prompts})
+    domain = f"a file of at least {LEAST_PROMPTS} prompts with answers"
+    require(different >= LEAST_PROMPTS, f"{path}", domain, different)
     if all(cut):
         raise InputError(f"{path}: cut must be false for some answers, got true in all {len(cut)}.")
     if min(lengths) == max(lengths):

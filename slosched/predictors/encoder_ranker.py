@@ -20,7 +20,7 @@ import numpy as np
 from slosched.core.errors import InputError, require
 from slosched.core.files import write_files
 from slosched.core.table import Floats
-from slosched.predictors.answers import LEAST_PROMPTS, Answers
+from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate
 from slosched.predictors.encoder import ENCODER, TOKENIZER, WINDOW_TOKENS, Encoder, export_encoder
@@ -187,8 +187,7 @@ def train_encoder(
         If a package of the extra ``encoder`` is not installed.
     """
     require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
-    ok = len(answers.prompts) >= LEAST_PROMPTS
-    require(ok, "prompts", f"at least {LEAST_PROMPTS}", len(answers.prompts))
+    answers.require_enough()
     from slosched.predictors.transformer import TRAINED_ON, open_model, train_transformer
 
     if method == "frozen":

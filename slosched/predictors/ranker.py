@@ -223,6 +223,7 @@ def scored_out_of_fold(
 ) -> tuple[Ranker, Floats]:
     """What `train_ranker` gives, and each prompt's score by one that has not seen it, shape (prompts,)."""
     require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
+    answers.require_enough()
     design = _Design(answers, rarest)
     weights, scores, penalty = design.best(objective, seed, progress)
     made = calibrate(scores[answers.prompt], answers.output_tokens, answers.cut, seed=seed)
@@ -258,9 +259,9 @@ def tau(scores: Floats, tokens: NDArray[np.generic]) -> float:
 
 def folds(answers: Answers, seed: int) -> Ints:
     """Fold of each prompt; equal texts share one."""
-    texts = {prompt.text: i for i, prompt in enumerate(answers.prompts)}
-    group = np.array([texts[prompt.text] for prompt in answers.prompts], dtype=np.int64)
-    return np.asarray(np.random.default_rng(seed).permutation(len(group))[group] % FOLDS)
+    texts: dict[str, int] = {}
+    group = [texts.setdefault(prompt.text, len(texts)) for prompt in answers.prompts]
+    return np.asarray(np.random.default_rng(seed).permutation(len(texts))[group] % FOLDS)
 
 
 class _Design:

@@ -17,7 +17,7 @@ import numpy as np
 from slosched.core.errors import InputError, MissingExtraError, require
 from slosched.core.files import write_files
 from slosched.core.table import Floats, Ints
-from slosched.predictors.answers import LEAST_PROMPTS, Answers
+from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate
 from slosched.predictors.ranker import Progress, tau
@@ -95,7 +95,9 @@ class TransformerRanker:
         import torch
 
         # An empty text is one end token: a model must have something to read.
-        known = [text or self.tokenizer.eos_token or self.tokenizer.pad_token for text in texts]
+        nothing = self.tokenizer.eos_token or self.tokenizer.pad_token
+        # A lone surrogate, as in a broken JSON string, is no text to a tokenizer.
+        known = [text.encode("utf-8", "replace").decode() or nothing for text in texts]
         if self.chat and self.tokenizer.chat_template:
             known = [
                 self.tokenizer.apply_chat_template(
@@ -243,8 +245,7 @@ def train_transformer(
         If there is no model or tokenizer, or too few prompts.
     """
     require(objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", objective)
-    ok = len(answers.prompts) >= LEAST_PROMPTS
-    require(ok, "prompts", f"at least {LEAST_PROMPTS}", len(answers.prompts))
+    answers.require_enough()
     import_torch()
     import torch
 
@@ -318,7 +319,7 @@ def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
     Raises
     ------
     InputError
-        If there is no model, no tokenizer, or no weights in safetensors.
+        If there is no model, no tokenizer, or no weights in safetensors, or the model does not read text.
     """
     import_torch()
     from transformers import AutoModel, AutoTokenizer
@@ -327,7 +328,7 @@ def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
     options: dict[str, Any] = {"local_files_only": not download}
     try:
         body = AutoModel.from_pretrained(str(path), use_safetensors=True, **options).float()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a broken file makes the library raise
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"model must be a folder of a Hugging Face model with safetensors, got {str(path)!r}: {reason}"
@@ -335,7 +336,31 @@ def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
     tokenizer = _tokenizer(AutoTokenizer.from_pretrained, path, options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    _reads_text(body, tokenizer, path)
     return body, tokenizer
+
+
+def _reads_text(body: Any, tokenizer: Any, path: str | Path) -> None:
+    """Raise `InputError` unless the model turns this tokenizer's tokens into states, as one of images or one
+    with a decoder does not.
+    """
+    import torch
+
+    known = int(getattr(body.config, "vocab_size", 0) or 0)
+    domain = f"one whose tokenizer has at most the model's {known} tokens"
+    require(len(tokenizer) <= known or not known, "model", domain, f"{len(tokenizer)} in {str(path)!r}")
+    try:
+        batch = tokenizer(["a"], return_tensors="pt")
+        with torch.no_grad():
+            states = body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        size = states.last_hidden_state.shape[-1]
+        require(size == int(body.config.hidden_size), "hidden_size", f"{size}, as the states have", size)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"model must be one that reads text and gives a state for each token, got a "
+            f"{type(body).__name__} in {str(path)!r}: {reason}"
+        ) from None
 
 
 def model_folder(model: str | Path) -> str | Path:

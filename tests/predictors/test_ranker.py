@@ -210,6 +210,11 @@ def rows(n: int) -> list[dict[str, object]]:
         ("", "at least 20 prompts"),
         ('{"prompt": "a", "output_tokens": 3}\n', "at least 20 prompts with answers, got 1"),
         ("\n".join(json.dumps(r | {"output_tokens": 7}) for r in rows(30)), "must differ, got 7 in all 30"),
+        ("\n".join(json.dumps(r | {"cut": True}) for r in rows(30)), "cut must be false for some"),
+        (
+            "\n".join(json.dumps(r | {"prompt": "a"}) for r in rows(30)),
+            "at least 20 prompts with answers, got 1",
+        ),
         ('{"prompt": "a"}\n', "row 1: output_tokens must be"),
         ('{"output_tokens": 4}\n', "row 1: prompt must be a text"),
         ('{"prompt": "a", "output_tokens": -4}\n', "row 1: output_tokens must be"),
@@ -284,3 +289,42 @@ def test_broken_model_folders_are_refused_by_name(ranker: Ranker, tmp_path: Path
         about.write_text(content)
         with pytest.raises(InputError, match=words):
             load_predictor(folder)
+
+
+ODD = ("", "x" * 1_000_000, "\x00\xff\ud800", "one\u2028two\u0085three", "列出十首歌 🎵", " \t\r\n " * 99)
+
+
+def test_prompts_of_any_content_get_a_forecast(ranker: Ranker) -> None:
+    """Empty, huge, binary, in any script, with separators that some take for ends of lines."""
+    atoms = ranker.forecast([Prompt(text) for text in ODD])
+    assert np.isfinite(atoms).all()
+    assert atoms.min() >= 1
+
+
+def test_separators_within_prompts_do_not_end_lines(tmp_path: Path) -> None:
+    """U+2028 unescaped in JSON lines and CSV, as our own writer and others leave it."""
+    texts = [f"first {i}\u2028second\u0085third\x1cfourth" for i in range(25)]
+    lines, table = tmp_path / "a.jsonl", tmp_path / "a.csv"
+    lines.write_text(
+        "".join(
+            json.dumps({"prompt": t, "output_tokens": 3 + i}, ensure_ascii=False) + "\n"
+            for i, t in enumerate(texts)
+        ),
+        encoding="utf-8",
+    )
+    table.write_text(
+        "prompt,output_tokens\n" + "".join(f'"{t}",{3 + i}\n' for i, t in enumerate(texts)), encoding="utf-8"
+    )
+    for path in (lines, table):
+        assert [prompt.text for prompt in read_answers(path).prompts] == texts
+
+
+def test_labels_that_tell_nothing_train_or_are_named() -> None:
+    """All equal, all cut, one prompt over and over: through the API nothing is checked by a file's reader."""
+    texts = [f"say {i} words of {i % 7}" for i in range(40)]
+    same = train_ranker(Answers.single(texts, [7] * 40)).forecast([Prompt("say 3")])
+    assert same == pytest.approx(7.0)
+    cut = Answers.single(texts, list(range(10, 50))).capped(9)
+    assert train_ranker(cut).forecast([Prompt("say 3")]).min() >= 9
+    with pytest.raises(InputError, match="at least 20 different prompts, got 1"):
+        train_ranker(Answers.single(["x"] * 40, list(range(10, 50))))

@@ -111,3 +111,35 @@ def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
     write_tensors(folder / "ranker.safetensors", arrays | {"head": arrays["head"][:, :16]}, about)
     with pytest.raises(InputError, match="hidden size 32"):
         load_predictor(folder)
+
+
+ODD = ("", "say one " * 5_000, "\x00\xff\ud800", "derive ten \u2028 laws", "列出十首歌 🎵", " " * 5000)
+
+
+def test_prompts_of_any_content_get_a_score(tmp_path: Path) -> None:
+    """Empty, huge, binary, in any script."""
+    made = train_transformer(made_up(40, 0), tiny(tmp_path / "m", "encoder"), epochs=1, most_tokens=16)
+    assert np.isfinite(made.score(ODD)).all()
+    assert np.isfinite(made.forecast([Prompt(text) for text in ODD])).all()
+
+
+@pytest.mark.parametrize("kind", ["images", "with a decoder", "few tokens", "unknown", "broken weights"])
+def test_a_model_of_another_architecture_is_named(tmp_path: Path, kind: str) -> None:
+    """One that reads no text, needs more than text, or has another vocabulary; a clear word, no traceback."""
+    folder = tiny(tmp_path / "m", "encoder")
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 16}
+    if kind == "images":
+        transformers.ViTModel(transformers.ViTConfig(**small, image_size=32, patch_size=16)).save_pretrained(
+            folder
+        )
+    elif kind == "with a decoder":
+        config = transformers.T5Config(vocab_size=13, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        transformers.T5Model(config).save_pretrained(folder)
+    elif kind == "few tokens":
+        transformers.BertModel(transformers.BertConfig(vocab_size=5, **small)).save_pretrained(folder)
+    elif kind == "unknown":
+        (folder / "config.json").write_text('{"model_type": "nonsense"}')
+    else:
+        (folder / "model.safetensors").write_bytes(b"x" * 500)
+    with pytest.raises(InputError, match="model must be"):
+        open_model(folder)
