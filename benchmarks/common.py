@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from slosched.core.limits import EngineLimits
+from slosched.core.presets import preset
 from slosched.lab.cells import provenance
 from slosched.lab.digests import code_digest
 from slosched.lab.parallel import cores
-from slosched.timing.presets import preset
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -76,9 +76,9 @@ MEASURED = {
     "cold_start": ("slosched.predictors.blend", "slosched.predictors.history", "slosched.predictors.ranker"),
     "continuous": ("slosched.solvers.solve_continuous",),
     "exact": ("slosched.solvers.static.cpsat",),
-    "fidelity": ("slosched.simulator.engine", "slosched.timing.fitting"),
+    "fidelity": ("slosched.simulator.engine", "slosched.core.fitting"),
     "fleet": ("slosched.simulator.fleet", "slosched.policies.slosched"),
-    "gpu": ("slosched.policies.slosched", "slosched.timing.fitting"),
+    "gpu": ("slosched.policies.slosched", "slosched.core.fitting"),
     "hindsight": ("slosched.lab.hindsight", "slosched.lab.bound"),
     "huang": ("slosched.solvers.static.annealing", "slosched.solvers.static.textbook"),
     "live": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),

@@ -25,7 +25,7 @@ import numpy as np
 from common import RESULTS, environment, write_json
 from rich.progress import track
 
-from slosched.solvers.result import Result, Status
+from slosched.core.result import Result, Status
 from slosched.solvers.static import cpsat, labelling
 from slosched.solvers.static.problem import StaticProblem
 

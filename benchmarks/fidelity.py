@@ -19,11 +19,11 @@ from kernel_tables import KernelTables, read
 from scipy.optimize import minimize
 
 from slosched.core.engine import Engine
+from slosched.core.fitting import fit
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import Floats, StepTimeModel
 from slosched.core.workload import Workload
 from slosched.simulator import simulate
-from slosched.timing.fitting import fit
 
 CALIBRATION_REQUESTS = 60
 SAMPLED_STEPS = 4000

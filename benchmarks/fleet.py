@@ -20,12 +20,12 @@ import numpy as np
 from common import RESULTS, environment, write_json
 
 from slosched.core.engine import DEFAULT_ENGINE
+from slosched.core.metrics import Spread
 from slosched.core.outcome import Run
 from slosched.lab.cells import provenance
 from slosched.lab.fleet import FleetBench, FleetScenario, draw_fleet
 from slosched.lab.population import draw
 from slosched.lab.study import capacity
-from slosched.report.metrics import Spread
 from slosched.routers import router
 from slosched.simulator import simulate, simulate_fleet
 from slosched.testing.routers import random_fleet

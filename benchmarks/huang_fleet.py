@@ -20,7 +20,7 @@ from common import RESULTS, environment, write_json
 from huang_headline import ENGINES, most_met, problem
 
 from slosched.lab.cells import provenance
-from slosched.routers.rivals import huang
+from slosched.routers import huang
 from slosched.solvers.static.problem import StaticProblem
 
 INSTANCES = (2, 4)

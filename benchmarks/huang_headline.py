@@ -26,10 +26,10 @@ from rich.progress import track
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
 
+from slosched.core.presets import preset
 from slosched.planner.one_machine import moore_hodgson
 from slosched.solvers.solve import solve
 from slosched.solvers.static.problem import BatchCost, StaticProblem
-from slosched.timing.presets import preset
 from slosched.workloads.readers import read, read_lengths
 
 REQUESTS = 40

@@ -25,12 +25,12 @@ from scipy.stats import kendalltau
 
 from slosched.cli.common import say
 from slosched.core.engine import Engine
+from slosched.core.fitting import fit_file
 from slosched.core.limits import EngineLimits
+from slosched.core.metrics import Metrics
 from slosched.core.workload import Workload
 from slosched.lab.load import LoadCounts, LoadSettings, load
-from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
-from slosched.timing.fitting import fit_file
 
 POLICIES = ("fcfs", "edf", "edf+d", "sjf", "hrrn", "least-laxity+d", "qoserve", "slosched")
 """The first is the one whose steps are logged."""

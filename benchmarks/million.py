@@ -12,8 +12,8 @@ import time
 import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 
+from slosched.core.presets import preset
 from slosched.simulator import simulate
-from slosched.timing.presets import preset
 from slosched.workloads import read, resample
 
 REQUESTS = 1_000_000

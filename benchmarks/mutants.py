@@ -80,10 +80,10 @@ TARGETS = (
     Target("SLO fields", "integrations/vllm/slo_fields.py", "tests/vllm/test_fields.py", 5),
     Target("SLO rules", "workloads/slos.py", "tests/workloads/test_slos.py", 4),
     Target("headers", "integrations/vllm/middleware.py", "tests/vllm/test_middleware.py", 4),
-    Target("metrics", "report/metrics.py", "tests/report/test_metrics.py tests/simulator/test_sessions.py -k "
+    Target("metrics", "core/metrics.py", "tests/report/test_metrics.py tests/simulator/test_sessions.py -k "
            "'not turns_follow and not slow'", 8),
     Target("figures", "lab/figures.py", "tests/lab/test_figures.py", 6),
-    Target("objectives", "solvers/result.py", "tests/solvers/test_static.py -k 'tolerance or gap or trivial'",
+    Target("objectives", "core/result.py", "tests/solvers/test_static.py -k 'tolerance or gap or trivial'",
            3, ("Score",)),
     Target("continuous bounds", "solvers/cpsat_continuous.py", "tests/solvers/test_exact_continuous.py", 4,
            ("_Queue", "_solve", "solve_continuous_fixed")),

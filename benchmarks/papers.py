@@ -28,6 +28,7 @@ from predictors import probed
 from slosched.core.engine import Engine
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.outcome import Outcomes
+from slosched.core.presets import preset
 from slosched.core.snapshot import Snapshot
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
@@ -38,7 +39,6 @@ from slosched.policies.rivals.trail import Trail
 from slosched.predictors.answers import read_answers
 from slosched.predictors.ranker import train_ranker
 from slosched.simulator import simulate
-from slosched.timing.presets import preset
 from slosched.workloads.arrivals import first_arrivals, gamma_arrivals
 from slosched.workloads.noise import with_forecast
 from slosched.workloads.readers import read

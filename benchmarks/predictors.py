@@ -377,10 +377,10 @@ def effect(
     oracle closed.
     """
     from slosched.core.limits import EngineLimits
+    from slosched.core.presets import preset
     from slosched.core.workload import Workload
     from slosched.policies import policy as policy_by_name
     from slosched.simulator import simulate
-    from slosched.timing.presets import preset
     from slosched.workloads import ClassSpec, with_slos
     from slosched.workloads.arrivals import first_arrivals
 

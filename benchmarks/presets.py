@@ -1,7 +1,7 @@
-"""Derive the coefficients of `slosched.timing.presets` from public measurements.
+"""Derive the coefficients of `slosched.core.presets` from public measurements.
 
 Prints one line per preset on a data centre GPU, in the units of the table in
-`slosched/timing/presets.py`. Prefill comes
+`slosched/core/presets.py`. Prefill comes
 from NVIDIA AIConfigurator's kernel tables (matrix products and context attention, summed over the
 layers), plus a time per token for all that is neither, measured as what an engine profile (NVIDIA Dynamo,
 Llama-3.1-8B in FP8 on H200) takes beyond the same kernels in FP8 and scaled by layers·width and by memory
@@ -23,8 +23,8 @@ import numpy as np
 from common import data_folder
 from scipy.optimize import nnls
 
+from slosched.core.fitting import fit
 from slosched.core.steptime import Floats, StepTimeModel
-from slosched.timing.fitting import fit
 
 BUDGET = 2048
 BANDWIDTH_TB_S = {"a100": 2.04, "h100": 3.35, "h200": 4.8}
@@ -220,7 +220,7 @@ def dynamo_model(folder: Path) -> tuple[StepTimeModel, float]:
 
 
 def line(name: str, model: StepTimeModel, error: float | None) -> str:
-    """The coefficients in the units of the table in `slosched/timing/presets.py`."""
+    """The coefficients in the units of the table in `slosched/core/presets.py`."""
     values = (
         f"{model.base_s * 1e3:6.2f} ms, {model.prefill_token_s * 1e6:5.1f} us, "
         f"{model.attention_work_s * 1e12:6.0f} ps, {model.sequence_s * 1e6:5.1f} us, "

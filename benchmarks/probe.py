@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def prepare(work: Path) -> None:
     """The language model, and its answers with states of every layer tried."""
-    from slosched.predictors.collect import CollectSettings, collect_states
+    from slosched.lab.collect import CollectSettings, collect_states
     from slosched.testing import tiny_lm
 
     model = work / "tiny-lm"

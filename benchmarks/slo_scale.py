@@ -13,11 +13,11 @@ from typing import Any
 
 from common import RESULTS, data_folder, environment, write_json
 
+from slosched.core.metrics import Metrics
+from slosched.core.presets import preset
 from slosched.lab.parallel import Workers, cores
 from slosched.policies import policy
-from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
-from slosched.timing.presets import preset
 from slosched.workloads.mixes import mix
 
 ENGINE = preset("h100-llama-3.1-8b")

@@ -23,9 +23,9 @@ def measure(policy: str, rate: float, seed: int, requests: int) -> tuple[list[fl
     """Real over stated waits, and the bins of stated chance, of one run."""
     from slosched.core.engine import Engine
     from slosched.core.limits import EngineLimits
+    from slosched.core.presets import preset
     from slosched.policies import policy as by_name
     from slosched.testing.virtual_clock import VirtualEngine
-    from slosched.timing.presets import preset
     from slosched.workloads.builtin import mixed
 
     limits = EngineLimits(

@@ -25,6 +25,7 @@ from common import data_folder, environment, study_options, write_json
 from rungs import Set, read_sets
 
 from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.metrics import Spread
 from slosched.core.table import Floats, Ints
 from slosched.lab.digests import code_digest
 from slosched.lab.figures import figures
@@ -34,7 +35,6 @@ from slosched.policies.registry import policy_of
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Prompt
 from slosched.predictors.ranker import Ranker, train_ranker
-from slosched.report.metrics import Spread
 from slosched.simulator import simulate
 
 SETS = ("codegen", "gsm8k", "roleplay", "cruxeval")

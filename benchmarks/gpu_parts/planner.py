@@ -12,9 +12,9 @@ from gpu_parts.settings import Settings, say
 
 from slosched import EngineLimits, LengthForecast, Request, Slo, Snapshot
 from slosched.core.engine import Engine
+from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import RequestTable
-from slosched.timing.presets import preset
 
 ROUNDS = 6
 """Times that each way of planning has its turn."""

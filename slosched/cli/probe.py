@@ -52,7 +52,7 @@ def collect(
     Example: slosched collect models/smollm2 --prompts prompts.jsonl --chat --layer 10 --layer 20 --out states
     """
     from slosched.core.errors import InputError
-    from slosched.predictors.collect import (
+    from slosched.lab.collect import (
         CollectSettings,
         collect_log,
         collect_server,

@@ -43,8 +43,8 @@ def router(
     Example: slosched router --engine http://a:8000 --engine http://b:8000 --port 8080
     """
     from slosched.cli import common as c
-    from slosched.integrations.proxy.app import serve
-    from slosched.integrations.proxy.settings import RouterSettings
+    from slosched.integrations.proxy import serve
+    from slosched.integrations.proxy_settings import RouterSettings
 
     settings = RouterSettings(
         engines=tuple(engine), data_parallel_size=data_parallel_size, router=router, profile=profile,

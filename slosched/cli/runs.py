@@ -11,8 +11,8 @@ import typer
 from slosched.cli import common as c
 
 if TYPE_CHECKING:
+    from slosched.lab.comparison import Comparison
     from slosched.lab.study import Study
-    from slosched.report.comparison import Comparison
 
 DEMO_LOADS = (0.4, 0.6, 0.8, 1.0, 1.3)
 DEMO_SEEDS = 3
@@ -192,8 +192,8 @@ def simulate(
     """
     from slosched.core.errors import require
     from slosched.core.files import write_file
+    from slosched.core.metrics import Metrics
     from slosched.lab.runfile import write_run
-    from slosched.report.metrics import Metrics
     from slosched.report.table import run_table
     from slosched.report.trace import trace_bytes
 

@@ -11,8 +11,8 @@ from slosched.cli import common as c
 
 if TYPE_CHECKING:
     from slosched.core.outcome import Run
+    from slosched.lab.comparison import Comparison
     from slosched.lab.load import LoadCounts
-    from slosched.report.comparison import Comparison
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -184,8 +184,8 @@ def _comparison(run: Run, counts: LoadCounts) -> Comparison:
     """One run as a comparison of its own, so that reports are those of `compare`."""
     import math
 
-    from slosched.report.comparison import Comparison, Point
-    from slosched.report.metrics import Metrics
+    from slosched.core.metrics import Metrics
+    from slosched.lab.comparison import Comparison, Point
 
     work, metrics = run.outcomes.workload, Metrics.of(run)
     rate = metrics.offered_rps

@@ -45,7 +45,7 @@ def fit(
     """
     from dataclasses import asdict, replace
 
-    from slosched.timing.fitting import fit_file, plot_fit
+    from slosched.core.fitting import fit_file, plot_fit
 
     model, report = fit_file(log, knee=knee, seed=seed)
     facts = {
@@ -130,7 +130,7 @@ def bench(
     Example: slosched bench solver --quick --json bench.json
     """
     from slosched.core.errors import require
-    from slosched.solvers.static.bench import main
+    from slosched.solvers.bench import main
 
     require(what == "solver", "benchmark", "solver", what)
     code = main(context.args)

@@ -136,4 +136,4 @@ class Engine:
 
 
 DEFAULT_ENGINE = Engine()
-"""What stands in where nobody names an engine: the preset of this name (`slosched.timing.presets`)."""
+"""What stands in where nobody names an engine: the preset of this name (`slosched.core.presets`)."""

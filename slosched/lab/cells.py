@@ -16,6 +16,7 @@ from slosched.core.errors import require
 from slosched.core.outcome import Run
 from slosched.core.workload import Workload
 from slosched.lab.digests import ROOT, code_digest, policy_digest
+from slosched.lab.environment import environment
 from slosched.lab.figures import figures, plan_times_us
 from slosched.lab.fleet import FleetScenario
 from slosched.lab.parallel import Progress, Workers
@@ -23,7 +24,6 @@ from slosched.lab.scenarios import Scenario
 from slosched.lab.store import Plain, Record, Store, digest_of
 from slosched.policies.base import Policy
 from slosched.policies.registry import PolicySpec
-from slosched.report.environment import environment
 from slosched.routers import router
 from slosched.simulator import simulate
 

@@ -331,7 +331,7 @@ def _cells(study: Evidence) -> dict[str, dict[str, Interval]]:
 
 def _interval(values: Sequence[float]) -> Interval:
     """Student's t over seeds: a bootstrap over five of them would be too narrow."""
-    from slosched.report.metrics import Spread
+    from slosched.core.metrics import Spread
 
     spread = Spread.of(values, bounds=(0.0, 1.0))
     return Interval(mean=spread.mean, low=spread.low, high=spread.high)

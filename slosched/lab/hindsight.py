@@ -21,8 +21,8 @@ from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.lab.bound import spans_of
 from slosched.policies.base import KeyPolicy, Policy
+from slosched.policies.paced import Paced
 from slosched.policies.registry import PolicySpec
-from slosched.policies.simple.paced import Paced
 from slosched.simulator import simulate
 from slosched.workloads.noise import with_forecast
 
@@ -72,7 +72,7 @@ class DuePaced(Paced):
     slack_s
         Seconds from arrival within which the first token must come, by row.
     hold, share
-        As in `slosched.policies.simple.paced.Paced`.
+        As in `slosched.policies.paced.Paced`.
     """
 
     name: ClassVar[str] = "hindsight-paced"

@@ -11,15 +11,15 @@ import numpy as np
 
 from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError, require
+from slosched.core.presets import find_engine
 from slosched.core.snapshot import Snapshot
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.policies.simple.orders import Edf
+from slosched.policies.orders import Edf
 from slosched.simulator import simulate
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.instances import Instance
 from slosched.solvers.static.problem import StaticProblem
-from slosched.timing.presets import find_engine
 from slosched.workloads.mixes import MIXES, mix
 
 DEFAULT_MAX_BATCH = 16

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.core.presets import PRESETS
 from slosched.lab.scenarios import STEADY, Range, Scenario, Traffic, limits_of
-from slosched.timing.presets import PRESETS
 
 FIRST_REPORTING_SEED, LAST_SEED = 10_000, 19_999
 """Seeds from the first to the last are for reporting, those below for tuning."""

@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError, require
 from slosched.core.files import write_file
+from slosched.core.presets import preset
 from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.lab.configfile import config_words, parse_config
 from slosched.lab.offered_load import Demand, demand
-from slosched.timing.presets import preset
 from slosched.workloads.arrivals import shaped_arrivals
 from slosched.workloads.families import FAMILIES, Sessions, draw_family
 from slosched.workloads.mix import merge

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.core.metrics import CONFIDENCE
 from slosched.core.table import Floats
-from slosched.report.metrics import CONFIDENCE
 
 RESAMPLES = 4000
 CLOSE = 0.02

@@ -13,12 +13,12 @@ from typing import Protocol
 
 from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import require
+from slosched.core.metrics import Metrics, Spread
 from slosched.core.outcome import Run
 from slosched.core.workload import Workload
+from slosched.lab.comparison import Comparison, Point
 from slosched.lab.offered_load import offered_load
 from slosched.lab.parallel import Interrupted, Progress, Workers
-from slosched.report.comparison import Comparison, Point
-from slosched.report.metrics import Metrics, Spread
 
 TARGET = 0.9
 """Attainment that defines capacity."""

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.errors import InputError
+from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.one_machine import moore_hodgson
-from slosched.timing.remaining import remaining_tokens
 
 PHIS = (0.85, 1.0)
 """Scales of the fluid surrogate's processing times that Moore-Hodgson is tried with."""
@@ -42,7 +42,7 @@ class QueueOrders:
 
     def __init__(self, snapshot: Snapshot, rows: Ints) -> None:
         # Here, not above: the policies import the planner, which imports this module.
-        from slosched.timing.estimate import decode_step_s, prefill_s
+        from slosched.core.estimate import decode_step_s, prefill_s
 
         t = snapshot.table
         step_s = decode_step_s(snapshot)
@@ -62,7 +62,7 @@ class QueueOrders:
     @cached_property
     def deadline(self) -> Floats:
         """Clock time by which the next thing is due, shape (n,)."""
-        from slosched.timing.estimate import deadline_s
+        from slosched.core.estimate import deadline_s
 
         due: Floats = deadline_s(self._snapshot, self._rows)
         return due

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from slosched.core.estimate import deadline_s, decode_step_s, prefill_s
 from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
-from slosched.timing.estimate import deadline_s, decode_step_s, prefill_s
 
 
 def edf_demoted(snapshot: Snapshot) -> Ints:
@@ -34,7 +34,7 @@ def edf_demoted(snapshot: Snapshot) -> Ints:
 
 
 def _remaining_tokens(snapshot: Snapshot, rows: Ints) -> Floats:
-    """As `slosched.timing.remaining.remaining_tokens`."""
+    """As `slosched.core.remaining.remaining_tokens`."""
     generated = snapshot.table.generated_tokens[rows]
     ahead = snapshot.table.atoms[rows] - generated[:, None]
     alive = ahead > 0

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from slosched.core.estimate import decode_step_s, prefill_s, remaining_s
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
-from slosched.timing.estimate import decode_step_s, prefill_s, remaining_s
 
 HOPELESS = ("keep", "demote", "reject")
 """Ways to treat them: as if they had been promised longer, behind all others, not at all."""

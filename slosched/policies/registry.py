@@ -26,21 +26,21 @@ GROUP = "slosched.policies"
 
 GRAMMAR = "NAME or package.module:Class, then :KEY=VALUE,… and @TOKENS if wanted"
 
-_SIMPLE = "slosched.policies.simple"
+_HERE = "slosched.policies"
 _RIVALS = "slosched.policies.rivals"
 
 HOMES = {
-    "fcfs": f"{_SIMPLE}.orders:Fcfs",
-    "priority": f"{_SIMPLE}.orders:Priority",
-    "edf": f"{_SIMPLE}.orders:Edf",
-    "edf+d": f"{_SIMPLE}.orders:EdfDemote",
-    "least-laxity": f"{_SIMPLE}.orders:LeastLaxity",
-    "least-laxity+d": f"{_SIMPLE}.orders:LeastLaxityDemote",
-    "sjf": f"{_SIMPLE}.orders:Sjf",
-    "sjf+d": f"{_SIMPLE}.orders:SjfDemote",
-    "srpt": f"{_SIMPLE}.orders:Srpt",
-    "hrrn": f"{_SIMPLE}.orders:Hrrn",
-    "hrrn+d": f"{_SIMPLE}.orders:HrrnDemote",
+    "fcfs": f"{_HERE}.orders:Fcfs",
+    "priority": f"{_HERE}.orders:Priority",
+    "edf": f"{_HERE}.orders:Edf",
+    "edf+d": f"{_HERE}.orders:EdfDemote",
+    "least-laxity": f"{_HERE}.orders:LeastLaxity",
+    "least-laxity+d": f"{_HERE}.orders:LeastLaxityDemote",
+    "sjf": f"{_HERE}.orders:Sjf",
+    "sjf+d": f"{_HERE}.orders:SjfDemote",
+    "srpt": f"{_HERE}.orders:Srpt",
+    "hrrn": f"{_HERE}.orders:Hrrn",
+    "hrrn+d": f"{_HERE}.orders:HrrnDemote",
     "huang": f"{_RIVALS}.huang:Huang",
     "ltr": f"{_RIVALS}.ltr:Ltr",
     "trail": f"{_RIVALS}.trail:Trail",
@@ -53,7 +53,7 @@ HOMES = {
     "fairbatching": f"{_RIVALS}.fairbatching:FairBatching",
     "slidingserve": f"{_RIVALS}.slidingserve:SlidingServe",
     "slos-serve": f"{_RIVALS}.slos_serve:SlosServe",
-    "wspt": f"{_SIMPLE}.wspt:Wspt",
+    "wspt": f"{_HERE}.wspt:Wspt",
     "tie": f"{_RIVALS}.tie:Tie",
     "las": f"{_RIVALS}.attained:Las",
     "mlfq": f"{_RIVALS}.attained:Mlfq",
@@ -63,9 +63,9 @@ HOMES = {
     "hrrn-sglang": f"{_RIVALS}.sglang:HrrnSglang",
     "uniboost": f"{_RIVALS}.uniboost:UniBoost",
     "uniboost-sglang": f"{_RIVALS}.uniboost:UniBoostSglang",
-    "paced-edf": f"{_SIMPLE}.paced:PacedEdf",
-    "paced-wspt": f"{_SIMPLE}.paced:PacedWspt",
-    "paced-srpt": f"{_SIMPLE}.paced:PacedSrpt",
+    "paced-edf": f"{_HERE}.paced:PacedEdf",
+    "paced-wspt": f"{_HERE}.paced:PacedWspt",
+    "paced-srpt": f"{_HERE}.paced:PacedSrpt",
     "past-future": f"{_RIVALS}.past_future:PastFuture",
     "aibrix-slo": f"{_RIVALS}.gateways:AibrixSlo",
     "llm-d-deadline": f"{_RIVALS}.gateways:LlmdDeadline",
@@ -115,7 +115,7 @@ class PolicySpec:
     >>> spec = PolicySpec.parse("edf+d@512")
     >>> spec.name, spec.budget_tokens
     ('edf+d', 512)
-    >>> PolicySpec.parse("slosched.policies.simple.orders:Edf").make().steady
+    >>> PolicySpec.parse("slosched.policies.orders:Edf").make().steady
     True
     >>> PolicySpec.parse("efd")
     Traceback (most recent call last):

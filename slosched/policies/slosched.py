@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.core.estimate import decode_step_s, prefill_s, remaining_s
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints
 from slosched.planner.plan import Plan
@@ -20,7 +21,6 @@ from slosched.policies.fallback import edf_demoted
 from slosched.policies.hopeless import HOPELESS, patient, refused
 from slosched.policies.programs import ProgramDeadlines
 from slosched.policies.tenants import TenantShares
-from slosched.timing.estimate import decode_step_s, prefill_s, remaining_s
 
 
 class Slosched(Policy):

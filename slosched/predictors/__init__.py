@@ -3,7 +3,7 @@
 Every predictor answers `forecast(prompts)` with atoms, shape (n, FORECAST_ATOMS), eight equally likely
 lengths a row, ascending, at least 1: what `slosched.core.forecast.LengthForecast` and a `RequestTable` hold.
 Conditioning on the tokens already generated is theirs (`LengthForecast.given`,
-`slosched.timing.remaining.remaining_tokens`).
+`slosched.core.remaining.remaining_tokens`).
 """
 
 from __future__ import annotations

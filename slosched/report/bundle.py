@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slosched.core.errors import InputError
 from slosched.core.files import write_files
-from slosched.report.comparison import OURS, Comparison
+from slosched.lab.comparison import OURS, Comparison
 from slosched.report.export import results_csv, results_json
 from slosched.report.html import report_html
 from slosched.report.plots import all_pngs, require_matplotlib

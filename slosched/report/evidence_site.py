@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from slosched.core.files import write_files
+from slosched.lab.environment import environment
 from slosched.lab.evidence import (
     LIGHT,
     LIGHT_LOAD,
@@ -28,7 +29,6 @@ from slosched.lab.evidence import (
 from slosched.lab.fleet import FleetScenario
 from slosched.lab.scenarios import Scenario
 from slosched.lab.statistics import Interval, League
-from slosched.report.environment import environment
 from slosched.report.export import flatten
 from slosched.report.html import METHOD, bullets, page, table
 

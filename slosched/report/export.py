@@ -8,8 +8,8 @@ import json
 import math
 from typing import Any
 
-from slosched.report.comparison import Comparison, Point
-from slosched.report.environment import environment
+from slosched.lab.comparison import Comparison, Point
+from slosched.lab.environment import environment
 
 
 def point_dict(point: Point) -> dict[str, Any]:

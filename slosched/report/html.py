@@ -9,9 +9,9 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from slosched.report.comparison import OURS, Comparison
-from slosched.report.environment import environment
-from slosched.report.metrics import LIMIT_KINDS, Metrics
+from slosched.core.metrics import LIMIT_KINDS, Metrics
+from slosched.lab.comparison import OURS, Comparison
+from slosched.lab.environment import environment
 from slosched.report.table import notes
 
 METHOD = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slosched.report.comparison import OURS, REFERENCE, Comparison
+from slosched.lab.comparison import OURS, REFERENCE, Comparison
 
 MET, MISSED, WAIT = "#009E73", "#D55E00", "#C9C9C9"
 """A request that kept its limits, one that did not, and time spent waiting."""

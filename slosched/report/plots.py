@@ -11,7 +11,7 @@ import numpy as np
 from slosched.core.errors import MissingExtraError
 from slosched.core.outcome import Run
 from slosched.core.table import Floats
-from slosched.report.comparison import OURS, REFERENCE, Comparison
+from slosched.lab.comparison import OURS, REFERENCE, Comparison
 from slosched.report.palette import FAINT, INK, MET, MISSED, WAIT, Line, lines, series, spaced
 
 if TYPE_CHECKING:

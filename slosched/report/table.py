@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from slosched.report.comparison import OURS, Comparison
-from slosched.report.metrics import NO_QUEUE, Latency, Metrics, Share
+from slosched.core.metrics import NO_QUEUE, Latency, Metrics, Share
+from slosched.lab.comparison import OURS, Comparison
 
 
 def compare_table(comparison: Comparison) -> Table:

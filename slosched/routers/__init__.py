@@ -12,9 +12,9 @@ from slosched.routers.base import FleetSnapshot as FleetSnapshot
 from slosched.routers.base import PickRouter as PickRouter
 from slosched.routers.base import Router as Router
 from slosched.routers.base import Routing as Routing
-from slosched.routers.rivals.dynamo import Dynamo
-from slosched.routers.rivals.huang import Huang
-from slosched.routers.rivals.scores import LlmdHeadroom, LMetric, PolyServe
+from slosched.routers.dynamo import Dynamo
+from slosched.routers.huang import Huang
+from slosched.routers.scores import LlmdHeadroom, LMetric, PolyServe
 from slosched.routers.slosched import Slosched
 
 ROUTERS: dict[str, Callable[..., Router]] = {

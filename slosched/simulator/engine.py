@@ -14,6 +14,7 @@ from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Outcomes, Run, RunLog
+from slosched.core.presets import find_engine
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints, RequestTable
 from slosched.core.thinking import aim_at_answers
@@ -22,7 +23,6 @@ from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.policies.registry import policy_of
 from slosched.simulator import kernel as k
-from slosched.timing.presets import find_engine
 
 _PS = 1e-12
 _NOBODY = np.empty(0, dtype=np.int64)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError, require
 from slosched.core.outcome import Run, RunLog
+from slosched.core.presets import find_engine
 from slosched.core.table import Floats, Ints
 from slosched.core.thinking import aim_at_answers
 from slosched.core.workload import Workload
@@ -32,7 +33,6 @@ from slosched.simulator.engine import (
     outcomes_of,
     refuse_oversize,
 )
-from slosched.timing.presets import find_engine
 
 _PS = 1e-12
 KINDS = ("join", "drain", "fail")

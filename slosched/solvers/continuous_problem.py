@@ -13,7 +13,7 @@ from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError, require
 from slosched.core.snapshot import Snapshot
 from slosched.planner import model as c
-from slosched.solvers.result import Prediction, Score
+from slosched.core.result import Prediction, Score
 from slosched.core.table import Floats, Ints, RequestTable
 
 HARD = 1e-9

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from slosched.core.errors import require
 from slosched.solvers.static.cpsat import FINEST_S, cp_model, whole_weights
-from slosched.solvers.result import WEIGHT_TOLERANCE, Status
+from slosched.core.result import WEIGHT_TOLERANCE, Status
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 
 from slosched.core.errors import InputError, require
-from slosched.timing.remaining import remaining_tokens
+from slosched.core.remaining import remaining_tokens
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import BatchCost, StaticProblem
-from slosched.solvers.result import Result, Status
+from slosched.core.result import Result, Status
 from slosched.core.steptime import StepTimeModel
 
 SCHEMA = 1

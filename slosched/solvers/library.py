@@ -16,7 +16,7 @@ from slosched.solvers.static.generated import named
 from slosched.solvers.instances import Best, Instance, read, write
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import Result, Score, Status
+from slosched.core.result import Result, Score, Status
 from slosched.solvers.solve import EXACT_LIMITS, solve
 from slosched.solvers.solve_continuous import MOST_ENUMERATED
 from slosched.solvers.static.reference import evaluate

@@ -25,7 +25,7 @@ from slosched.solvers.static.annealing import (
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import Result, Status
+from slosched.core.result import Result, Status
 from slosched.solvers.solve_continuous import solve_continuous
 from slosched.solvers.static.reference import check_plan, evaluate_fast, full_batches
 

@@ -17,7 +17,7 @@ from slosched.planner import model as c
 from slosched.solvers.annealing import SAMPLED, anneal, typical_loss
 from slosched.solvers.continuous_problem import ContinuousProblem, check_sequence
 from slosched.planner.orders import CONSTRUCTIVE, PLAIN, QueueOrders
-from slosched.solvers.result import WEIGHT_TOLERANCE, Result, Status
+from slosched.core.result import WEIGHT_TOLERANCE, Result, Status
 from slosched.core.table import Floats, Ints
 
 ALIASES = {

@@ -58,7 +58,7 @@ def examine() -> Report:
 
 def _kernels(report: Report) -> None:
     """Where compiled code is kept."""
-    import slosched.timing.remaining as compiled
+    import slosched.core.remaining as compiled
     from slosched.core.jit import cache_reason
 
     reason = cache_reason()

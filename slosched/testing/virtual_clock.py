@@ -16,6 +16,7 @@ from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError, require
 from slosched.core.forecast import LengthForecast
 from slosched.core.outcome import Outcomes, Run, RunLog
+from slosched.core.presets import find_engine
 from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.workload import Workload
@@ -29,7 +30,6 @@ from slosched.policies.base import Policy
 from slosched.policies.registry import policy_of
 from slosched.simulator.engine import StepRecord, refuse_oversize, table_of, turns_of
 from slosched.testing.harness import STOP, make_request, make_scheduler, runner_output
-from slosched.timing.presets import find_engine
 
 PS = 1e-12
 MAX_EMPTY_STEPS = 10_000

@@ -17,10 +17,10 @@ import numpy as np
 
 from slosched.core.errors import InputError, require
 from slosched.core.limits import EngineLimits
+from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats
 from slosched.core.workload import Workload
-from slosched.timing.presets import preset
 from slosched.workloads.agentic import Turns, read_turns, sample_turns
 from slosched.workloads.arrivals import first_arrivals, resample
 from slosched.workloads.builtin import (

@@ -158,9 +158,9 @@ def test_the_fit_leaves_attention_as_its_kernel_takes_it() -> None:
 def test_the_loops_queue_stays_one_that_policies_may_see() -> None:
     from gpu_parts.planner import Churn
 
+    from slosched.core.presets import preset
     from slosched.integrations.vllm.decision import checked
     from slosched.policies import policy
-    from slosched.timing.presets import preset
 
     churn, chosen = Churn(6, 30, preset("h100-llama-3.1-8b").step_time), policy("edf")
     assert not churn.table.detached  # or policies look everybody up by name at every step

@@ -16,7 +16,7 @@ from slosched.core.forecast import (
     LengthForecast,
     lognormal_atoms,
 )
-from slosched.timing.remaining import remaining_tokens
+from slosched.core.remaining import remaining_tokens
 
 lengths = st.floats(1.0, 1e5)
 samples = st.lists(lengths, min_size=1, max_size=30).map(LengthForecast.sample)

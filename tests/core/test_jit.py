@@ -28,7 +28,7 @@ import slosched
 assert slosched.__file__.startswith(sys.argv[1]), slosched.__file__
 import slosched.simulator.kernel, slosched.planner.planner, slosched.predictors.features
 import slosched.integrations.vllm.adapter
-from slosched.timing.remaining import remaining_tokens
+from slosched.core.remaining import remaining_tokens
 import numpy as np
 none = np.zeros(1, dtype=np.int64)
 print("tokens", remaining_tokens(np.full((1, 4), 8.0), none, none))

@@ -13,13 +13,13 @@ from slosched.cli import app, main
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
+from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.runfile import RunFile, read_run, write_run
 from slosched.lab.study import Bench
 from slosched.lab.whatif import instances_needed
 from slosched.lab.why import missed, why
 from slosched.simulator import simulate
-from slosched.timing.presets import preset
 from slosched.workloads import Workload
 from slosched.workloads.mixes import mix
 from slosched.workloads.sources import Generated

@@ -11,6 +11,7 @@ import pytest
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
+from slosched.core.presets import PRESETS, preset
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import COLUMNS, Workload
 from slosched.lab.named_cells import NAMED, named
@@ -18,7 +19,6 @@ from slosched.lab.offered_load import cached_tokens, demand, offered_load
 from slosched.lab.population import LEAST_LIMITS, LEAST_REQUESTS, LEAST_S, MOST_S, draw
 from slosched.lab.scenarios import Scenario, Traffic
 from slosched.simulator import simulate
-from slosched.timing.presets import PRESETS, preset
 from slosched.workloads.prefix import shared_prefix
 
 SEEDS = range(60)

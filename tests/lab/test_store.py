@@ -91,7 +91,7 @@ def test_the_key_names_all_that_matters() -> None:
 
 def test_a_rival_does_not_depend_on_our_planner() -> None:
     assert "slosched.planner.planner" in closure("slosched.policies.slosched")
-    for module in ("slosched.policies.rivals.qoserve", "slosched.policies.simple.paced"):
+    for module in ("slosched.policies.rivals.qoserve", "slosched.policies.paced"):
         assert not {
             m for m in closure(module) if m.startswith("slosched.planner.p") and m != "slosched.planner.plan"
         }
@@ -134,7 +134,7 @@ def test_a_policy_from_outside_counts_by_its_own_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_policy_of_a_test.py").write_text(
-        "from slosched.policies.simple.orders import Edf\n\n\nclass Mine(Edf):\n    name = 'mine'\n"
+        "from slosched.policies.orders import Edf\n\n\nclass Mine(Edf):\n    name = 'mine'\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     import my_policy_of_a_test  # type: ignore[import-not-found]

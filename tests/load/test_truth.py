@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
+from slosched.core.metrics import Metrics
 from slosched.core.outcome import Run
 from slosched.core.thinking import Thinking
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.integrations.openai_client import Client
 from slosched.lab.load import LoadCounts, LoadSettings, load
-from slosched.report.metrics import Metrics
 from slosched.report.table import run_table
 
 web = pytest.importorskip("aiohttp.web")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from slosched.core.engine import Engine
+from slosched.core.estimate import deadline_s, hopeless, latest_start_s, prefill_s
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -30,7 +31,6 @@ from slosched.policies.slosched import Slosched
 from slosched.simulator import simulate
 from slosched.solvers.solve import solve
 from slosched.solvers.static.problem import StaticProblem
-from slosched.timing.estimate import deadline_s, hopeless, latest_start_s, prefill_s
 
 RandomSnapshot = Callable[..., Snapshot]
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)

@@ -10,7 +10,7 @@ from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.snapshot import Snapshot
 from slosched.lab.named_cells import named
-from slosched.policies.simple.paced import LEAST_TOKENS, Paced, PacedEdf, PacedSrpt, PacedWspt
+from slosched.policies.paced import LEAST_TOKENS, Paced, PacedEdf, PacedSrpt, PacedWspt
 from slosched.simulator import simulate
 
 MODEL = StepTimeModel(base_s=0.01, prefill_token_s=1e-4, sequence_s=1e-3)

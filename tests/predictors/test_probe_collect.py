@@ -13,14 +13,14 @@ import pytest
 
 from slosched.cli import main
 from slosched.core.errors import InputError
-from slosched.predictors.answers import read_answers
-from slosched.predictors.collect import (
+from slosched.lab.collect import (
     CollectSettings,
     collect_log,
     collect_server,
     read_prompts,
     write_records,
 )
+from slosched.predictors.answers import read_answers
 
 web = pytest.importorskip("aiohttp.web")
 

@@ -19,8 +19,8 @@ import aiohttp
 import uvicorn
 from aiohttp import web
 
-from slosched.integrations.proxy.app import RouterApp
-from slosched.integrations.proxy.settings import RouterSettings
+from slosched.integrations.proxy import RouterApp
+from slosched.integrations.proxy_settings import RouterSettings
 
 
 def free_port() -> int:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
-from slosched.integrations.proxy.asking import read_asked
-from slosched.integrations.proxy.settings import RouterSettings
-from slosched.integrations.proxy.upstream import read_gauges
+from slosched.integrations.asking import read_asked
+from slosched.integrations.proxy_settings import RouterSettings
+from slosched.integrations.upstream import read_gauges
 from slosched.integrations.vllm.config import Config
 from slosched.routers import FleetSnapshot, Router, Routing
 

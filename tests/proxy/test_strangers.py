@@ -11,7 +11,7 @@ from typing import ClassVar
 import aiohttp
 import pytest
 
-from slosched.integrations.proxy.settings import RouterSettings
+from slosched.integrations.proxy_settings import RouterSettings
 from slosched.routers import FleetSnapshot, Router, Routing
 
 from .conftest import Bench, bench, free_port

@@ -90,7 +90,7 @@ def test_what_a_request_asks_for() -> None:
     """SLOs are read from mappings, from pydantic models, and from headers beside them."""
     from pydantic import BaseModel
 
-    from slosched.integrations.ray.request_router import asked_of
+    from slosched.integrations.ray import asked_of
     from slosched.integrations.vllm.config import Config
 
     class Body(BaseModel):

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.metrics import Metrics
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.workload import Workload
-from slosched.report.comparison import Comparison, Point
-from slosched.report.metrics import Metrics
+from slosched.lab.comparison import Comparison, Point
 
 
 def golden_workload() -> Workload:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
+from slosched.core.metrics import Latency, Metrics, Queue, Share, Spread, attainment_spread, wilson
 from slosched.core.outcome import Run
-from slosched.report.metrics import Latency, Metrics, Queue, Share, Spread, attainment_spread, wilson
 
 
 def test_attainment_by_hand(run: Run) -> None:

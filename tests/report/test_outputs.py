@@ -20,9 +20,9 @@ from rich.console import Console
 from slosched.core.errors import InputError
 from slosched.core.files import write_files
 from slosched.core.outcome import Run
+from slosched.lab.comparison import Comparison
+from slosched.lab.environment import environment
 from slosched.report.bundle import check_folder, write_bundle
-from slosched.report.comparison import Comparison
-from slosched.report.environment import environment
 from slosched.report.export import results_csv, results_json
 from slosched.report.html import report_html
 from slosched.report.palette import lines, spaced

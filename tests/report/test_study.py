@@ -12,11 +12,11 @@ import pytest
 
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
+from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.offered_load import offered_load
 from slosched.lab.parallel import Workers
 from slosched.lab.study import TOLERANCE, Bench, Study, capacity
-from slosched.timing.presets import preset
 from slosched.workloads import Workload
 from slosched.workloads.sources import (
     Generated,

@@ -18,9 +18,8 @@ from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import RequestTable
-from slosched.routers import ROUTERS, FleetSnapshot, PickRouter, Router, Routing, router
+from slosched.routers import ROUTERS, FleetSnapshot, PickRouter, Router, Routing, huang, router
 from slosched.routers.books import FleetBooks, PrefixIndex
-from slosched.routers.rivals import huang
 from slosched.testing.routers import RouterFault, check_router, random_fleet
 
 MODEL = StepTimeModel(base_s=0.008, prefill_token_s=2e-5, sequence_s=5e-5, kv_token_s=6e-8)

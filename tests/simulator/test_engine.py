@@ -18,6 +18,8 @@ import pytest
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
+from slosched.core.metrics import Metrics
+from slosched.core.presets import preset
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats, Ints
@@ -25,11 +27,9 @@ from slosched.core.workload import PrefixBlocks, Workload
 from slosched.planner.plan import Plan
 from slosched.policies import policy as policy_by_name
 from slosched.policies.base import KeyPolicy, Policy
-from slosched.report.metrics import Metrics
 from slosched.simulator import StepRecord, simulate
 from slosched.simulator import engine as engine_module
 from slosched.simulator import kernel as k
-from slosched.timing.presets import preset
 from slosched.workloads import generate, mix
 
 RandomCase = Callable[[int], tuple[Workload, EngineLimits]]

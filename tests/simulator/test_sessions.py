@@ -12,13 +12,13 @@ import pytest
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
+from slosched.core.metrics import Metrics
 from slosched.core.outcome import Outcomes
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
 from slosched.workloads import fit_to_engine, generate, merge, resample, rescale
 

@@ -11,11 +11,11 @@ import pytest
 
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
+from slosched.core.metrics import Metrics
 from slosched.core.steptime import StepTimeModel
 from slosched.core.thinking import Thinking
 from slosched.core.workload import Workload
 from slosched.lab.runfile import read_run, write_run
-from slosched.report.metrics import Metrics
 from slosched.simulator import simulate
 from slosched.simulator.engine import StepRecord
 

@@ -23,7 +23,7 @@ from slosched.solvers.static import enumeration
 from slosched.solvers.static import labelling
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import BatchCost, StaticProblem
-from slosched.solvers.result import LATENCY_TOLERANCE, Result, Status
+from slosched.core.result import LATENCY_TOLERANCE, Result, Status
 from slosched.solvers.static.reference import evaluate, full_batches
 from slosched.solvers.static.textbook import single_machine_subsets
 

@@ -12,7 +12,7 @@ import pytest
 
 from slosched.core.errors import InputError
 from slosched.solvers.cpsat_continuous import _Queue, _solve, solve_continuous_fixed
-from slosched.solvers.result import Status
+from slosched.core.result import Status
 
 pytest.importorskip("ortools")
 

@@ -13,7 +13,7 @@ import pytest
 
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
-from slosched.timing.presets import preset
+from slosched.core.presets import preset
 from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot

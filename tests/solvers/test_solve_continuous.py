@@ -21,7 +21,7 @@ from slosched.planner import model as c
 from slosched.planner import reference
 from slosched.solvers.annealing import anneal
 from slosched.solvers.continuous_problem import OBJECTIVES, ContinuousProblem
-from slosched.solvers.result import Status
+from slosched.core.result import Status
 from slosched.solvers.solve import solve
 from slosched.solvers.solve_continuous import ALIASES, EXACT, SOLVERS
 from slosched.solvers.static.problem import StaticProblem

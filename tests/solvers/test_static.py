@@ -24,7 +24,7 @@ from slosched.solvers.static.annealing import anneal_static, records, seed_words
 from slosched.solvers.static.generated import generate
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import BatchCost, StaticProblem
-from slosched.solvers.result import Score, Status
+from slosched.core.result import Score, Status
 from slosched.solvers.solve import EXACT, SOLVERS, solve
 from slosched.solvers.static.reference import evaluate, evaluate_fast, full_batches, score_lists
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
-from slosched.solvers.result import Status
+from slosched.core.result import Status
 from slosched.solvers.static.tardiness import apparent_tardiness_cost, solve_tardiness, weighted_tardiness
 from slosched.solvers.static.textbook import lawler_moore
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slosched.core.drift import OnlineStepTime
 from slosched.core.errors import InputError
 from slosched.core.steptime import StepTimeModel
-from slosched.timing.drift import OnlineStepTime
 
 START = StepTimeModel(
     base_s=0.008, prefill_token_s=2e-5, attention_work_s=8e-10, sequence_s=7e-5, kv_token_s=6e-8,

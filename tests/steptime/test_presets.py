@@ -11,9 +11,9 @@ import pytest
 
 from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
+from slosched.core.presets import PRESETS, preset
 from slosched.core.workload import Workload
 from slosched.simulator import simulate
-from slosched.timing.presets import PRESETS, preset
 
 DATA = Path(os.environ.get("SLOSCHED_DATA") or Path(__file__).parents[3] / "shared" / "data") / "latency"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the public latency data: set SLOSCHED_DATA")

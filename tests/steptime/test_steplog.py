@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slosched.core.errors import DataError
-from slosched.timing.steplog import COLUMNS, read_step_log
+from slosched.core.steplog import COLUMNS, read_step_log
 
 HEADER = ",".join(COLUMNS)
 GOOD = f"{HEADER}\n0,0,4,4000,0.01\n512,131072,3,2000,0.031\n"

@@ -1,6 +1,6 @@
 """A process of its own in which vLLM answers prompts while hidden states are written down.
 
-`slosched.predictors.collect.collect_states` starts it: vLLM 0.32 cannot start its CPU worker in a process
+`slosched.lab.collect.collect_states` starts it: vLLM 0.32 cannot start its CPU worker in a process
 with numba loaded, so nothing of slosched that needs numba may be imported here before the engine runs.
 """
 

@@ -13,7 +13,7 @@ from slosched.integrations.vllm.capability import FULL, Capability
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
-from slosched.timing.remaining import remaining_tokens
+from slosched.core.remaining import remaining_tokens
 
 
 class Preemption:

@@ -17,8 +17,8 @@ from slosched.integrations.vllm.publishing import write_whole
 from slosched.predictors.blend import Blend
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.prior import PRIOR
-from slosched.timing.drift import OnlineStepTime
-from slosched.timing.presets import find_engine
+from slosched.core.drift import OnlineStepTime
+from slosched.core.presets import find_engine
 
 FORMAT = 3
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from slosched.integrations.vllm.state import Learned
-from slosched.timing.drift import OnlineStepTime
-from slosched.timing.fitting import evaluate, fit
-from slosched.timing.steplog import StepLogWriter
+from slosched.core.drift import OnlineStepTime
+from slosched.core.fitting import evaluate, fit
+from slosched.core.steplog import StepLogWriter
 
 EVERY_FIRST = 256
 EVERY_LATER = 16

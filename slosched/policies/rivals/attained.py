@@ -7,12 +7,12 @@ from typing import ClassVar
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.core.estimate import prefill_s
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.departures import Departures
 from slosched.policies.ranked import RankedPolicy
-from slosched.timing.estimate import prefill_s
 
 
 class Las(RankedPolicy):

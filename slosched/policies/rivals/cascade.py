@@ -7,13 +7,13 @@ from typing import ClassVar
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.core.estimate import decode_step_s, prefill_s, remaining_s
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
+from slosched.policies.orders import blocked
 from slosched.policies.pace import answer_due_s, in_decode
-from slosched.policies.simple.orders import blocked
-from slosched.timing.estimate import decode_step_s, prefill_s, remaining_s
 
 
 class Cascade(Policy):

@@ -7,14 +7,14 @@ from typing import ClassVar
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.core.estimate import decode_step_s, prefill_s, remaining_s
 from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
+from slosched.policies.orders import blocked
 from slosched.policies.pace import answer_due_s
-from slosched.policies.simple.orders import blocked
-from slosched.timing.estimate import decode_step_s, prefill_s, remaining_s
 
 PREFILL_REWARD, DECODE_REWARD = 1.0, 8.0
 """Reward of a prompt token and of an output token in the released code."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.errors import require
+from slosched.core.estimate import decode_step_s
 from slosched.core.jit import njit
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
@@ -15,7 +16,6 @@ from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
 from slosched.policies.fill import todo_tokens
 from slosched.policies.pace import answer_tokens, first_and_pace_s, in_decode
-from slosched.timing.estimate import decode_step_s
 
 HEADROOM = 0.99
 """Share of the tightest TPOT limit that predictions must stay below."""

@@ -7,13 +7,13 @@ from typing import ClassVar
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.core.estimate import decode_step_s
+from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.policies.simple.orders import blocked
-from slosched.timing.estimate import decode_step_s
-from slosched.timing.remaining import remaining_tokens
+from slosched.policies.orders import blocked
 
 
 class Trail(Policy):

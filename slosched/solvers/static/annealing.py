@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from slosched.solvers.static import kernels as static
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import Score
+from slosched.core.result import Score
 from slosched.solvers.static.reference import evaluate_fast, full_batches
 
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ from slosched.solvers.static import kernels as static
 from slosched.solvers.static.annealing import Plan, records, tpot_records
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import Score
+from slosched.core.result import Score
 from slosched.solvers.static.reference import full_batches
 
 Floats = NDArray[np.float64]

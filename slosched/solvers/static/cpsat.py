@@ -24,7 +24,7 @@ from slosched.core.errors import InputError, MissingExtraError, require
 from slosched.solvers.static.labelling import annealed_start
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import WEIGHT_TOLERANCE, Result, Score, Status
+from slosched.core.result import WEIGHT_TOLERANCE, Result, Score, Status
 from slosched.solvers.static.reference import IntsLike, check_plan, evaluate, full_batches
 
 Floats = NDArray[np.float64]

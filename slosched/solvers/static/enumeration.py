@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from slosched.core.errors import InputError, require
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import Result, Score, Status
+from slosched.core.result import Result, Score, Status
 from slosched.solvers.static.reference import IntsLike, check_plan, evaluate, full_batches
 
 Ints = NDArray[np.int64]

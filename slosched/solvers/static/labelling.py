@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from slosched.core.errors import InputError, require
 from slosched.core.jit import njit
-from slosched.solvers.result import LATENCY_TOLERANCE, WEIGHT_TOLERANCE, Result, Score, Status
+from slosched.core.result import LATENCY_TOLERANCE, WEIGHT_TOLERANCE, Result, Score, Status
 from slosched.solvers.static.annealing import anneal_static
 from slosched.solvers.static.constructive import portfolio
 from slosched.solvers.static.objective import Objective

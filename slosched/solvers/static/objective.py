@@ -7,7 +7,7 @@ from enum import Enum
 
 from slosched.core.errors import InputError
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import LATENCY_TOLERANCE, Score
+from slosched.core.result import LATENCY_TOLERANCE, Score
 
 
 class Objective(Enum):

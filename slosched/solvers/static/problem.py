@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slosched.core.errors import InputError, require
-from slosched.timing.remaining import remaining_tokens
+from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 

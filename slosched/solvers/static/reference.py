@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from slosched.core.errors import InputError
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import Prediction, Score
+from slosched.core.result import Prediction, Score
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from slosched.core.errors import require
 from slosched.core.jit import njit
-from slosched.solvers.result import Status
+from slosched.core.result import Status
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
-from slosched.timing.remaining import remaining_tokens
 
 
 def decode_step_s(snapshot: Snapshot) -> float:

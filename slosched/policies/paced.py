@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.errors import require
+from slosched.core.estimate import deadline_s, decode_step_s, hopeless, prefill_s
 from slosched.core.jit import njit
+from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
@@ -18,8 +20,6 @@ from slosched.policies.base import Policy
 from slosched.policies.fill import admissible, todo_tokens
 from slosched.policies.hopeless import refused
 from slosched.policies.pace import in_decode
-from slosched.timing.estimate import deadline_s, decode_step_s, hopeless, prefill_s
-from slosched.timing.remaining import remaining_tokens
 
 SAFE_SHARE = 0.9
 """Share of the tightest pace that a step may take: the rest is for errors of the step-time model."""

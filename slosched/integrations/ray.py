@@ -1,4 +1,7 @@
-"""A request router of Ray Serve that lets slosched choose the replica."""
+"""slosched in Ray Serve: ``request_router_class="slosched.integrations.ray:SloRouter"``.
+
+A request router that lets slosched choose the replica. The module can be read without Ray.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from slosched.integrations.proxy.asking import Asked, read_asked
-from slosched.integrations.proxy.dispatch import Dispatcher, Held
+from slosched.integrations.asking import Asked, read_asked
+from slosched.integrations.dispatch import Dispatcher, Held
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus
-from slosched.timing.presets import find_engine
+from slosched.core.presets import find_engine
 
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, RunningReplica
 
-# The module can be read without Ray; the class is of use with it only.
+# The class is of use with Ray only.
 Base: Any = object
 if find_spec("ray") is not None:
     from ray.serve.request_router import RequestRouter

@@ -9,11 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
-from slosched.planner.plan import Plan
-from slosched.policies.base import KeyPolicy, Policy
-from slosched.timing.estimate import (
+from slosched.core.estimate import (
     deadline_s,
     decode_step_s,
     hopeless,
@@ -21,6 +17,10 @@ from slosched.timing.estimate import (
     prefill_s,
     remaining_s,
 )
+from slosched.core.snapshot import Snapshot
+from slosched.core.table import Floats, Ints
+from slosched.planner.plan import Plan
+from slosched.policies.base import KeyPolicy, Policy
 
 
 class Fcfs(KeyPolicy):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from slosched.integrations.proxy.upstream import Upstream
+from slosched.integrations.upstream import Upstream
 
 if TYPE_CHECKING:
     import aiohttp

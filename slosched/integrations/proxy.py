@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from slosched.core.engine import Engine
 from slosched.core.errors import MissingExtraError
-from slosched.integrations.proxy.asking import PATHS, read_asked
-from slosched.integrations.proxy.dispatch import NOBODY, REFUSED, Dispatcher, Held
-from slosched.integrations.proxy.metrics import RouterMetrics
-from slosched.integrations.proxy.relay import Broken, HungUp, Relay, error_body
-from slosched.integrations.proxy.settings import RouterSettings
-from slosched.integrations.proxy.upstream import Poller, Upstream
+from slosched.integrations.asking import PATHS, read_asked
+from slosched.integrations.dispatch import NOBODY, REFUSED, Dispatcher, Held
+from slosched.integrations.proxy_metrics import RouterMetrics
+from slosched.integrations.relay import Broken, HungUp, Relay, error_body
+from slosched.integrations.proxy_settings import RouterSettings
+from slosched.integrations.upstream import Poller, Upstream
 from slosched.integrations.vllm.config import load_config
 from slosched.routers import router as router_by_name
-from slosched.timing.presets import find_engine
+from slosched.core.presets import find_engine
 
 if TYPE_CHECKING:
     import aiohttp
@@ -35,7 +35,7 @@ ATTEMPTS = 2
 class RouterApp:
     """Reverse proxy for OpenAI-compatible servers.
 
-    Requests to the paths of `slosched.integrations.proxy.asking.PATHS` are routed; ``/health`` and
+    Requests to the paths of `slosched.integrations.asking.PATHS` are routed; ``/health`` and
     ``/metrics`` are the proxy's own; everything else goes to the first engine that is up.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Benchmark of the solvers of static batches: ``python -m slosched.solvers.static.bench``.
+"""Benchmark of the solvers of static batches: ``python -m slosched.solvers.bench``.
 
 Every measure is a function from `Effort` to a plain dict; `run` collects them. Budgets are CPU time of the
 thread by default (``clock="cpu"``): the move budget is calibrated on each instance, so that a loaded machine
@@ -37,7 +37,7 @@ from slosched.solvers.static.generated import generate
 from slosched.solvers.instances import read
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.solvers.result import Score, Status
+from slosched.core.result import Score, Status
 from slosched.solvers.solve import EXACT, SOLVERS, solve, warm
 from slosched.solvers.static.reference import evaluate_fast, full_batches, score_lists
 
@@ -493,7 +493,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.json:
         Path(given.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.plots:
-        from slosched.solvers.static.bench_plots import plot
+        from slosched.solvers.bench_plots import plot
 
         for path in plot(found, given.plots):
             console.print(f"wrote {path}", markup=False)

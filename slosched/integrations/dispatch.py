@@ -13,7 +13,7 @@ from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.table import RequestTable
 from slosched.core.thinking import aim_at_answers
-from slosched.integrations.proxy.asking import BLOCK_CHARACTERS, CHARACTERS_PER_TOKEN, Asked
+from slosched.integrations.asking import BLOCK_CHARACTERS, CHARACTERS_PER_TOKEN, Asked
 from slosched.predictors.history import ClassHistory
 from slosched.routers.base import EngineStatus, Router
 from slosched.routers.books import FleetBooks

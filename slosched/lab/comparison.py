@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from slosched.core.metrics import Metrics, Spread, attainment_spread
 from slosched.core.outcome import Run
-from slosched.report.metrics import Metrics, Spread, attainment_spread
 
 OURS = "slosched"
 REFERENCE = "fcfs"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from slosched.core.errors import MissingExtraError, require
+from slosched.core.steplog import read_step_log
 from slosched.core.steptime import Floats, StepTimeModel
-from slosched.timing.steplog import read_step_log
 
 MIN_ROWS = 10
 HELD_OUT_SHARE = 0.2
@@ -168,7 +168,7 @@ def _solve(work: Floats, seconds: Floats, knee: int) -> tuple[StepTimeModel, flo
 
 
 def fit_file(path: str | Path, *, knee: int | None = None, seed: int = 0) -> tuple[StepTimeModel, FitReport]:
-    """Fit to a step-time log in CSV or JSONL; see `slosched.timing.steplog.read_step_log` and `fit`.
+    """Fit to a step-time log in CSV or JSONL; see `slosched.core.steplog.read_step_log` and `fit`.
 
     Raises
     ------

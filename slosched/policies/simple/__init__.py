@@ -1,1 +1,0 @@
-"""Policies that sort the queue by one number."""

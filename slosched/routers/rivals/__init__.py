@@ -1,1 +1,0 @@
-"""Routers of published systems, each after its paper or code."""
