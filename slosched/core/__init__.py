@@ -1,1 +1,1 @@
-"""The nouns: requests, limits, engines and their step times, snapshots, outcomes, metrics; nothing of the other rooms."""
+"""The nouns: requests, limits, engines, step times, snapshots, outcomes, metrics; nothing of other rooms."""
