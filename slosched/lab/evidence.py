@@ -341,6 +341,10 @@ def _counts(words: Sequence[str]) -> dict[str, int]:
     return {word: words.count(word) for word in sorted(set(words))}
 
 
+FEWEST_DRAWS = 6
+"""With fewer scenarios nobody is called ahead: five alike come by chance once in sixteen times."""
+
+
 def headline(summary: Summary) -> list[str]:
     """What the study says in sentences: one for each league that we are in."""
     found = []
@@ -351,11 +355,13 @@ def headline(summary: Summary) -> list[str]:
         best = next(s for s in standings.standings if s.policy != us.policy)
         duel = standings.duels[best.policy]
         verdict = "ahead of" if duel.low > 0 else "behind" if duel.high < 0 else "level with"
+        few = len(standings.draws) < FEWEST_DRAWS
+        kept = f"{100 * us.attainment.mean:.1f} % of SLOs by weight"
+        gain = f"{100 * duel.mean:+.1f} points ({100 * duel.low:+.1f} to {100 * duel.high:+.1f})"
         found.append(
-            f"Over {len(standings.draws)} random scenarios {us.policy} keeps "
-            f"{100 * us.attainment.mean:.1f} % of SLOs by weight, {verdict} the best rival on average, "
-            f"{best.policy}, by {100 * duel.mean:+.1f} points ({100 * duel.low:+.1f} to "
-            f"{100 * duel.high:+.1f}), among policies that {_verb(title)}."
+            f"Over {len(standings.draws)} random scenarios{' (too few for a verdict)' if few else ''} "
+            f"{us.policy} keeps {kept}, {'beside' if few else verdict} the best rival on average, "
+            f"{best.policy}, by {gain}, among policies that {_verb(title)}."
         )
         found.append(
             f"Against the best rival of each scenario, chosen after the fact: ahead in "

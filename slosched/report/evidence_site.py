@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from slosched.core.files import write_files
+from slosched.core.words import between
 from slosched.lab.environment import environment
 from slosched.lab.evidence import (
     LIGHT,
@@ -170,14 +171,6 @@ def _points(value: float) -> str:
     return f"{100 * value:.1f}" if math.isfinite(value) else "–"
 
 
-def _between(interval: Interval, *, sign: str = "") -> str:
-    """An interval in points."""
-    if not math.isfinite(interval.mean):
-        return "–"
-    mean, low, high = (f"{100 * v:{sign}.1f}" for v in (interval.mean, interval.low, interval.high))
-    return f"{mean} ({low} to {high})"
-
-
 def _html_row(policy: str, values: Sequence[str]) -> str:
     mark = ' class="ours"' if policy.startswith(OURS) else ""
     return f"<tr{mark}><td>{escape(policy)}</td>" + "".join(f"<td>{escape(v)}</td>" for v in values) + "</tr>"
@@ -193,12 +186,12 @@ def _league(found: League) -> str:
     rows = []
     for s in found.standings:
         values = [
-            _between(s.attainment), _between(s.advantage, sign="+"), _points(s.ahead), _points(s.level),
+            between(s.attainment), between(s.advantage, sign="+"), _points(s.ahead), _points(s.level),
             _points(s.behind), _points(s.regret_mean), _points(s.regret_p90), _points(s.regret_worst),
             s.worst_draw, s.worst_rival,
         ]  # fmt: skip
         if found.ours is not None:
-            values.append(_between(found.duels[s.policy], sign="+") if s.policy in found.duels else "")
+            values.append(between(found.duels[s.policy], sign="+") if s.policy in found.duels else "")
         rows.append(_html_row(s.policy, values))
     return table(
         heads, rows,
@@ -244,7 +237,7 @@ def _cells(summary: Summary, labels: Sequence[str]) -> str:
     for name, row in summary.cells.items():
         best = max(labels, key=lambda label: row[label].mean)
         values = "".join(
-            f"<td>{'<b>' * (label == best)}{_between(row[label])}{'</b>' * (label == best)}</td>"
+            f"<td>{'<b>' * (label == best)}{between(row[label])}{'</b>' * (label == best)}</td>"
             for label in labels
         )
         rows.append(f"<tr><td>{escape(name)}</td>{values}</tr>")

@@ -7,8 +7,9 @@ import math
 from rich import box
 from rich.table import Table
 
+from slosched.core.words import between
 from slosched.lab.evidence import LIGHT_LOAD, OURS, Summary
-from slosched.lab.statistics import Interval, League
+from slosched.lab.statistics import League
 
 RATIOS = {
     "ttft_mean_s": "mean TTFT",
@@ -35,14 +36,6 @@ def _table(title: str, heads: list[str]) -> Table:
     return table
 
 
-def _between(interval: Interval, sign: str = "") -> str:
-    if not math.isfinite(interval.mean):
-        return "–"
-    return (
-        f"{100 * interval.mean:{sign}.1f} ({100 * interval.low:{sign}.1f} to {100 * interval.high:{sign}.1f})"
-    )
-
-
 def _league(title: str, league: League) -> Table:
     table = _table(
         f"Policies: {title}. SLOs kept in %, by weight, over {len(league.draws)} random scenarios",
@@ -55,9 +48,9 @@ def _league(title: str, league: League) -> Table:
             f"{100 * v:.1f}" if math.isfinite(v) else "–"
             for v in (s.regret_mean, s.regret_p90, s.regret_worst)
         ]
-        duel = _between(league.duels[s.policy], "+") if s.policy in league.duels else ""
+        duel = between(league.duels[s.policy], sign="+") if s.policy in league.duels else ""
         style = "bold" if s.policy == league.ours else None
-        table.add_row(s.policy, _between(s.attainment), duel, *shares, *regrets, style=style)
+        table.add_row(s.policy, between(s.attainment), duel, *shares, *regrets, style=style)
     return table
 
 

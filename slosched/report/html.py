@@ -10,6 +10,7 @@ from importlib.resources import files
 from string import Template
 
 from slosched.core.metrics import LIMIT_KINDS, Metrics
+from slosched.core.words import between
 from slosched.lab.comparison import OURS, Comparison
 from slosched.lab.environment import environment
 from slosched.report.table import notes
@@ -76,9 +77,9 @@ def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="faint">{escape(_size(comparison))}</p>',
+        *([f'<p class="headline">{escape(comparison.headline)}</p>'] if comparison.headline else []),
         "<h2>Requests that met their SLOs</h2>",
         _attainment_table(comparison),
-        *([f"<p><b>{escape(comparison.headline)}</b></p>"] if comparison.headline else []),
         *(f"<p>{escape(line)}</p>" for line in notes(comparison)),
         *(picture(CAPTIONS.get(name, name), content) for name, content in pictures.items()),
         "<h2>Workload and engine</h2>",
@@ -101,10 +102,13 @@ def page(title: str, body: Sequence[str]) -> bytes:
 def _size(comparison: Comparison) -> str:
     requests = comparison.points[0].metrics.requests
     engines = ", ".join(dict.fromkeys(p.metrics.engine for p in comparison.points))
-    return (
-        f"{len(comparison.policies)} policies, {len(comparison.rates_rps)} loads, "
-        f"{len(comparison.seeds)} seeds, {requests} requests a run, engine: {engines}"
+    policies, loads, seeds = (len(x) for x in (comparison.policies, comparison.rates_rps, comparison.seeds))
+    words = (
+        f"{policies} polic{'y' if policies == 1 else 'ies'}",
+        f"{loads} load{'s' * (loads > 1)}",
+        f"{seeds} seed{'s' * (seeds > 1)}",
     )
+    return f"{', '.join(words)}, {requests} requests a run, engine: {engines}"
 
 
 def _attainment_table(comparison: Comparison) -> str:
@@ -116,12 +120,12 @@ def _attainment_table(comparison: Comparison) -> str:
         cells = []
         for rate in rates:
             spread = comparison.attainment(policy, rate)
-            text = f"{100 * spread.mean:.1f} ±{50 * (spread.high - spread.low):.1f}"
+            text = between(spread)
             mark = ' class="best"' if round(100 * spread.mean, 1) == round(100 * best[rate], 1) else ""
             cells.append(f'<td{mark} data-value="{spread.mean:.6f}">{text}</td>')
         rows.append(_row(policy, cells))
     return table(
-        heads, rows, "In %, by weight, mean ± half of the 95 % interval. Underlined: best of its column."
+        heads, rows, "In %, by weight: mean (95 % interval). Underlined: highest mean of its column."
     )
 
 

@@ -55,12 +55,6 @@ def lines(comparison: Comparison) -> list[Line]:
     return sorted(drawn, key=lambda line: line.layer)
 
 
-def series(count: int) -> list[tuple[str, str | tuple[float, tuple[float, ...]], float]]:
-    """Colour, dash and width of `count` lines, at least 2: ours first, others, a bound last."""
-    middle = [(_MUTED[i % len(_MUTED)], _DASHES[i % len(_DASHES)], 1.4) for i in range(count - 2)]
-    return [(_STRONG, "-", 2.6), *middle, ("#888888", (0, (1, 1.2)), 1.2)]
-
-
 def spaced(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
     """Positions near the wanted ones, at least `gap` apart, within `low` to `high` as far as they fit.
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slosched.core.errors import MissingExtraError
+from slosched.core.metrics import Spread
 from slosched.core.outcome import Run
 from slosched.core.table import Floats
 from slosched.lab.comparison import OURS, REFERENCE, Comparison
-from slosched.report.palette import FAINT, INK, MET, MISSED, WAIT, Line, lines, series, spaced
+from slosched.report.palette import FAINT, INK, MET, MISSED, WAIT, Line, lines, spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,6 +103,8 @@ def attainment_figure(comparison: Comparison) -> Figure:
     figure, axes = _figure(8.6, 4.6)
     ax = axes[0][0]
     rates = comparison.rates_rps
+    if len(rates) == 1:
+        return _one_load_figure(comparison)
     x = np.array([r / comparison.sustained_rps if comparison.relative else r for r in rates])
     ends = []
     drawn = lines(comparison)
@@ -130,6 +133,36 @@ def attainment_figure(comparison: Comparison) -> Figure:
     return figure
 
 
+def _one_load_figure(comparison: Comparison) -> Figure:
+    """Weighted attainment at the only load: a bar for each policy, with its interval."""
+    policies = comparison.policies[::-1]
+    figure, axes = _figure(8.6, 1.2 + 0.3 * len(policies))
+    ax = axes[0][0]
+    spreads = [comparison.attainment(policy, comparison.rates_rps[0]) for policy in policies]
+    _bars(ax, policies, spreads, {line.policy: line.colour for line in lines(comparison)})
+    ax.set_title(
+        f"Requests that met their SLOs at {comparison.label(comparison.rates_rps[0])} load, by weight, in %"
+    )
+    return figure
+
+
+def _bars(ax: Axes, policies: Sequence[str], spreads: Sequence[Spread], colours: Mapping[str, str]) -> None:
+    """Horizontal bars of shares in %, each with its interval and its mean as a number."""
+    mean = 100 * np.array([s.mean for s in spreads])
+    error = np.array([[100 * (s.mean - s.low), 100 * (s.high - s.mean)] for s in spreads]).T
+    thin = {"lw": 0.8, "ecolor": "#666666"}
+    ax.barh(policies, mean, xerr=error, color=[colours[p] for p in policies], height=0.75, error_kw=thin)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    for y, value in enumerate(mean):
+        ax.text(102, y, f"{value:.0f}", va="center", fontsize=8, color=INK, bbox=behind)
+    ax.grid(axis="x")
+    ax.grid(axis="y", visible=False)
+    ax.set_xlim(0, 116)
+    ax.set_xticks(range(0, 101, 25))
+    for tick in ax.get_yticklabels():
+        tick.set_fontweight("bold" if tick.get_text() == OURS else "normal")
+
+
 def _draw(ax: Axes, line: Line, x: Floats, y: Floats, **options: Any) -> None:
     ax.plot(x, y, color=line.colour, linestyle=line.dash, linewidth=line.width, zorder=line.layer, **options)
 
@@ -151,42 +184,6 @@ def _label_ends(ax: Axes, ends: list[tuple[Line, float]], right: float) -> None:
         )
 
 
-def panels_png(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> bytes:
-    """Attainment against load as a PNG, one panel for each mix.
-
-    Parameters
-    ----------
-    panels
-        By title: loads and attainment (0 to 1) by name of line; the first line is ours, the last a bound.
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
-    require_matplotlib()
-    return _png(lambda: _panels_figure(panels))
-
-
-def _panels_figure(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = _figure(3.4 * columns, 2.6 * rows + 0.5, rows, columns, sharey=True)
-    for ax, (title, named) in zip(axes.flat, panels.items(), strict=False):
-        styles = series(len(named))
-        for (name, (x, y)), (colour, dash, width) in zip(named.items(), styles, strict=True):
-            ax.plot(x, 100 * np.array(y), color=colour, linestyle=dash, linewidth=width, label=name)
-        ax.set_title(title)
-        ax.set_ylim(top=101)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("attainment in %")
-    figure.supxlabel("offered load, 1 = what the engine sustains", fontsize=9.5)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
-    return figure
-
-
 def class_figure(comparison: Comparison) -> Figure:
     """Attainment of each class at the highest load: one panel per class, one bar per policy."""
     classes, policies = comparison.classes, comparison.policies[::-1]
@@ -194,22 +191,9 @@ def class_figure(comparison: Comparison) -> Figure:
     top = comparison.rates_rps[-1]
     figure, axes = _figure(2.2 + 2.3 * len(classes), 1.1 + 0.24 * len(policies), 1, len(classes), sharey=True)
     for ax, name in zip(axes[0], classes, strict=True):
-        spreads = [comparison.spread(p, top, lambda m, c=name: m.by_class[c].value) for p in policies]  # type: ignore[misc]
-        mean = 100 * np.array([s.mean for s in spreads])
-        error = np.array([[100 * (s.mean - s.low), 100 * (s.high - s.mean)] for s in spreads]).T
-        colour = [colours[p] for p in policies]
-        ax.barh(
-            policies, mean, xerr=error, color=colour, height=0.75, error_kw={"lw": 0.8, "ecolor": "#666666"}
-        )
-        for y, value in enumerate(mean):
-            ax.text(102, y, f"{value:.0f}", va="center", fontsize=8, color=INK)
-        ax.grid(axis="x")
-        ax.grid(axis="y", visible=False)
-        ax.set_xlim(0, 116)
-        ax.set_xticks(range(0, 101, 25))
+        shares = ([m.by_class[name].value for m in comparison.at(p, top)] for p in policies)
+        _bars(ax, policies, [Spread.of(some, bounds=(0.0, 1.0)) for some in shares], colours)
         ax.set_title(name)
-    for tick in axes[0][0].get_yticklabels():
-        tick.set_fontweight("bold" if tick.get_text() == OURS else "normal")
     figure.suptitle(
         f"SLOs met by class at {comparison.label(top)} load, in %", x=0.01, ha="left", fontsize=11
     )

@@ -21,17 +21,21 @@ def compare_table(comparison: Comparison) -> Table:
         padding=(0, 1, 0, 0),
         title=f"Requests that met their SLOs, by weight, in % ({comparison.workload}, "
         f"{len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)})",
-        caption="\n".join(notes(comparison)),
+        caption="\n".join(
+            [f"Columns right of the loads are at {comparison.label(top)}.", *notes(comparison)]
+        ),
         caption_justify="left",
     )
     table.add_column("policy", no_wrap=True)
     for rate in rates:
         table.add_column(comparison.label(rate), justify="right", no_wrap=True)
-    for name in ("goodput\nreq/s", "p99\nTTFT s", "longest\nwait s", "plan µs\np50/p99"):
+    for name in ("95 %\ninterval", "goodput\nreq/s", "p99\nTTFT s", "longest\nwait s", "plan µs\np50/p99"):
         table.add_column(name, justify="right", no_wrap=True)
     for policy in comparison.policies:
         cells: list[Text | str] = [_percent(comparison, policy, rate) for rate in rates]
+        kept = comparison.attainment(policy, top)
         cells += [
+            f"{100 * kept.low:.1f} to {100 * kept.high:.1f}",
             _number(comparison.spread(policy, top, lambda m: m.goodput_rps).mean),
             _number(comparison.spread(policy, top, lambda m: m.ttft_s.p99).mean),
             _number(comparison.spread(policy, top, lambda m: m.max_wait_s).mean),
@@ -49,9 +53,8 @@ def compare_table(comparison: Comparison) -> Table:
 
 def notes(comparison: Comparison) -> list[str]:
     """Sentences that must stand below any table of the comparison."""
-    top = comparison.label(comparison.rates_rps[-1])
-    over = "over seeds" if len(comparison.seeds) > 1 else "(Wilson's, one seed)"
-    lines = [f"Mean ± half of a 95 % interval {over}. Columns right of the loads are at {top}."]
+    over = "over seeds" if len(comparison.seeds) > 1 else "within the one seed (Wilson's)"
+    lines = [f"Intervals are 95 %, {over}."]
     if comparison.relative:
         lines.append(
             f"1.00x = {comparison.sustained_rps:.3g} req/s: what the engine sustains with full batches, by "
@@ -65,7 +68,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _verdict(comparison: Comparison) -> list[str]:
     best = comparison.best_baseline
-    if best is None or not comparison.at(OURS, comparison.rates_rps[-1]):
+    if best is None or not comparison.verdict:
         return []
     parts = []
     for rate in comparison.crowded_rates_rps:
@@ -135,9 +138,8 @@ def _latency(latency: Latency, scale: float, unit: str) -> str:
 def _percent(comparison: Comparison, policy: str, rate: float) -> Text:
     spread = comparison.attainment(policy, rate)
     best = max(comparison.attainment(other, rate).mean for other in comparison.policies)
-    half = (spread.high - spread.low) / 2
     style = "green" if round(100 * spread.mean, 1) == round(100 * best, 1) else ""
-    return Text(f"{100 * spread.mean:.1f}±{100 * half:.1f}", style=style)
+    return Text(f"{100 * spread.mean:.1f}", style=style)
 
 
 def _number(value: float) -> str:

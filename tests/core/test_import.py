@@ -60,3 +60,32 @@ def test_unknown_names_are_attribute_errors() -> None:
     """A name that does not exist is reported as for any module."""
     with pytest.raises(AttributeError, match="module 'slosched' has no attribute 'nope'"):
         _ = slosched.nope
+
+
+def test_what_serves_needs_nothing_of_the_command_line() -> None:
+    """The adapter and front in vLLM import no library of the command line, not even inside functions.
+
+    So in vLLM's environment ``pip install --no-deps`` and scipy are enough: the rest comes with vLLM.
+    """
+    import ast
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    from slosched.lab.digests import closure
+
+    serving = [f"slosched.integrations.vllm.{name}" for name in ("adapter", "front", "middleware", "plugin")]
+    modules = closure("slosched.integrations.vllm", "slosched.policies.registry", *serving)
+    needed: dict[str, str] = {}
+    for name in sorted(modules):
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                needed |= {alias.name.partition(".")[0]: name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                needed[node.module.partition(".")[0]] = name
+    commands = ("click", "rich", "typer")
+    assert {package: where for package, where in needed.items() if package in commands} == {}
+    rooms = {name.split(".")[1] for name in modules if name.count(".")}
+    assert rooms & {"cli", "lab", "report"} == set()

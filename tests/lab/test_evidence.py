@@ -120,6 +120,9 @@ def test_headline_says_who_is_ahead(own: Path, tmp_path: Path) -> None:
     words = headline(study.summary())
     assert "slosched keeps" in words[0]
     assert "fcfs" in words[0]
+    # One scenario shows nothing, whoever leads.
+    assert "too few for a verdict" in words[0]
+    assert "ahead of" not in words[0]
     site = write_site(study, study.summary(), tmp_path)
     assert site.is_file()
     assert results(study, study.summary())["headline"] == words

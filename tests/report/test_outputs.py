@@ -10,6 +10,7 @@ import re
 import struct
 from collections import Counter
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from slosched.report.bundle import check_folder, write_bundle
 from slosched.report.export import results_csv, results_json
 from slosched.report.html import report_html
 from slosched.report.palette import lines, spaced
-from slosched.report.plots import all_pngs
+from slosched.report.plots import all_pngs, attainment_figure
 from slosched.report.table import compare_table, notes
 from slosched.report.trace import chrome_trace, slot_of_each, trace_bytes
 
@@ -212,3 +213,32 @@ def test_bundle_refuses_a_file_in_its_place(comparison: Comparison, tmp_path: Pa
     written = write_bundle(comparison, tmp_path / "good")
     assert written[0].name == "report.html"
     assert all(path.is_file() for path in written)
+
+
+def test_one_load_is_drawn_as_bars(comparison: Comparison) -> None:
+    """A line through one point would be an empty picture."""
+    one = replace(comparison, points=tuple(p for p in comparison.points if p.rate_rps == 2.8), details=())
+    (ax,) = attainment_figure(one).axes
+    assert len(ax.patches) == len(one.policies)
+    assert max(bar.get_width() for bar in ax.patches) > 50  # type: ignore[attr-defined]
+    assert "1.40x" in ax.get_title()
+
+
+def test_few_seeds_claim_nothing(comparison: Comparison) -> None:
+    """With one or two seeds nobody is called ahead, however clear the figures look."""
+    for seeds, words in ((1, "one seed is too few"), (2, "2 seeds are too few")):
+        kept = comparison.seeds[:seeds]
+        few = replace(comparison, points=tuple(p for p in comparison.points if p.seed in kept), details=())
+        page = report_html(few, all_pngs(few)).decode()
+        assert few.headline is not None
+        assert words in few.headline
+        assert "ahead" not in few.headline
+        assert "Misses of" not in " ".join(notes(few))
+        assert few.headline in unescape(page)
+
+
+def test_intervals_look_alike_everywhere(comparison: Comparison) -> None:
+    """A mean and its interval, never half of one."""
+    page = report_html(comparison, {}).decode()
+    assert "±" not in page
+    assert re.search(r">\d+\.\d \(\d+\.\d to \d+\.\d\)</td>", page)
