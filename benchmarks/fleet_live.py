@@ -44,8 +44,8 @@ def router(urls: Sequence[str], name: str, profile: Path, ranks: int, folder: Pa
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "slosched", "router", "--router", name, "--port", str(port)]
-    words += [word for url in urls for word in ("--engine", url)]
-    words += ["--profile", str(profile), "--data-parallel-size", str(ranks), "--statistics", "0.1"]
+    words += [word for url in urls for word in ("--server", url)]
+    words += ["--engine", str(profile), "--data-parallel-size", str(ranks), "--statistics", "0.1"]
     with (folder / f"router-{name}.log").open("ab") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"

@@ -22,18 +22,33 @@ PLACES = {
 }
 DEFAULT_ENGINE = "h100-llama-3.1-8b"
 
-Seed = Annotated[int, typer.Option(min=0, help="First seed.")]
+SEED = typer.Option("--seed", min=0, help="Seed; of several, the first.")
+ENGINE = typer.Option(
+    "--engine",
+    metavar="NAME|FILE",
+    help="Engine: limits and step times measured on real GPUs by name, or a JSON file of `slosched fit`.",
+)
+ON = typer.Option(
+    "--on", help="simulator, or vllm: the installed vLLM's own scheduler under a virtual clock."
+)
+DEPTH = typer.Option("--depth", min=1, help="Steps in flight at once, with --on vllm.")
+ASYNC = typer.Option("--async", help="Asynchronous scheduling, with --on vllm.")
+ENGINES = typer.Option("--engines", min=1, help="Equal engines behind a router; see --router.")
+WORKLOAD = typer.Option(
+    "--workload",
+    help="mixed, chat, code, batch, reasoning, agentic, azure, sharegpt-batch, mooncake, bursty.",
+)
+DURATION = typer.Option("--duration", help="Seconds of traffic, for built-in workloads.")
+REQUESTS = typer.Option("--requests", help="Requests of one replay, for traces.")
+
+Seed = Annotated[int, SEED]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-EngineName = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="NAME|FILE",
-        help="Engine: limits and step times measured on real GPUs by name, or a JSON file of `slosched fit`.",
-    ),
-]
+EngineName = Annotated[str, ENGINE]
 EngineNames = Annotated[
-    list[str] | None, typer.Option("--engine", metavar="NAME|FILE", help="Engine, by name or file; several.")
+    list[str] | None,
+    typer.Option(
+        "--engine", metavar="NAME|FILE", help="Engine: preset, or a JSON file of `slosched fit`; several."
+    ),
 ]
 MaxSeqs = Annotated[
     int | None, typer.Option("--max-num-seqs", min=1, help="Requests that run at once, over the engine's.")
@@ -44,17 +59,10 @@ MaxTokens = Annotated[
 KvTokens = Annotated[
     int | None, typer.Option("--kv-tokens", min=1, help="Tokens of KV cache, over the engine's.")
 ]
-On = Annotated[
-    str,
-    typer.Option(
-        "--on", help="simulator, or vllm: the installed vLLM's own scheduler under a virtual clock."
-    ),
-]
-Depth = Annotated[int, typer.Option("--depth", min=1, help="Steps in flight at once, with --on vllm.")]
-Asynchronous = Annotated[bool, typer.Option("--async", help="Asynchronous scheduling, with --on vllm.")]
-Engines = Annotated[
-    int, typer.Option("--engines", min=1, help="Equal engines behind a router; see --router.")
-]
+On = Annotated[str, ON]
+Depth = Annotated[int, DEPTH]
+Asynchronous = Annotated[bool, ASYNC]
+Engines = Annotated[int, ENGINES]
 RouterName = Annotated[
     str | None,
     typer.Option(
@@ -63,13 +71,7 @@ RouterName = Annotated[
         "package.module:Class.",
     ),
 ]  # fmt: skip
-WorkloadName = Annotated[
-    str,
-    typer.Option(
-        "--workload",
-        help="mixed, chat, code, batch, reasoning, agentic, azure, sharegpt-batch, mooncake, bursty.",
-    ),
-]
+WorkloadName = Annotated[str, WORKLOAD]
 Traces = Annotated[
     list[str] | None,
     typer.Option(
@@ -86,8 +88,8 @@ Slos = Annotated[
 Forecast = Annotated[
     str | None, typer.Option("--forecast", help="Length forecasts: oracle, lognormal:0.5, …")
 ]
-Duration = Annotated[float, typer.Option("--duration", help="Seconds of traffic, for built-in workloads.")]
-Requests = Annotated[int, typer.Option("--requests", help="Requests of one replay, for traces.")]
+Duration = Annotated[float, DURATION]
+Requests = Annotated[int, REQUESTS]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; all cores by default.")]
 
 

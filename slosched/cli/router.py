@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from slosched.cli import common as c
+
 
 def router(
-    engine: Annotated[
+    server: Annotated[
         list[str],
-        typer.Option("--engine", metavar="URL", help="Root of an OpenAI-compatible server; several."),
+        typer.Option("--server", metavar="URL", help="Root of an OpenAI-compatible server; several."),
     ],
     data_parallel_size: Annotated[
         int, typer.Option(min=1, help="Ranks of each server, steered by the header X-data-parallel-rank.")
@@ -19,10 +21,7 @@ def router(
         str,
         typer.Option("--router", metavar="NAME", help="Router: NAME, NAME:key=value, package.module:Class."),
     ] = "slosched",
-    profile: Annotated[
-        str,
-        typer.Option(metavar="NAME|FILE", help="Limits and step times of an engine: preset or JSON file."),
-    ] = "h100-llama-3.1-8b",
+    engine: c.EngineName = c.DEFAULT_ENGINE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8080,
     refuse_status: Annotated[int, typer.Option(help="Status of refusals: 429 or 503.")] = 429,
@@ -40,18 +39,17 @@ def router(
     slo_weight) or in headers (x-slo-ttft-ms, x-llm-d-slo-ttft-ms, …). Classes and bounds are those of the
     file that SLOSCHED_CONFIG names. /health and /metrics are the router's own.
 
-    Example: slosched router --engine http://a:8000 --engine http://b:8000 --port 8080
+    Example: slosched router --server http://a:8000 --server http://b:8000 --port 8080
     """
-    from slosched.cli import common as c
     from slosched.integrations.proxy import serve
     from slosched.integrations.proxy_settings import RouterSettings
 
     settings = RouterSettings(
-        engines=tuple(engine), data_parallel_size=data_parallel_size, router=router, profile=profile,
+        engines=tuple(server), data_parallel_size=data_parallel_size, router=router, profile=engine,
         refuse_status=refuse_status, statistics_s=statistics, hold_s=hold, pass_slo=pass_slo, seed=seed,
         max_body_bytes=max_body * 1024 * 1024,
     )  # fmt: skip
-    c.say(f"Router on http://{host}:{port} before {len(engine)} server(s), router {router}.")
+    c.say(f"Router on http://{host}:{port} before {len(server)} server(s), router {router}.")
     serve(settings, host=host, port=port)
 
 
