@@ -1,6 +1,6 @@
 """Routers over random fleets: attainment, regret, capacity, decision times, and the simulator's speed.
 
-    python benchmarks/fleet.py quality --seeds 24        # random fleets of reporting seeds; resumes
+    python benchmarks/fleet.py quality --draws 24        # random fleets of reporting seeds; resumes
     python benchmarks/fleet.py capacity                  # against random assignment with FCFS engines
     python benchmarks/fleet.py speed                     # decisions of 16 engines x 1,000; simulator
 
@@ -13,116 +13,84 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from typing import Any
 
 import numpy as np
-from common import RESULTS, environment, write_json
+from common import RESULTS, ROOT, environment, write_json
 
 from slosched.core.engine import DEFAULT_ENGINE
-from slosched.core.metrics import Spread
-from slosched.core.outcome import Run
+from slosched.core.table import Floats
 from slosched.lab.cells import provenance
-from slosched.lab.fleet import FleetBench, FleetScenario, draw_fleet
+from slosched.lab.evidence import BEHIND_ROUTERS, EvidenceConfig, run_evidence
+from slosched.lab.fleet import SIZES, FleetBench, FleetScenario
 from slosched.lab.population import draw
+from slosched.lab.store import Store
 from slosched.lab.study import capacity
+from slosched.report.evidence_site import results
 from slosched.routers import router
 from slosched.simulator import simulate, simulate_fleet
 from slosched.testing.routers import random_fleet
 from slosched.workloads.sources import Generated
 
 OURS = "slosched"
-RIVALS = (
-    "random", "round-robin", "power-of-two", "least-requests", "least-tokens", "prefix-affinity", "lmetric",
-    "polyserve", "llm-d-headroom:most=true", "dynamo", "huang",
-)  # fmt: skip
 FIRST_REPORTING_SEED = 10_000
 
 
-def weighted(run: Run) -> float:
-    """Attainment by weight in points."""
-    weight = run.outcomes.workload.weight
-    return 100.0 * float(weight[run.outcomes.met].sum() / max(1e-12, weight.sum()))
-
-
 def quality(options: argparse.Namespace) -> None:
-    """Every router on every fleet; what is there already is not run again."""
-    path = RESULTS / options.out
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    same = known.get("policy") == options.policy
-    same = same and known.get("provenance", {}).get("commit") == provenance()["commit"]
-    cells: dict[str, Any] = known.get("cells", {}) if same else {}  # never beside results of other code
-    for seed in range(options.first, options.first + options.seeds):
-        drawn = draw_fleet(seed)
-        if drawn.engines > options.most_engines:
-            continue
-        cell = cells.setdefault(
-            str(seed),
-            {
-                "engines": drawn.engines, "kind": drawn.kind,
-                "load": drawn.load, "attainment": {},
-            },
-        )  # fmt: skip
-        missing = [name for name in options.routers if name not in cell["attainment"]]
-        if not missing:
-            continue
-        work = drawn.workload()
-        cell["requests"] = len(work)
-        if options.bound and "bound" not in cell:
-            cell["bound"] = round(100 * drawn.bound(work), 3)
-        for name in missing:
-            begin = time.perf_counter()
-            run = drawn.run(work, name, options.policy)
-            cell["attainment"][name] = round(weighted(run), 3)
-            cell.setdefault("wall_s", {})[name] = round(time.perf_counter() - begin, 1)
-        print(seed, {k: v for k, v in cell.items() if k != "wall_s"}, flush=True)
-        write_json(
-            path,
-            {"policy": options.policy, "cells": cells, "summary": summary(cells),
-             "provenance": provenance(), "environment": environment()},
-        )  # fmt: skip
-    print(json.dumps(summary(cells), indent=1))
-
-
-def summary(cells: dict[str, Any]) -> dict[str, Any]:
-    """Means with intervals over fleets, misses over those of the best single rival, regret per cell."""
-    whole = [cell for cell in cells.values() if OURS in cell["attainment"]]
-    names = [n for n in (*RIVALS, OURS) if whole and all(n in cell["attainment"] for cell in whole)]
-    if OURS not in names or len(names) < 2:
-        return {}
-    table = {name: np.array([cell["attainment"][name] for cell in whole]) for name in names}
-    rivals = [name for name in names if name != OURS]
-    best = max(rivals, key=lambda name: float(table[name].mean()))
-    misses = {name: 100.0 - table[name] for name in names}
-    regret = np.max([table[name] for name in rivals], axis=0) - table[OURS]
-    rng = np.random.default_rng(0)
-    draws = rng.integers(0, len(whole), (2000, len(whole)))
-    ratios = misses[OURS][draws].mean(axis=1) / np.maximum(1e-9, misses[best][draws].mean(axis=1))
-    by_kind = {
-        kind: {name: round(float(np.mean(table[name][rows])), 2) for name in names}
-        for kind in sorted({cell["kind"] for cell in whole})
-        if len(rows := [i for i, cell in enumerate(whole) if cell["kind"] == kind])
+    """Our policy behind every router on random fleets; what is there already is not run again."""
+    config = EvidenceConfig(
+        policies=tuple(options.contenders), engines=tuple(options.engines), draws=options.draws,
+        first_seed=options.first,
+    )  # fmt: skip
+    store = Store(ROOT / "out" / "fleet" / "runs.jsonl")
+    study = run_evidence(config, store, jobs=options.jobs, progress=said)
+    summary = study.summary()
+    table = {label: 100.0 * np.array(study.column(label, "weighted")) for label in study.labels}
+    fleets = [s for s in study.scenarios if isinstance(s, FleetScenario)]
+    bounds = [100 * fleet.bound(fleet.workload()) for fleet in fleets if options.bound]
+    found = {
+        "misses": misses(table),
+        "by_kind": means_by(table, [fleet.kind for fleet in fleets]),
+        "by_engines": means_by(table, [str(fleet.engines) for fleet in fleets]),
+        "bound": round(float(np.mean(bounds)), 2) if bounds else None,
     }
+    print(json.dumps(found, indent=1))
+    write_json(RESULTS / options.out, found | results(study, summary))
 
-    def spread(values: Any) -> list[float]:
-        found = Spread.of(list(values), bounds=(-100.0, 100.0))
-        return [round(found.mean, 3), round(found.low, 3), round(found.high, 3)]
 
+def said(done: int, whole: int) -> None:
+    """Progress on the standard error, for logs."""
+    print(f"{done} of {whole} runs", file=sys.stderr, flush=True)
+
+
+def misses(table: dict[str, Floats]) -> dict[str, Any]:
+    """Our misses over those of the best single router, with a paired bootstrap over fleets."""
+    rivals = [label for label in table if label.startswith(f"{OURS}, router=")]
+    best = max(rivals, key=lambda label: float(table[label].mean()))
+    ours, theirs = 100 - table[OURS], 100 - table[best]
+    draws = np.random.default_rng(0).integers(0, len(ours), (2000, len(ours)))
+    ratios = ours[draws].mean(axis=1) / np.maximum(1e-9, theirs[draws].mean(axis=1))
+    regret = np.max([table[label] for label in rivals], axis=0) - table[OURS]
     return {
-        "fleets": len(whole),
-        "attainment": {name: spread(table[name]) for name in names},
         "best_single_rival": best,
-        "misses_over_best_single_rival": [
-            round(float(misses[OURS].mean() / misses[best].mean()), 3),
-            *(round(float(q), 3) for q in np.quantile(ratios, (0.025, 0.975))),
-        ],
-        "gain_over_best_single_rival": spread(table[OURS] - table[best]),
-        "regret_to_best_of_cell": {"mean": spread(regret), "worst": round(float(regret.max()), 3)},
-        "by_kind": by_kind,
-        "mean_bound": round(float(np.mean([c["bound"] for c in whole])), 2)
-        if all("bound" in c for c in whole)
-        else None,
+        "ours_over_best": round(float(ours.mean() / theirs.mean()), 3),
+        "interval": [round(float(q), 3) for q in np.quantile(ratios, (0.025, 0.975))],
+        "regret_mean": round(float(regret.mean()), 2),
+        "regret_worst": round(float(regret.max()), 2),
     }
+
+
+def means_by(table: dict[str, Floats], groups: list[str]) -> dict[str, dict[str, float]]:
+    """Mean attainment in points by group of fleets."""
+    found = {}
+    for group in sorted(set(groups)):
+        rows = [i for i, other in enumerate(groups) if other == group]
+        found[f"{group} ({len(rows)})"] = {
+            label: round(float(values[rows].mean()), 2) for label, values in table.items()
+        }
+    return found
 
 
 def capacities(options: argparse.Namespace) -> None:
@@ -190,12 +158,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parts = parser.add_subparsers(required=True)
     one = parts.add_parser("quality")
-    one.add_argument("--seeds", type=int, default=24)
+    one.add_argument("--draws", type=int, default=24)
     one.add_argument("--first", type=int, default=FIRST_REPORTING_SEED)
-    one.add_argument("--policy", default="slosched")
-    one.add_argument("--routers", nargs="+", default=[*RIVALS, OURS])
-    one.add_argument("--most-engines", type=int, default=16)
-    one.add_argument("--bound", action="store_true", help="the upper bound of each cell, too")
+    one.add_argument("--engines", type=int, nargs="+", default=list(SIZES))
+    one.add_argument("--contenders", nargs="+", default=list(BEHIND_ROUTERS))
+    one.add_argument("--jobs", type=int, default=1)
+    one.add_argument("--bound", action="store_true", help="the upper bound of each fleet, too")
     one.add_argument("--out", default="fleet.json")
     one.set_defaults(run=quality)
     two = parts.add_parser("capacity")
