@@ -223,12 +223,29 @@ def fidelity(result: dict[str, Any]) -> str:
     )
 
 
+def tightness(result: dict[str, Any]) -> str:
+    """Attainment by policy and by how loose limits are."""
+    factors = sorted({row["factor"] for row in result["rows"]})
+    shares = {(row["policy"], row["factor"]): row["attainment"] for row in result["rows"]}
+    policies = dict.fromkeys(row["policy"] for row in result["rows"])
+    rows = [[p, *(f"{100 * shares[p, factor]:.1f}" for factor in factors)] for p in policies]
+    seeds = len(result["seeds"])
+    bands = "; bands reach from the lowest to the highest" if seeds > 1 else ", so without an interval"
+    return (
+        "![SLOs kept by how loose limits are](slo-scale.png)\n\n"
+        + table(["SLOs kept, %", *(f"limits x {factor:g}" for factor in factors)], rows)
+        + f"\n\nThe named cell `{result['cell']}`, {result['requests']:,} requests, {seeds} seed{'s' * (seeds > 1)}{bands}. "
+        f"`python benchmarks/slo_scale.py`, commit {result['measured']['commit']}."
+    )
+
+
 Section = tuple[Path, str, str, Callable[[dict[str, Any]], str]]
 PICTURE = "gain-by-load.png"
 SECTIONS: tuple[Section, ...] = (
     (README, "evidence", "evidence", study_table),
     (README, "fidelity", "fidelity", fidelity),
     (README, "where it loses", "evidence", where_it_loses),
+    (DOCS / "choosing-slos.md", "tightness", "slo_scale", tightness),
     (DOCS / "does-it-help.md", "gain by load", "evidence", gain_by_load),
     (DOCS / "does-it-help.md", "gain by limits", "evidence", gain_by_limits),
     (DOCS / "choosing-a-policy.md", "policies by load", "evidence", policies_by_load),

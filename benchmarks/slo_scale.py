@@ -1,58 +1,45 @@
-"""How tight should limits be? Every limit of a mix times a factor, at one load, under a few policies.
+"""How tight should limits be? Every limit of a named cell times a factor, under a few policies.
 
-python benchmarks/slo_scale.py
+    python benchmarks/slo_scale.py          # a minute or two of processor
+
+Writes ``benchmarks/results/slo_scale.json``; `python benchmarks/readme.py` puts it into
+docs/choosing-slos.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from common import RESULTS, data_folder, environment, write_json
+from common import RESULTS, environment, write_json
 
-from slosched.core.metrics import Metrics
-from slosched.core.presets import preset
+from slosched.lab.cells import Cell, Contender
+from slosched.lab.named_cells import named
 from slosched.lab.parallel import Workers, cores
-from slosched.policies import policy
-from slosched.simulator import simulate
-from slosched.workloads.mixes import mix
+from slosched.lab.scenarios import Scenario, Traffic
 
-ENGINE = preset("h100-llama-3.1-8b")
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-POLICIES = ("fcfs", "edf+d", "qoserve", "slosched")
-RATES_RPS = {"azure": 16.0, "sharegpt-batch": 30.0}
-"""Well above what first come, first served can take under the limits as they are."""
+CELL = "chat-and-summaries"
+"""Chat with TTFT and TPOT limits beside summaries with e2e limits, at load 1."""
+FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+POLICIES = ("slosched", "paced-wspt", "edf+d@512", "fcfs")
+FIRST_SEED = 10_000
 
-Cell = tuple[str, float, str, int, int]
+
+def scaled(scenario: Scenario, factor: float) -> Scenario:
+    """The same scenario with every limit times a factor."""
+
+    def loosened(traffic: Traffic) -> Traffic:
+        limits = {f"{kind}_x": getattr(traffic, f"{kind}_x") for kind in ("ttft", "tpot", "e2e")}
+        new = {key: (x[0] * factor, x[1] * factor) for key, x in limits.items() if x is not None}
+        return traffic.model_copy(update=new)
+
+    return scenario.model_copy(update={"classes": tuple(loosened(traffic) for traffic in scenario.classes)})
 
 
 def measure(_: None, cell: Cell) -> float:
     """Attainment by weight of one run."""
-    name, factor, chosen, seed, requests = cell
-    work = mix(
-        name, rate_per_s=RATES_RPS[name], requests=requests, seed=seed, data_dir=data_folder(),
-        model=ENGINE.step_time, limits=ENGINE.limits, forecast="predictor-5",
-    )  # fmt: skip
-    scaled = replace(
-        work, ttft_s=work.ttft_s * factor, tpot_s=work.tpot_s * factor, e2e_s=work.e2e_s * factor
-    )
-    run = simulate(scaled, policy(chosen, seed=seed), engine=ENGINE, seed=seed)
-    return Metrics.of(run).weighted.value
-
-
-def rows_of(cells: Sequence[Cell], values: Sequence[float]) -> list[dict[str, Any]]:
-    """Mean and range over seeds."""
-    found: dict[tuple[str, float, str], list[float]] = {}
-    for (name, factor, chosen, _, _), value in zip(cells, values, strict=True):
-        found.setdefault((name, factor, chosen), []).append(value)
-    return [
-        {"mix": m, "factor": f, "policy": p, "attainment": round(statistics.fmean(v), 4),
-         "low": round(min(v), 4), "high": round(max(v), 4)}
-        for (m, f, p), v in found.items()
-    ]  # fmt: skip
+    return float(cell.record().result["weighted"])
 
 
 def main() -> None:
@@ -60,24 +47,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=cores())
     options = parser.parse_args()
-    cells: list[Cell] = [
-        (name, factor, chosen, seed, options.requests)
-        for name in RATES_RPS
-        for factor in FACTORS
-        for chosen in POLICIES
-        for seed in range(options.seeds)
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    base = [named(CELL, seed).model_copy(update={"requests": options.requests}) for seed in seeds]
+    places = [(factor, policy) for factor in FACTORS for policy in POLICIES]
+    cells = [
+        Cell(scenario=scaled(scenario, factor), contender=Contender.parse(policy))
+        for factor, policy in places
+        for scenario in base
     ]
     with Workers(None, options.jobs) as workers:
         values = workers.map(measure, cells)
-    rows = rows_of(cells, values)
-    payload = {"environment": environment(), "seeds": options.seeds, "requests": options.requests}
-    write_json(RESULTS / "slo_scale.json", payload | {"rates_rps": RATES_RPS, "rows": rows})
-    for row in rows:
-        print(row)
+    rows: list[dict[str, Any]] = []
+    for i, (factor, policy) in enumerate(places):
+        some = values[i * len(base) : (i + 1) * len(base)]
+        rows.append(
+            {"factor": factor, "policy": policy, "attainment": round(statistics.fmean(some), 4),
+             "low": round(min(some), 4), "high": round(max(some), 4)}
+        )  # fmt: skip
+        print(rows[-1])
+    about = {"environment": environment(), "cell": CELL, "seeds": list(seeds), "requests": options.requests}
+    write_json(RESULTS / "slo_scale.json", about | {"rows": rows})
 
 
 if __name__ == "__main__":

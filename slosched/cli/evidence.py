@@ -68,7 +68,7 @@ def evidence(
         config, policies=asked, engines=engines, draws=0 if only_others else draws, first_seed=seed,
         cells=cells, cell_seeds=cell_seeds, scenarios=scenario,
     )  # fmt: skip
-    check_folder(out)
+    check_folder(out, pictures=False)
     store = Store(out / "runs.jsonl")
     for complaint in store.complaints:
         c.say(complaint)

@@ -13,9 +13,18 @@ from slosched.report.plots import all_pngs, require_matplotlib
 from slosched.report.trace import trace_bytes
 
 
-def check_folder(folder: Path) -> None:
-    """Complain before a long computation, not after, if the report could not be written."""
-    require_matplotlib()
+def check_folder(folder: Path, *, pictures: bool = True) -> None:
+    """Complain before a long computation, not after, if the report could not be written.
+
+    Parameters
+    ----------
+    folder
+        Where it is to go.
+    pictures
+        Whether there will be pictures, which need matplotlib.
+    """
+    if pictures:
+        require_matplotlib()
     for place in (folder, *folder.parents):
         if place.exists():
             if not place.is_dir():

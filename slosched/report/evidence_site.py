@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from slosched.lab.fleet import FleetScenario
 from slosched.lab.scenarios import Scenario
 from slosched.lab.statistics import Interval, League
 from slosched.report.export import flatten
-from slosched.report.html import METHOD, bullets, page, table
+from slosched.report.html import METHOD, Cell, Row, Section, Table, render
 
 METHODS = (
     *METHOD[:2],
@@ -133,50 +132,43 @@ def describe(scenario: Scenario) -> str:
 
 
 def _index(study: Evidence, summary: Summary, complaints: Sequence[str]) -> bytes:
-    made = provenance_of(study.records)
-    body = [
-        "<h1>slosched: the evidence</h1>",
-        f'<p class="faint">{len(study.records)} runs: {len(study.labels)} policies, {study.random} random '
-        f"scenarios, {len(study.scenarios) - study.random} others. Results {study.digest}.</p>",
-        "<h2>In short</h2>",
-        bullets(headline(summary)),
+    sections = [
+        Section(
+            title=f"Policies that {'may refuse' if 'refuse' in title else 'serve everybody'}",
+            table=_league(found),
+        )
+        for title, found in summary.leagues.items()
     ]
-    for title, found in summary.leagues.items():
-        body += [
-            f"<h2>Policies that {'may refuse' if 'refuse' in title else 'serve everybody'}</h2>",
-            _league(found),
-        ]
     if summary.light:
-        body += ["<h2>Where nothing is short</h2>", _light(summary)]
+        sections.append(Section(title="Where nothing is short", table=_light(summary)))
     if summary.means:
-        body += ["<h2>Means over the random scenarios</h2>", _means(study, summary)]
+        sections.append(Section(title="Means over the random scenarios", table=_means(study, summary)))
     if summary.cells:
-        body += ["<h2>Named cells</h2>", _cells(summary, study.labels)]
-    body += [
-        "<h2>Every scenario</h2>",
-        _draws(study),
-        '<p>Raw: <a href="results.json">results.json</a>, <a href="runs.csv">runs.csv</a>, '
-        '<a href="scenarios.yaml">scenarios.yaml</a>.</p>',
-        "<h2>Method</h2>",
-        bullets(METHODS),
-        *([f"<h2>Remarks</h2>{bullets(complaints)}"] if complaints else []),
-        "<h2>Provenance</h2>",
-        bullets([f"{name}: {', '.join(values)}" for name, values in made.items()]),
-        bullets([f"{key}: {value}" for key, value in flatten(environment()).items()]),
-    ]
-    return page("slosched: the evidence", body)
+        sections.append(Section(title="Named cells", table=_cells(summary, study.labels)))
+    sections.append(Section(title="Every scenario", table=_draws(study)))
+    return render(
+        "study.html",
+        title="slosched: the evidence",
+        size=f"{len(study.records)} runs: {len(study.labels)} policies, {study.random} random scenarios, "
+        f"{len(study.scenarios) - study.random} others. Results {study.digest}.",
+        headline=headline(summary),
+        sections=sections,
+        method=METHODS,
+        complaints=complaints,
+        provenance=[f"{name}: {', '.join(values)}" for name, values in provenance_of(study.records).items()],
+        environment=[f"{key}: {value}" for key, value in flatten(environment()).items()],
+    )
 
 
 def _points(value: float) -> str:
     return f"{100 * value:.1f}" if math.isfinite(value) else "–"
 
 
-def _html_row(policy: str, values: Sequence[str]) -> str:
-    mark = ' class="ours"' if policy.startswith(OURS) else ""
-    return f"<tr{mark}><td>{escape(policy)}</td>" + "".join(f"<td>{escape(v)}</td>" for v in values) + "</tr>"
+def _row(policy: str, values: Sequence[str]) -> Row:
+    return Row.of(policy, values, ours=policy.startswith(OURS))
 
 
-def _league(found: League) -> str:
+def _league(found: League) -> Table:
     heads = [
         "policy", "attainment %", "less the best rival's", "ahead %", "level %", "behind %", "regret mean",
         "p90", "worst", "where", "to",
@@ -192,16 +184,17 @@ def _league(found: League) -> str:
         ]  # fmt: skip
         if found.ours is not None:
             values.append(between(found.duels[s.policy], sign="+") if s.policy in found.duels else "")
-        rows.append(_html_row(s.policy, values))
-    return table(
-        heads, rows,
-        f"Weighted attainment over {len(found.draws)} draws; ahead and behind: by more than two points.",
-    )  # fmt: skip
+        rows.append(_row(s.policy, values))
+    return Table(
+        heads=tuple(heads),
+        rows=tuple(rows),
+        caption=f"Weighted attainment over {len(found.draws)} draws; ahead, behind: by more than two points.",
+    )
 
 
-def _light(summary: Summary) -> str:
+def _light(summary: Summary) -> Table:
     rows = [
-        _html_row(
+        _row(
             policy,
             [
                 f"{i.mean:.2f} ({i.low:.2f} to {i.high:.2f})" if math.isfinite(i.mean) else "–"
@@ -211,50 +204,51 @@ def _light(summary: Summary) -> str:
         for policy, row in summary.light.items()
         if policy != REFERENCE
     ]
-    return table(
-        ["policy", *LIGHT], rows,
-        f"Latency over that of FCFS, geometric mean over the {summary.light_draws} draws below load "
+    return Table(
+        heads=("policy", *LIGHT),
+        rows=tuple(rows),
+        caption=f"Latency over that of FCFS, geometric mean over the {summary.light_draws} draws below load "
         f"{LIGHT_LOAD:g} whose queue is stable under it.",
-    )  # fmt: skip
+    )
 
 
-def _means(study: Evidence, summary: Summary) -> str:
+def _means(study: Evidence, summary: Summary) -> Table:
     shown = [figure for figure in MEANS if any(figure in row for row in summary.means.values())]
     rows = []
     for policy, row in summary.means.items():
         plan = _plan_us(study, policy)
         queue = ", ".join(f"{count} {word}" for word, count in summary.queues[policy].items())
         values = [f"{row[f]:.3g}" if f in row else "–" for f in shown]
-        rows.append(_html_row(policy, [*values, "–" if plan is None else f"{plan:.0f}", queue]))
-    return table(
-        ["policy", *shown, "plan p50, µs", "queues"], rows,
-        "Shares from 0 to 1, seconds, per second; the median wall time of a plan is of the machine below.",
-    )  # fmt: skip
+        rows.append(_row(policy, [*values, "–" if plan is None else f"{plan:.0f}", queue]))
+    return Table(
+        heads=("policy", *shown, "plan p50, µs", "queues"),
+        rows=tuple(rows),
+        caption="Shares from 0 to 1, seconds, per second; plan times are those of the machine below.",
+    )
 
 
-def _cells(summary: Summary, labels: Sequence[str]) -> str:
+def _cells(summary: Summary, labels: Sequence[str]) -> Table:
     rows = []
     for name, row in summary.cells.items():
-        best = max(labels, key=lambda label: row[label].mean)
-        values = "".join(
-            f"<td>{'<b>' * (label == best)}{between(row[label])}{'</b>' * (label == best)}</td>"
-            for label in labels
-        )
-        rows.append(f"<tr><td>{escape(name)}</td>{values}</tr>")
-    return table(["cell", *labels], rows, "Weighted attainment in %, means over seeds.")
+        best = max(row[label].mean for label in labels)
+        cells = [Cell(text=between(row[p]), key=row[p].mean, best=row[p].mean == best) for p in labels]
+        rows.append(Row(head=name, cells=tuple(cells)))
+    return Table(
+        heads=("cell", *labels),
+        rows=tuple(rows),
+        caption="Weighted attainment in %, means over seeds. Underlined: highest mean of its row.",
+    )
 
 
-def _draws(study: Evidence) -> str:
+def _draws(study: Evidence) -> Table:
     labels = study.labels
     rows = []
     for place, scenario in enumerate(study.scenarios[: study.random]):
-        values = [study.records[label, place].result["weighted"] for label in labels]
-        cells = "".join(f"<td>{100 * v:.1f}</td>" for v in values)
-        rows.append(
-            f"<tr><td>{escape(scenario.name)}</td><td>{scenario.load:g}</td>{cells}"
-            f"<td>{escape(describe(scenario))}</td></tr>"
-        )
-    return table(["draw", "load", *labels, "what"], rows, "Weighted attainment in %.")
+        values = [f"{100 * study.records[label, place].result['weighted']:.1f}" for label in labels]
+        rows.append(Row.of(scenario.name, [f"{scenario.load:g}", *values, describe(scenario)]))
+    return Table(
+        heads=("draw", "load", *labels, "what"), rows=tuple(rows), caption="Weighted attainment in %."
+    )
 
 
 def _plan_us(study: Evidence, label: str) -> float | None:

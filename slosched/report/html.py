@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from importlib.resources import files
-from string import Template
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
 
 from slosched.core.metrics import LIMIT_KINDS, Metrics
 from slosched.core.words import between
@@ -63,6 +64,73 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One figure.
+
+    Parameters
+    ----------
+    text
+        As it is shown.
+    key
+        What it sorts by; None for its text.
+    best
+        Whether it is the best of its column or row.
+    """
+
+    text: str
+    key: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row: what it is about, its figures, and whether it is ours."""
+
+    head: str
+    cells: tuple[Cell, ...]
+    ours: bool = False
+
+    @classmethod
+    def of(cls, head: str, texts: Iterable[str], *, ours: bool = False) -> Row:
+        """A row of mere texts."""
+        return cls(head=head, cells=tuple(Cell(text=text) for text in texts), ours=ours)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table that sorts by a click on a heading."""
+
+    heads: tuple[str, ...]
+    rows: tuple[Row, ...]
+    caption: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A table below a heading."""
+
+    title: str
+    table: Table
+
+
+def render(template: str, **content: Any) -> bytes:
+    """A page from a template of this package; everything in it is escaped.
+
+    Parameters
+    ----------
+    template
+        Name of a file in ``slosched/report/templates``.
+    content
+        What the template asks for; a missing name is an error.
+    """
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("slosched.report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return made.get_template(template).render(content).encode()
+
+
 def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
     """The report as a self-contained page.
 
@@ -73,30 +141,22 @@ def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
     pictures
         PNG files by name, as from `slosched.report.plots.all_pngs`; may be empty.
     """
-    title = f"slosched: {comparison.workload}"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">{escape(_size(comparison))}</p>',
-        *([f'<p class="headline">{escape(comparison.headline)}</p>'] if comparison.headline else []),
-        "<h2>Requests that met their SLOs</h2>",
-        _attainment_table(comparison),
-        *(f"<p>{escape(line)}</p>" for line in notes(comparison)),
-        *(picture(CAPTIONS.get(name, name), content) for name, content in pictures.items()),
-        "<h2>Workload and engine</h2>",
-        bullets([*([comparison.source] if comparison.source else []), *comparison.about]),
-        "<h2>Method</h2>",
-        bullets(METHOD),
-        *(_detail_table(comparison, rate) for rate in reversed(comparison.rates_rps)),
-        "<h2>Environment</h2>",
-        bullets([f"{key}: {_words(value)}" for key, value in environment().items()]),
-    ]
-    return page(title, body)
-
-
-def page(title: str, body: Sequence[str]) -> bytes:
-    """A page with our style from pieces of HTML."""
-    template = Template(files("slosched.report").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), body="\n".join(body)).encode()
+    return render(
+        "comparison.html",
+        title=f"slosched: {comparison.workload}",
+        size=_size(comparison),
+        headline=comparison.headline,
+        attainment=_attainment_table(comparison),
+        notes=notes(comparison),
+        pictures=[
+            {"caption": CAPTIONS.get(name, name), "data": base64.b64encode(content).decode()}
+            for name, content in pictures.items()
+        ],
+        about=[*([comparison.source] if comparison.source else []), *comparison.about],
+        method=METHOD,
+        details=[_details(comparison, rate) for rate in reversed(comparison.rates_rps)],
+        environment=[f"{key}: {_words(value)}" for key, value in environment().items()],
+    )
 
 
 def _size(comparison: Comparison) -> str:
@@ -111,77 +171,50 @@ def _size(comparison: Comparison) -> str:
     return f"{', '.join(words)}, {requests} requests a run, engine: {engines}"
 
 
-def _attainment_table(comparison: Comparison) -> str:
+def _attainment_table(comparison: Comparison) -> Table:
     rates = comparison.rates_rps
-    heads = ["policy", *(f"{comparison.label(rate)} load" for rate in rates)]
     best = {r: max(comparison.attainment(p, r).mean for p in comparison.policies) for r in rates}
     rows = []
     for policy in comparison.policies:
-        cells = []
-        for rate in rates:
-            spread = comparison.attainment(policy, rate)
-            text = between(spread)
-            mark = ' class="best"' if round(100 * spread.mean, 1) == round(100 * best[rate], 1) else ""
-            cells.append(f'<td{mark} data-value="{spread.mean:.6f}">{text}</td>')
-        rows.append(_row(policy, cells))
-    return table(
-        heads, rows, "In %, by weight: mean (95 % interval). Underlined: highest mean of its column."
+        spreads = {rate: comparison.attainment(policy, rate) for rate in rates}
+        cells = [
+            Cell(text=between(s), key=round(s.mean, 6), best=round(s.mean, 3) == round(best[rate], 3))
+            for rate, s in spreads.items()
+        ]
+        rows.append(Row(head=policy, cells=tuple(cells), ours=policy == OURS))
+    return Table(
+        heads=("policy", *(f"{comparison.label(rate)} load" for rate in rates)),
+        rows=tuple(rows),
+        caption="In %, by weight: mean (95 % interval). Underlined: highest mean of its column.",
     )
 
 
-def _detail_table(comparison: Comparison, rate_rps: float) -> str:
-    classes = comparison.classes
+def _details(comparison: Comparison, rate_rps: float) -> Section:
     kinds = [
         k
         for k in LIMIT_KINDS
         if any(k in p.metrics.by_limit and p.metrics.by_limit[k].count for p in comparison.points)
     ]
     columns: list[Column] = list(COLUMNS)
-    columns += [(f"{c} %", lambda m, c=c: 100 * m.by_class[c].value, ".1f") for c in classes]  # type: ignore[misc]
+    columns += [(f"{c} %", lambda m, c=c: 100 * m.by_class[c].value, ".1f") for c in comparison.classes]  # type: ignore[misc]
     columns += [(f"{k} limits %", lambda m, k=k: 100 * m.by_limit[k].value, ".1f") for k in kinds]  # type: ignore[misc]
     rows = []
     for policy in comparison.policies:
         values = [comparison.spread(policy, rate_rps, figure).mean for _, figure, _ in columns]
         cells = [_cell(value, form) for value, (_, _, form) in zip(values, columns, strict=True)]
-        rows.append(_row(policy, cells))
-    heading = f"<h2>All figures at {escape(comparison.label(rate_rps))} load ({rate_rps:.3g} requests/s)</h2>"
-    heads = ["policy", *(head for head, _, _ in columns)]
-    return heading + table(heads, rows, "Means over seeds; – where there is nothing to measure.")
-
-
-def _cell(value: float, form: str) -> str:
-    if not math.isfinite(value):
-        return '<td data-value="-1">–</td>'
-    return f'<td data-value="{value:.6g}">{value:{form}}</td>'
-
-
-def _row(policy: str, cells: Sequence[str]) -> str:
-    mark = ' class="ours"' if policy == OURS else ""
-    return f"<tr{mark}><td>{escape(policy)}</td>{''.join(cells)}</tr>"
-
-
-def table(heads: Sequence[str], rows: Sequence[str], caption: str) -> str:
-    """A table that sorts by a click on a heading; `rows` are pieces of HTML, the rest is escaped here."""
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
-    return (
-        f'<div class="wide"><table class="sortable"><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
+        rows.append(Row(head=policy, cells=tuple(cells), ours=policy == OURS))
+    return Section(
+        title=f"All figures at {comparison.label(rate_rps)} load ({rate_rps:.3g} requests/s)",
+        table=Table(
+            heads=("policy", *(head for head, _, _ in columns)),
+            rows=tuple(rows),
+            caption="Means over seeds; – where there is nothing to measure.",
+        ),
     )
 
 
-def picture(caption: str, content: bytes) -> str:
-    """A PNG inside the page; the caption is escaped here."""
-    caption = escape(caption)
-    data = base64.b64encode(content).decode()
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """Sentences as a list; escaped here."""
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+def _cell(value: float, form: str) -> Cell:
+    return Cell(text=f"{value:{form}}", key=value) if math.isfinite(value) else Cell(text="–", key=-1.0)
 
 
 def _words(value: object) -> str:
