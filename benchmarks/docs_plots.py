@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from readme import BINS, PICTURE, SERVES, league_of
 
 DOCS = ROOT / "docs"
-COLOURS = {"slosched": "#0072B2", "fcfs": "#444444", "edf+d": "#E08A4F", "qoserve": "#4DB89A"}
+COLOURS = {"slosched": "#0072B2", "fcfs": "#444444"}
+OTHERS = ("#E08A4F", "#4DB89A", "#C893B6")
+"""Of rivals, in their order: none is taken for ours, nor for FCFS."""
 
 
 def figure(columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
@@ -52,7 +54,8 @@ def by_load(evidence: dict[str, Any]) -> None:
             some = [100 * d["weighted"][policy] for d in evidence["draws"] if low <= d["load"] < high]
             line.append(statistics.fmean(some) if some else float("nan"))
         wide = 2.5 if policy == "slosched" else 1.4
-        ax.plot(range(len(BINS)), line, marker="o", label=policy, color=COLOURS.get(policy), linewidth=wide)
+        colour = COLOURS.get(policy) or OTHERS[rivals.index(policy)]
+        ax.plot(range(len(BINS)), line, marker="o", label=policy, color=colour, linewidth=wide)
     ax.set_xticks(range(len(BINS)), [f"{low:g} to {high:g}" for low, high in BINS])
     ax.set_xlabel("offered load, 1 = what the engine sustains")
     ax.set_ylabel("SLOs kept, by weight, in %")
@@ -64,12 +67,13 @@ def by_load(evidence: dict[str, Any]) -> None:
 def limits(scale: dict[str, Any]) -> None:
     """Attainment against how loose limits are."""
     made, (ax,) = figure(1, 7.6, 3.8)
+    others = iter(OTHERS)
     for policy in dict.fromkeys(r["policy"] for r in scale["rows"]):
         line = [r for r in scale["rows"] if r["policy"] == policy]
-        x, colour = [r["factor"] for r in line], COLOURS.get(policy)
-        (drawn,) = ax.plot(x, [100 * r["attainment"] for r in line], color=colour, label=policy, marker=".")
+        x, colour = [r["factor"] for r in line], COLOURS.get(policy) or next(others)
+        ax.plot(x, [100 * r["attainment"] for r in line], color=colour, label=policy, marker=".")
         low, high = [100 * r["low"] for r in line], [100 * r["high"] for r in line]
-        ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.12, linewidth=0)
+        ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
     factors = sorted({r["factor"] for r in scale["rows"]})
     ax.set_xscale("log", base=2)
     ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
