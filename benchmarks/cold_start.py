@@ -2,6 +2,8 @@
 
     python benchmarks/cold_start.py [--part blend|effect] [--seeds 10000 …] [--policies slosched sjf]
 
+A part that is not run keeps its results in the file.
+
 Needs the public data (SLOSCHED_DATA). Prompts of GPTeacher, GSM8K and CRUXEval with the lengths of one model.
 
 `blend`: answers come back one by one, 16 requests later; a ranker of each set forecasts each set. Pinball
@@ -16,6 +18,7 @@ renewed as answers come. "class mean" is told the mean length of each class befo
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -218,6 +221,7 @@ def main() -> int:
         return 1
     sets = read_sets(folder, options.answers)
     found: dict[str, Cells] = {}
+    kept = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
     for seed in options.seeds:
         for part in options.part or ("blend", "effect"):
             cells = found.setdefault(part, {})
@@ -230,7 +234,7 @@ def main() -> int:
             part: {place: {k: spread(v) for k, v in values.items()} for place, values in cells.items()}
             for part, cells in found.items()
         }
-        write_json(options.out, {"environment": environment(), "results": results})
+        write_json(options.out, {"environment": environment(), "results": kept | results})
     return 0
 
 

@@ -4,6 +4,9 @@ Two rungs above the light one. ``frozen``: a linear score of the encoder's vecto
 encoder itself is trained to rank (ListMLE, as Fu et al. 2024, arXiv 2408.15792, but mean pooling and a higher
 rate). Either is added to the light ranker's score, each in units of its own spread, so that neither drowns
 the other.
+
+What nearly all prompts begin or end with, such as a template or a system prompt, tells nothing of an answer's
+length but would fill the encoder's window. It is cut off before the encoder reads.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,9 @@ EPOCHS = 5
 LEARNING_RATE = 1e-4
 """Of a tuned encoder; the paper's 2e-5 learns too little from some hundred prompts."""
 
+SHARED_BY = 0.9
+"""Share of the prompts that must begin, or end, with a text for it to be cut off as a template."""
+
 QUICK = "light"
 """Folder of the light ranker within an encoder ranker's."""
 
@@ -64,6 +70,8 @@ class EncoderRanker:
         Weight of the encoder's score, the light one's being 1.
     calibration
         What lengths a sum stands for.
+    ends
+        What prompts begin and end with that the encoder need not read.
     report
         Measures of its training.
     """
@@ -75,6 +83,7 @@ class EncoderRanker:
     spread: Floats
     share: float
     calibration: Calibration
+    ends: tuple[str, str] = ("", "")
     report: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,7 +99,7 @@ class EncoderRanker:
 
     def encoded(self, texts: Sequence[str]) -> Floats:
         """The encoder's score of each text, shape (n,)."""
-        return np.asarray(_vectors(self.encoder, texts, self.normalised) @ self.head)
+        return np.asarray(_vectors(self.encoder, inner_of(texts, self.ends), self.normalised) @ self.head)
 
     def forecast(self, prompts: Sequence[Prompt]) -> Floats:
         """Atoms for each prompt, shape (n, FORECAST_ATOMS)."""
@@ -110,7 +119,7 @@ class EncoderRanker:
         write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-encoder-1"})
         about = {
             "kind": "encoder", "normalised": self.normalised, "share": self.share,
-            "window_tokens": self.encoder.window_tokens, "report": self.report,
+            "window_tokens": self.encoder.window_tokens, "ends": self.ends, "report": self.report,
         }  # fmt: skip
         write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
         return target
@@ -132,11 +141,12 @@ class EncoderRanker:
                 np.asarray(arrays[name], np.float64) for name in ("head", "spread", "scores", "log_atoms")
             )
             window, share = int(about["window_tokens"]), float(about["share"])
+            begin, end = (str(text) for text in about.get("ends", ("", "")))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: {error} is missing or is not a number.") from None
         return cls(
             Ranker.load(source / QUICK), Encoder(source, window), head, bool(about.get("normalised")), spread,
-            share, Calibration(scores, log_atoms), about.get("report", {}),
+            share, Calibration(scores, log_atoms), (begin, end), about.get("report", {}),
         )  # fmt: skip
 
 
@@ -190,16 +200,21 @@ def train_encoder(
     answers.require_enough()
     from slosched.predictors.transformer import TRAINED_ON, open_model, train_transformer
 
+    texts = [prompt.text for prompt in answers.prompts]
+    ends = common_ends(texts)
+    inner = inner_of(texts, ends)
     if method == "frozen":
         export_encoder(*open_model(model, download=download), out)
         encoder = Encoder(out, window_tokens)
-        vectors = _vectors(encoder, [prompt.text for prompt in answers.prompts], True)
+        vectors = _vectors(encoder, inner, True)
         head, apart, quick = _frozen(answers, vectors, seed, progress)
         watched = answers
     else:
+        cut = [replace(p, text=text) for p, text in zip(answers.prompts, inner, strict=True)]
         tuned = train_transformer(
-            answers, model, epochs=epochs, learning_rate=learning_rate, pooling="mean", seed=seed,
-            most_tokens=window_tokens, device=device, download=download, progress=progress,
+            replace(answers, prompts=cut), model, epochs=epochs, learning_rate=learning_rate, pooling="mean",
+            both_ends=True, seed=seed, most_tokens=window_tokens, device=device, download=download,
+            progress=progress,
         )  # fmt: skip
         export_encoder(tuned.body, tuned.tokenizer, out)
         encoder = Encoder(out, window_tokens)
@@ -207,7 +222,8 @@ def train_encoder(
         known, watched = answers.split(TRAINED_ON, seed)
         quick = train_ranker(known, seed=seed)
         texts = [prompt.text for prompt in watched.prompts]
-        apart = np.stack([quick.score(texts), _vectors(encoder, texts, False) @ head], axis=1)
+        encoded = _vectors(encoder, inner_of(texts, ends), False) @ head
+        apart = np.stack([quick.score(texts), encoded], axis=1)
     spread = np.maximum(apart.std(axis=0), 1e-9)
     lengths = watched.output_tokens
     sums = {share: (apart / spread) @ np.array([1.0, share]) for share in SHARES}
@@ -220,7 +236,41 @@ def train_encoder(
         "tau_held_out": order[share], "tau_light": tau(apart[watched.prompt, 0], lengths),
         "tau_encoder": tau(apart[watched.prompt, 1], lengths),
     }  # fmt: skip
-    return EncoderRanker(quick, encoder, head, method == "frozen", spread, share, made, report)
+    return EncoderRanker(quick, encoder, head, method == "frozen", spread, share, made, ends, report)
+
+
+def common_ends(texts: Sequence[str]) -> tuple[str, str]:
+    """What at least `SHARED_BY` of the texts begin with, and end with; the longest such.
+
+    Examples
+    --------
+    >>> common_ends([f"Question: {word} Be brief." for word in ("Why?", "How?", "Who?")] * 4)
+    ('Question: ', '? Be brief.')
+    """
+    begin = _shared(texts)
+    end = _shared([text[len(begin) * text.startswith(begin) :][::-1] for text in texts])
+    return begin, end[::-1]
+
+
+def _shared(texts: Sequence[str]) -> str:
+    """The longest beginning that enough texts have; it is one of the texts in the middle, when sorted."""
+    found = ""
+    ordered = sorted(texts)
+    for text in {ordered[len(ordered) * k // 10] for k in range(10)}:
+        low, high = 0, len(text)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if sum(t.startswith(text[:middle]) for t in texts) >= SHARED_BY * len(texts):
+                low = middle
+            else:
+                high = middle - 1
+        found = max(found, text[:low], key=len)
+    return found
+
+
+def inner_of(texts: Sequence[str], ends: tuple[str, str]) -> list[str]:
+    """The texts without what they begin and end with; one that is nothing else stays as it is."""
+    return [text.removeprefix(ends[0]).removesuffix(ends[1]) or text for text in texts]
 
 
 def _frozen(

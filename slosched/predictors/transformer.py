@@ -69,6 +69,8 @@ class TransformerRanker:
         Longer prompts are cut here.
     chat
         Put the tokenizer's chat template around prompts, where it has one.
+    both_ends
+        Of longer prompts read half from each end, not all from the beginning.
     """
 
     def __init__(
@@ -83,12 +85,13 @@ class TransformerRanker:
         pooling: str = "last",
         most_tokens: int = MOST_TOKENS,
         chat: bool = False,
+        both_ends: bool = False,
     ) -> None:
         require(pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}", pooling)
         require(most_tokens >= 8, "most_tokens", "at least 8", most_tokens)
         self.body, self.tokenizer, self.head, self.objective = body, tokenizer, head, objective
         self.calibration, self.report = calibration, report or {}
-        self.pooling, self.most_tokens, self.chat = pooling, most_tokens, chat
+        self.pooling, self.most_tokens, self.chat, self.both_ends = pooling, most_tokens, chat, both_ends
 
     def outputs(self, texts: Sequence[str]) -> Any:
         """Score or logits of each text as a tensor, shape (n, 1 or classes)."""
@@ -106,10 +109,16 @@ class TransformerRanker:
                 for text in known
             ]
         positions = int(getattr(self.body.config, "max_position_embeddings", self.most_tokens))
-        batch = self.tokenizer(
-            list(known), return_tensors="pt", padding=True, truncation=True,
-            max_length=min(self.most_tokens, positions),
-        ).to(self.head.weight.device)  # fmt: skip
+        most = min(self.most_tokens, positions)
+        if self.both_ends:  # as `slosched.predictors.encoder.Encoder` reads
+            half = most // 2
+            ids = [
+                i if len(i) <= most else i[:half] + i[half - most :] for i in self.tokenizer(known).input_ids
+            ]
+            batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        else:
+            batch = self.tokenizer(known, return_tensors="pt", padding=True, truncation=True, max_length=most)
+        batch = batch.to(self.head.weight.device)
         mask = batch["attention_mask"]
         states = self.body(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         if self.pooling == "mean":
@@ -161,7 +170,8 @@ class TransformerRanker:
         write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-transformer-1"})
         about = {
             "kind": "transformer", "objective": self.objective, "pooling": self.pooling,
-            "most_tokens": self.most_tokens, "chat": self.chat, "report": self.report,
+            "most_tokens": self.most_tokens, "chat": self.chat, "both_ends": self.both_ends,
+            "report": self.report,
         }  # fmt: skip
         write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
         return target
@@ -196,7 +206,7 @@ class TransformerRanker:
         return cls(
             body, tokenizer, head, objective, calibration, about.get("report", {}),
             pooling=str(about.get("pooling", "last")), most_tokens=int(about.get("most_tokens", MOST_TOKENS)),
-            chat=bool(about.get("chat", False)),
+            chat=bool(about.get("chat", False)), both_ends=bool(about.get("both_ends", False)),
         )  # fmt: skip
 
 
@@ -210,6 +220,7 @@ def train_transformer(
     pooling: str = "last",
     most_tokens: int = MOST_TOKENS,
     chat: bool = False,
+    both_ends: bool = False,
     seed: int = 0,
     device: str = "cpu",
     download: bool = False,
@@ -228,7 +239,7 @@ def train_transformer(
         One of `OBJECTIVES`.
     epochs, learning_rate
         5 and 2e-5 in the paper.
-    pooling, most_tokens, chat
+    pooling, most_tokens, chat, both_ends
         See `TransformerRanker`; ``last``, 2,048 and True in the paper.
     seed
         Of the split, the order, and the head.
@@ -258,8 +269,9 @@ def train_transformer(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     body, head = body.to(device), head.to(device)
     made = TransformerRanker(
-        body, tokenizer, head, objective, pooling=pooling, most_tokens=most_tokens, chat=chat
-    )
+        body, tokenizer, head, objective, pooling=pooling, most_tokens=most_tokens, chat=chat,
+        both_ends=both_ends,
+    )  # fmt: skip
     train, watch = answers.split(TRAINED_ON, seed)
     weights = [*body.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=WEIGHT_DECAY)
