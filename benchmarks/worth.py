@@ -1,13 +1,13 @@
 """What forecasts are worth to a policy, on random scenarios of the population.
 
-    python benchmarks/worth.py [--draws 10] [--seed 10000] [--policy slosched]
+    python benchmarks/worth.py [--draws 10] [--seed 10000] [--policy slosched] [--requests 400]
 
 Needs the public data (SLOSCHED_DATA). The population has lengths, no prompts. So every class of a scenario
 gets the prompts of one public set: the prompt whose answer has the rank, among those drawn, that the request
 has in its class. A ranker's forecasts have its real errors in rank; lengths are carried over by quantiles. A
 ranker of other prompts is used as it is, in tokens of its own world.
 
-Known beforehand: each class's mean ("class mean"), nothing ("history"), 250 or 2,500 answers of one's own or
+`--requests` shortens the window of each draw, and so the run. Known beforehand: each class's mean ("class mean"), nothing ("history"), 250 or 2,500 answers of one's own or
 as many as the set has ("light" follows the ranker alone, "blend" has it beside the history), a ranker of
 another set ("blend, foreign"), every length ("oracle"). Writes ``benchmarks/results/worth.json``.
 """
@@ -15,7 +15,7 @@ another set ("blend, foreign"), every length ("oracle"). Writes ``benchmarks/res
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,7 +94,9 @@ def told(tokens: Ints, world: World, abroad: World, rng: np.random.Generator) ->
     return found
 
 
-def worth(scenario: Scenario, worlds: Mapping[str, World], policy: str) -> dict[str, float]:
+def worth(
+    scenario: Scenario, worlds: Mapping[str, World], policy: str, kinds: Sequence[str]
+) -> dict[str, float]:
     """Weighted attainment of one scenario by kind of forecast."""
     real = scenario.traffic()
     work, engine, seed = real.workload, scenario.engine, scenario.seed
@@ -112,7 +114,7 @@ def worth(scenario: Scenario, worlds: Mapping[str, World], policy: str) -> dict[
             said[kind][rows] = atoms
     classes = [work.classes[i] for i in work.class_index.tolist()]
     found = {}
-    for kind in (*FIXED, *ONLINE):
+    for kind in kinds:
         chosen = policy_of(policy, seed=seed)
         what = kind.rpartition(", ")[2]
         given = replace(work, atoms=said[what] if kind in FIXED else np.full((n, FORECAST_ATOMS), 150.0))
@@ -131,7 +133,7 @@ def summary(draws: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, flo
     rows = list(draws.values())
     gap = np.mean([row["oracle"] - row[MEAN] for row in rows])
     found = {}
-    for kind in (*FIXED, *ONLINE):
+    for kind in rows[0]:
         over = Spread.of(100 * (row[kind] - row[MEAN]) for row in rows)
         found[kind] = {
             "attainment": round(100 * float(np.mean([row[kind] for row in rows])), 2),
@@ -147,7 +149,11 @@ def main() -> int:
     """Run the draws, one after another; each is written as it ends."""
     parser = study_options(__doc__, "worth.json", draws=10, seed=10_000)
     parser.add_argument("--policy", default="slosched")
+    parser.add_argument("--requests", type=int, help="requests of each draw; as drawn if not given")
+    parser.add_argument("--kinds", nargs="+", choices=(*FIXED, *ONLINE), default=(*FIXED, *ONLINE))
     options = parser.parse_args()
+    if not {MEAN, "oracle"} <= set(options.kinds):
+        parser.error(f"--kinds must name {MEAN!r} and 'oracle': the others are measured against them")
     folder = data_folder()
     if folder is None:
         print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
@@ -156,10 +162,13 @@ def main() -> int:
     worlds = {name: World(sets[name], options.seed) for name in SETS}
     draws: dict[str, dict[str, float]] = {}
     for seed in range(options.seed, options.seed + options.draws):
-        draws[str(seed)] = worth(draw(seed), worlds, options.policy)
+        scenario = draw(seed)
+        if options.requests is not None:
+            scenario = scenario.model_copy(update={"requests": options.requests})
+        draws[str(seed)] = worth(scenario, worlds, options.policy, options.kinds)
         about: dict[str, Any] = {
             "environment": environment(), "policy": options.policy,
-            "policy_code": code_digest("slosched.policies.slosched"),
+            "requests": options.requests, "policy_code": code_digest("slosched.policies.slosched"),
         }  # fmt: skip
         write_json(options.out, about | {"draws": draws, "summary": summary(draws)})
         print(seed, {k: round(100 * v, 1) for k, v in draws[str(seed)].items()}, file=sys.stderr, flush=True)
