@@ -7,9 +7,10 @@ gets the prompts of one public set: the prompt whose answer has the rank, among 
 has in its class. A ranker's forecasts have its real errors in rank; lengths are carried over by quantiles. A
 ranker of other prompts is used as it is, in tokens of its own world.
 
-`--requests` shortens the window of each draw, and so the run. Known beforehand: each class's mean ("class mean"), nothing ("history"), 250 or 2,500 answers of one's own or
-as many as the set has ("light" follows the ranker alone, "blend" has it beside the history), a ranker of
-another set ("blend, foreign"), every length ("oracle"). Writes ``benchmarks/results/worth.json``.
+`--requests` shortens the window of each draw, and so the run. Known beforehand: each class's mean ("class
+mean"), nothing ("history"), 250 or 2,500 answers of one's own or as many as the set has ("light" follows the
+ranker alone, "blend" has it beside the history), a ranker of another set ("blend, foreign"), every length
+("oracle"). Writes ``benchmarks/results/worth.json``.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def summary(draws: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, flo
             "points over class mean": round(over.mean, 2),
             "plus or minus": round(over.high - over.mean, 2),
             "worst draw": round(100 * min(row[kind] - row[MEAN] for row in rows), 2),
-            "share of the oracle's gain": round(over.mean / (100 * gap), 3) if gap > 0 else 0.0,
+            "share of the oracle's gain": round(float(over.mean / (100 * gap)), 3) if gap > 0 else 0.0,
         }
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from slosched.core.errors import InputError, MissingExtraError
 from slosched.predictors import load_predictor
+from slosched.predictors.answers import Answers
 from slosched.predictors.ranker import tau
 from slosched.predictors.states import read_tensors, write_tensors
 
@@ -17,7 +19,13 @@ for name in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name, reason="encoder rankers need the extra encoder")
 
 from slosched.predictors.encoder import Encoder  # noqa: E402
-from slosched.predictors.encoder_ranker import METHODS, EncoderRanker, train_encoder  # noqa: E402
+from slosched.predictors.encoder_ranker import (  # noqa: E402
+    METHODS,
+    EncoderRanker,
+    common_ends,
+    inner_of,
+    train_encoder,
+)
 
 from .test_transformer import made_up, tiny  # noqa: E402
 
@@ -80,3 +88,40 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed.*slosched\[encoder\]"):
         Encoder(tmp_path)
+
+
+def test_what_all_prompts_share_does_not_fill_the_window(tmp_path: Path) -> None:
+    """A template longer than the window around every prompt: the encoder still reads what differs."""
+    plain = made_up(200, 0)
+    begin, end = "please now " * 12, " say list derive" * 8
+
+    def around(answers: Answers) -> Answers:
+        told = [replace(prompt, text=begin + prompt.text + end) for prompt in answers.prompts]
+        return replace(answers, prompts=told)
+
+    known, test = around(plain), around(made_up(100, 1))
+    model = tiny(tmp_path / "m", "encoder")
+    ranker = train_encoder(
+        known, model, tmp_path / "r", method="tuned", window_tokens=16, epochs=3, learning_rate=2e-3
+    )
+    assert ranker.ends[0].startswith(begin.strip()[:40])
+    texts = [prompt.text for prompt in test.prompts]
+    assert tau(ranker.encoded(texts), test.output_tokens) > 0.4
+    again = load_predictor(ranker.save(tmp_path / "r"))
+    assert isinstance(again, EncoderRanker)
+    assert again.ends == ranker.ends
+    assert again.encoded(texts) == pytest.approx(ranker.encoded(texts))
+    other = ["say ten songs", begin, begin + end, ""]  # without the template, or nothing else
+    assert np.isfinite(again.score(other)).all()
+
+
+def test_a_template_is_what_most_begin_and_end_with() -> None:
+    texts = [f"<s>Say {i} words.</s>" for i in range(20)]
+    assert common_ends(texts) == ("<s>Say ", " words.</s>")
+    assert common_ends([*texts, "Hello", "Bye"]) == ("<s>Say ", " words.</s>")
+    assert common_ends([*texts, *["Hello"] * 4]) == ("", "")
+    assert common_ends(["the same"] * 20) == ("the same", "")
+    assert common_ends([""] * 20) == ("", "")
+    assert inner_of(["<s>Say 4 words.</s>", "Say 4", "<s>Say "], ("<s>Say ", " words.</s>")) == [
+        "4", "Say 4", "<s>Say ",
+    ]  # fmt: skip
