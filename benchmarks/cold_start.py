@@ -2,7 +2,7 @@
 
     python benchmarks/cold_start.py [--part blend|effect] [--seeds 10000 …] [--policies slosched sjf]
 
-A part that is not run keeps its results in the file.
+Writes ``benchmarks/results/cold_start_blend.json`` and ``cold_start_effect.json``.
 
 Needs the public data (SLOSCHED_DATA). Prompts of GPTeacher, GSM8K and CRUXEval with the lengths of one model.
 
@@ -18,7 +18,6 @@ renewed as answers come. "class mean" is told the mean length of each class befo
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -213,7 +212,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10_000, 10_005)))
     parser.add_argument("--policies", nargs="+", default=["slosched", "sjf", "trail"])
     parser.add_argument("--answers", type=Path, nargs="*", default=[], help="further sets, for blend")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cold_start.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     folder = data_folder()
     if folder is None:
@@ -221,7 +220,6 @@ def main() -> int:
         return 1
     sets = read_sets(folder, options.answers)
     found: dict[str, Cells] = {}
-    kept = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
     for seed in options.seeds:
         for part in options.part or ("blend", "effect"):
             cells = found.setdefault(part, {})
@@ -230,11 +228,10 @@ def main() -> int:
             else:
                 effect({n: s for n, s in sets.items() if ":" not in n}, seed, options.policies, cells)
             print(f"seed {seed} {part}", file=sys.stderr, flush=True)
-        results = {
-            part: {place: {k: spread(v) for k, v in values.items()} for place, values in cells.items()}
-            for part, cells in found.items()
-        }
-        write_json(options.out, {"environment": environment(), "results": kept | results})
+        for part, cells in found.items():
+            results = {place: {k: spread(v) for k, v in values.items()} for place, values in cells.items()}
+            about = {"environment": environment(), "seeds": options.seeds}
+            write_json(options.out / f"cold_start_{part}.json", about | {"results": results})
     return 0
 
 

@@ -13,7 +13,7 @@ from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Ints, RequestTable
-from slosched.core.thinking import aim_at_answers
+from slosched.core.thinking import aim_now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +87,7 @@ class Snapshot:
         )
         if now_s is None:
             now_s = max((r.arrival_s for r in everyone), default=0.0)
-        kv_tokens = int(table.computed_tokens[rest].sum())
-        step_s = float(engine.step_time.predict(sequences=max(1, len(rest)), kv_tokens=kv_tokens))
-        aim_at_answers(table, np.arange(len(everyone)), now_s, step_s)
-        return cls(
+        made = cls(
             now_s=now_s,
             table=table,
             waiting=first[order],
@@ -98,6 +95,8 @@ class Snapshot:
             engine=engine,
             free_blocks=limits.kv_blocks - used,
         )
+        aim_now(made, np.arange(len(everyone)))
+        return made
 
     @property
     def limits(self) -> EngineLimits:

@@ -11,6 +11,7 @@ from slosched.core.errors import require
 from slosched.core.forecast import FORECAST_ATOMS
 
 if TYPE_CHECKING:
+    from slosched.core.snapshot import Snapshot
     from slosched.core.table import Floats, Ints, RequestTable
 
 
@@ -109,3 +110,13 @@ def aim_at_answers(table: RequestTable, rows: Ints, now_s: float, step_s: float)
     pace_s = np.minimum(step_s, t.tpot_s[rows])
     aimed = np.where(late, due, np.where(begun, np.inf, due + after * pace_s))
     t.e2e_s[rows] = np.minimum(own, aimed)
+
+
+def aim_now(snapshot: Snapshot, rows: Ints) -> None:
+    """`aim_at_answers` for requests of a snapshot, a token after thinking lasting a decode step of now."""
+    t, running = snapshot.table, snapshot.running
+    rows = rows[np.isfinite(t.ttfat_s[rows])]
+    if len(rows):
+        kv_tokens = int(t.computed_tokens[running].sum())
+        step_s = float(snapshot.step_time.predict(sequences=max(1, len(running)), kv_tokens=kv_tokens))
+        aim_at_answers(t, rows, snapshot.now_s, step_s)

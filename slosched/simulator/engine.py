@@ -17,7 +17,7 @@ from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.presets import find_engine
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints, RequestTable
-from slosched.core.thinking import aim_at_answers
+from slosched.core.thinking import aim_now
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
@@ -215,9 +215,7 @@ class SimulatedEngine:
         state = self.state
         waiting = self.queues.waiting[: state[k.WAITING]].copy()
         running = self.queues.running[: state[k.RUNNING]].copy()
-        if self.thinks:
-            self._aim(np.concatenate([waiting, running]))
-        return Snapshot(
+        found = Snapshot(
             now_s=float(state[k.NOW]) * _PS,
             table=self.table,
             waiting=waiting,
@@ -226,20 +224,17 @@ class SimulatedEngine:
             free_blocks=int(state[k.FREE]),
             step=int(state[k.STEPS]),
         )
-
-    def _aim(self, rows: Ints) -> None:
-        """Let the limits that policies see stand for those on first answer tokens."""
-        running = self.queues.running[: self.state[k.RUNNING]]
-        kv_tokens = int(self.table.computed_tokens[running].sum())
-        step_s = float(self.engine.step_time.predict(sequences=max(1, len(running)), kv_tokens=kv_tokens))
-        aim_at_answers(self.table, rows, float(self.state[k.NOW]) * _PS, step_s)
+        if self.thinks:
+            aim_now(found, np.concatenate([waiting, running]))
+        return found
 
     def _key(self, rows: Ints) -> None:
         """Keys of some rows under a static policy."""
         assert isinstance(self.policy, KeyPolicy)
+        snapshot = self.snapshot()
         if self.thinks:
-            self._aim(rows)
-        self.requests.key[rows] = self.policy.key(self.snapshot(), rows)
+            aim_now(snapshot, rows)
+        self.requests.key[rows] = self.policy.key(snapshot, rows)
 
     def deliver(self, rows: Ints, at_ps: Ints) -> None:
         """Let requests arrive; times ascend within a call, and none is in the past of the horizon."""

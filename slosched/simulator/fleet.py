@@ -16,7 +16,7 @@ from slosched.core.errors import InputError, require
 from slosched.core.outcome import Run, RunLog
 from slosched.core.presets import find_engine
 from slosched.core.table import Floats, Ints
-from slosched.core.thinking import aim_at_answers
+from slosched.core.thinking import aim_now
 from slosched.core.workload import Workload
 from slosched.policies.base import Policy
 from slosched.policies.registry import policy_of
@@ -209,9 +209,7 @@ class _Fleet:
         self.policy = self.engines[0].policy.name
         first = self.engines[0]
         if first.thinks:  # routers see the same limits as policies do
-            aim_at_answers(
-                first.table, np.arange(len(workload)), 0.0, float(first.engine.step_time.predict(sequences=1))
-            )
+            aim_now(first.snapshot(), np.arange(len(workload)))
         n = len(workload)
         # What the router has seen: static columns are the workload's, dynamic ones its own.
         self.seen = self.columns.table.with_columns(

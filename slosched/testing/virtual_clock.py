@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.engine import DEFAULT_ENGINE, Engine
-from slosched.core.errors import InputError, require
+from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.presets import find_engine
@@ -22,7 +22,7 @@ from slosched.core.slo import Slo
 from slosched.core.workload import Workload
 from slosched.integrations.vllm.adapter import adapted, attach
 from slosched.integrations.vllm.clock import VirtualClock
-from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.config import Config, ThinkingConfig
 from slosched.integrations.vllm.refusal_reason import REASON
 from slosched.integrations.vllm.state import Learned
 from slosched.lab.study import Bench
@@ -38,6 +38,8 @@ OUTPUT_TOKENS = 1 << 44
 SPAN = 1 << 20
 """Token numbers: prompts of request i from PROMPT_TOKENS + i·SPAN, answers from OUTPUT_TOKENS + i·SPAN, each
 counted by position; shared prompt blocks by block below PROMPT_TOKENS."""
+THOUGHT = STOP - 1
+"""The token that ends thinking."""
 
 
 def simulate_vllm(
@@ -147,8 +149,6 @@ class VirtualEngine:
         asynchronous: bool = False,
     ) -> None:
         self.workload, self.engine = workload, engine
-        ok = not np.isfinite(workload.ttfat_s).any()
-        require(ok, "ttfat_s", "absent under the virtual clock, whose tokens have no mark", workload.name)
         self.limits, self.step_time = engine.limits, engine.step_time
         self.depth, self.asynchronous = depth, asynchronous
         self.clock = VirtualClock()
@@ -166,7 +166,7 @@ class VirtualEngine:
         """(arrival, row) of who is known to come: a heap, ascending at first."""
         for i in np.flatnonzero(later).tolist():
             self.arrival_ps[i], self.arrival_s[i] = -1, math.nan
-        self.admitted_ps, self.first_ps, self.finish_ps = ([-1] * n for _ in range(3))
+        self.admitted_ps, self.first_ps, self.answer_ps, self.finish_ps = ([-1] * n for _ in range(4))
         self.generated, self.peak, self.recomputed, self.cached = ([0] * n for _ in range(4))
         self.preemptions = [0] * n
         self.steps, self.busy_ps, self.end_ps = 0, 0, 0
@@ -193,6 +193,8 @@ class VirtualEngine:
         self.engine = policy.engine_for(self.engine)
         self.limits = self.engine.limits
         config = config or Config(allow_reject=policy.rejects)
+        if self.workload.thinking is not None:
+            config = config.model_copy(update={"thinking": ThinkingConfig(end=THOUGHT)})
         learned = Learned(self.engine)
         learned.step_time = type(learned.step_time)(self.step_time)
 
@@ -210,13 +212,17 @@ class VirtualEngine:
     def describe(self, request: Any) -> tuple[Request, int, int]:
         """A row of the workload in slosched's terms, forecast not true length; program; prefix."""
         w, i = self.workload, self.row[request.request_id]
-        limits = (float(w.ttft_s[i]), float(w.tpot_s[i]), float(w.e2e_s[i]))
-        ttft, tpot, e2e = (None if math.isinf(limit) else limit for limit in limits)
+        limits = (float(w.ttft_s[i]), float(w.tpot_s[i]), float(w.e2e_s[i]), float(w.ttfat_s[i]))
+        ttft, tpot, e2e, ttfat = (None if math.isinf(limit) else limit for limit in limits)
+        thinking = None
+        if w.thinking is not None and w.thinking.atoms[i].mean() >= 1:
+            thinking = LengthForecast(tuple(np.maximum(1.0, w.thinking.atoms[i]).tolist()))
         described = Request(
             request_id=request.request_id,
             prompt_tokens=int(w.prompt_tokens[i]),
             forecast=LengthForecast(tuple(w.atoms[i].tolist())),
-            slo=Slo(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e),
+            thinking=thinking,
+            slo=Slo(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, ttfat_s=ttfat),
             arrival_s=self.arrival_s[i],
             weight=float(w.weight[i]),
             priority=int(w.priority[i]),
@@ -367,7 +373,11 @@ class VirtualEngine:
 
     def token(self, row: int, place: int) -> int:
         """The token at a place of an answer; beyond its end any but the right one."""
-        return STOP if place + 1 == self.workload.output_tokens[row] else OUTPUT_TOKENS + row * SPAN + place
+        if place + 1 == self.workload.output_tokens[row]:
+            return STOP
+        thinks = self.workload.thinking
+        ends = thinks is not None and place + 1 == thinks.tokens[row]
+        return THOUGHT if ends else OUTPUT_TOKENS + row * SPAN + place
 
     def account(self, row: int, before: int, after: int) -> None:
         """Note admission and recomputation."""
@@ -407,7 +417,7 @@ class VirtualEngine:
     def receive(self, request_id: str, tokens: list[int], finish_reason: Any) -> None:
         """Check the tokens a client would get."""
         row = self.row[request_id]
-        length = int(self.workload.output_tokens[row])
+        length, thinks = int(self.workload.output_tokens[row]), self.workload.thinking
         for token in tokens:
             place = self.generated[row]
             wanted = self.token(row, place)
@@ -416,6 +426,8 @@ class VirtualEngine:
             self.generated[row] = place + 1
             if place == 0:
                 self.first_ps[row] = self.now_ps
+            if thinks is not None and place == thinks.tokens[row]:
+                self.answer_ps[row] = self.now_ps
         if finish_reason is not None:
             if self.generated[row] != length:
                 raise InputError(
@@ -460,6 +472,7 @@ class VirtualEngine:
             recomputed_tokens=np.array(self.recomputed, dtype=np.int64),
             cached_tokens=np.array(self.cached, dtype=np.int64),
             rejected=self.rejected,
+            answer_s=None if self.workload.thinking is None else seconds(self.answer_ps),
         )
         log = RunLog(
             steps=self.steps,

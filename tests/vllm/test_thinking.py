@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from slosched.core.engine import Engine
 from slosched.core.errors import InputError
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.core.thinking import Thinking
+from slosched.core.workload import Workload
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
+from slosched.simulator import simulate
 
 from .conftest import fake_request
 
@@ -41,11 +49,11 @@ def served(ledger: Ledger, clock: VirtualClock, answer_s: float, tokens: list[in
     grown(request, tokens[:1])
     ledger.follow(request)
     ledger.tokens_seen(1.0)
-    ledger.thinking.look(1.0, 0.01)
+    ledger.thinking.look(1.0)
     held_s = float(ledger.table.e2e_s[row])
     clock.time_s = answer_s
     grown(request, tokens)
-    ledger.thinking.look(answer_s, 0.01)
+    ledger.thinking.look(answer_s)
     request.__dict__["status"] = SimpleNamespace(name=status)
     ledger.finish("a", answer_s)
     return held_s
@@ -117,3 +125,29 @@ def test_a_text_that_is_no_token_turns_the_watch_off(clock: VirtualClock, found:
     ledger.thinking.reads(lambda: SimpleNamespace(encode=encode))
     assert not ledger.thinking.on
     served(ledger, clock, 2.0, [1, 2], "FINISHED_STOPPED")
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("policy", ["fcfs", "edf"])
+def test_the_real_scheduler_stamps_and_keeps_what_the_simulator_does(policy: str) -> None:
+    """Requests that think, with limits on their answers: the same first answer tokens, to the picosecond."""
+    from slosched.testing.virtual_clock import simulate_vllm
+
+    rng = np.random.default_rng(3)
+    n = 40
+    tokens = np.where(rng.random(n) < 0.3, 120, 20) + rng.integers(0, 10, n)
+    work = Workload.plain(np.sort(rng.random(n) * 2.0), rng.integers(5, 60, n), tokens + 15)
+    due_s = np.where(rng.random(n) < 0.8, rng.uniform(1.0, 8.0, n), np.inf)
+    work = replace(work, thinking=Thinking.of(tokens, due_s), request_ids=tuple(f"{i:03d}" for i in range(n)))
+    limits = EngineLimits(max_num_seqs=4, max_num_batched_tokens=256, kv_blocks=100, max_model_len=512)
+    engine = Engine(
+        limits=limits, step_time=StepTimeModel(base_s=0.01, prefill_token_s=2e-5, sequence_s=7e-5)
+    )
+    real = simulate_vllm(work, policy=policy, engine=engine).outcomes
+    ours = simulate(work, policy, engine=engine).outcomes
+    assert real.answer_s is not None
+    assert ours.answer_s is not None
+    np.testing.assert_array_equal(real.answer_s, ours.answer_s)
+    np.testing.assert_array_equal(real.finish_s, ours.finish_s)
+    assert 0 < real.met.mean() < 1

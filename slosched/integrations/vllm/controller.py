@@ -250,7 +250,7 @@ class Controller:
         if self._admitted:
             self._note_admitted()
         self.ledger.tokens_seen(now_s)
-        self.ledger.thinking.look(now_s, self.watch.decode_s)
+        self.ledger.thinking.look(now_s)
         if scheduler.finished_req_ids:
             self.departed(scheduler, sorted(scheduler.finished_req_ids))
         if self._number % SWEEP_STEPS == 0:

@@ -76,7 +76,7 @@ class Snapshots:
 
     def of(self, waiting: Ints, running: Ints, free_blocks: int, step: int) -> Snapshot:
         """The state now, with the given rows waiting and running."""
-        return Snapshot(
+        found = Snapshot(
             now_s=self._clock.now_s(),
             table=self._ledger.table,
             waiting=waiting,
@@ -85,6 +85,8 @@ class Snapshots:
             free_blocks=free_blocks,
             step=step - 1,
         )
+        self._ledger.thinking.aim(found)
+        return found
 
 
 def limits_of(scheduler: Any) -> EngineLimits:

@@ -11,8 +11,9 @@ import numpy as np
 
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
+from slosched.core.snapshot import Snapshot
 from slosched.core.table import RequestTable
-from slosched.core.thinking import aim_at_answers
+from slosched.core.thinking import aim_at_answers, aim_now
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.slo_fields import Claim
 from slosched.predictors.history import ClassHistory
@@ -68,8 +69,8 @@ class ThinkingWatch:
             self._watched[request.request_id] = row, request, 0
             aim_at_answers(self._table, np.array([row]), now_s, decode_s)
 
-    def look(self, now_s: float, decode_s: float) -> None:
-        """Stamp who has got a token after the mark, and bring the limits of all up to date."""
+    def look(self, now_s: float) -> None:
+        """Stamp who has got a token after the mark."""
         if not self.on:
             return
         t = self._table
@@ -83,8 +84,11 @@ class ThinkingWatch:
                 del self._watched[request_id]
             elif place > read:
                 self._watched[request_id] = row, request, place
-        rows = np.flatnonzero((t.serial >= 0) & np.isfinite(t.ttfat_s))
-        aim_at_answers(t, rows, now_s, decode_s)
+
+    def aim(self, snapshot: Snapshot) -> None:
+        """Bring the limits that stand for those on first answer tokens up to date."""
+        if self.on:
+            aim_now(snapshot, np.concatenate([snapshot.waiting, snapshot.running]))
 
     def ended(self, row: int, request: Any, slo_class: str, *, whole: bool) -> float:
         """Learn from a request that leaves; returns the clock time of its first answer token.
