@@ -44,6 +44,21 @@ def test_what_is_learned_survives_a_restart(tmp_path: Path) -> None:
     assert 40 < again.lengths.of("chat").mean_tokens < 60
 
 
+def test_a_file_of_lengths_alone_is_still_read(tmp_path: Path) -> None:
+    """As the version before wrote it, without thinking and without what sources have earned."""
+    learned = Learned(PRESET)
+    for tokens in range(1, 101):
+        learned.lengths.observe("chat", tokens)
+    learned.save(tmp_path / "state.json")
+    content = json.loads((tmp_path / "state.json").read_text())
+    old = {name: content[name] for name in ("step_time", "lengths")} | {"format": 2}
+    (tmp_path / "state.json").write_text(json.dumps(old))
+    again = Learned(PRESET)
+    again.load(tmp_path / "state.json")
+    assert again.lengths.of("chat") == learned.lengths.of("chat")
+    assert again.blend.weights("chat") == {"history": 1.0}
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"format": 9}', '{"format": 1, "step_time": {}, "lengths": {}}']
 )

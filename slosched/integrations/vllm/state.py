@@ -20,7 +20,8 @@ from slosched.predictors.prior import PRIOR
 from slosched.core.drift import OnlineStepTime
 from slosched.core.presets import find_engine
 
-FORMAT = 3
+FORMAT, LENGTHS_ONLY = 3, 2
+"""Format of the state file, and an older one that knows of lengths and step time only."""
 
 HINT_TRUST = 0.95
 """Weight of a client's hint before its first answer: a client speaks of its own request. Every other source
@@ -73,8 +74,10 @@ class Learned:
         """
         try:
             content: Any = json.loads(path.read_text())
-            if content["format"] != FORMAT:
+            if content["format"] not in (FORMAT, LENGTHS_ONLY):
                 raise InputError(f"format must be {FORMAT}, got {content['format']!r}.")
+            if content["format"] == LENGTHS_ONLY:
+                content |= {"thinking": {}, "blend": Blend().as_dict(), "sources": {}}
             step_time = StepTimeModel(**content["step_time"])
             for name in ("lengths", "thinking"):  # all of it, or nothing is taken up
                 ClassHistory().restore(content[name])
