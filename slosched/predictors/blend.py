@@ -16,19 +16,17 @@ beyond that is it followed, so that with a chance of at least 95 % a useless one
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from slosched.core.errors import InputError, require
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.table import Floats
-from slosched.predictors.calibration import LEVELS, censored_quantiles
-
-HISTORY = "history"
-"""Name of the source that is always there."""
+from slosched.predictors.calibration import LEVELS
+from slosched.predictors.scores import FORMS, STRENGTHS, Scores
+from slosched.predictors.scores import HISTORY as HISTORY
 
 RATE = 4.0
 """Weights are exp(-RATE x loss), losses being pinball losses of the logarithm of the length, about 0.2 an
@@ -40,15 +38,6 @@ HALF_LIFE = 128
 HANDICAP = 0.02
 """Share by which a source must be better than the class's history to gain weight. Half believed, one that
 tells nothing costs next to nothing in loss, though it does in order, and would keep its say for long."""
-
-KEPT = 256
-"""Latest answers of a class that correct a source."""
-
-LEAST = 16
-"""Answers of a class before a source is corrected by them."""
-
-EVERY = 8
-"""Answers after which corrections are made anew."""
 
 POOLED = 32
 """Answers of its own after which a class's losses count as much as those of all classes together."""
@@ -63,22 +52,9 @@ JOINT_TRUST = 0.05
 EVIDENCE = 20.0
 """Wealth at which a source may be followed: a useless one gets there with a chance of at most 5 %."""
 
-MOST_LOSS = 0.5
-"""Losses above this count as this in bets, which need a bound: a length wrong by a factor of e."""
-
-_BETS = np.array([0.1, 0.3, 0.6, 0.9])
-"""Shares of the wealth that are staked, side by side: the mean wealth is within 4 times of the best's."""
-
-MOST_WEALTH = 1e12
-"""Bound on wealth, for numbers' sake."""
-
-_STRENGTHS = np.array([0.5, 1.0])
-"""How far a corrected source is followed, from the history's middle (0) to its own (1)."""
-
 _FIRST = np.array([0.7, 0.1, 0.2])
 """How a source's trust is shared by its forms: as it is, half way, all the way."""
 
-_FORMS = 1 + len(_STRENGTHS)
 _FADE = 0.5 ** (1.0 / HALF_LIFE)
 
 
@@ -105,67 +81,6 @@ class Told:
     logs: Floats
     forms: Floats
     history: Floats
-
-
-@dataclass(slots=True)
-class _Class:
-    """Losses of the forms of each source, and the latest misses of its corrected ones."""
-
-    answers: int = 0
-    since: int = 0
-    # By source: losses of each form; wealth of bets on each form, shape (forms, bets), and answers
-    # bet on; rings of misses with a mark for cut answers, and how many were noted;
-    # logarithms of the corrections.
-    losses: dict[str, Floats] = field(default_factory=dict)
-    wealth: dict[str, Floats] = field(default_factory=dict)
-    bets: dict[str, int] = field(default_factory=dict)
-    misses: dict[str, Floats] = field(default_factory=dict)
-    filled: dict[str, int] = field(default_factory=dict)
-    factors: dict[str, Floats] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values; factors are made anew from misses."""
-        plain: dict[str, Any] = {"answers": self.answers}
-        for name in ("losses", "wealth", "misses"):
-            plain[name] = {n: _rounded(v) for n, v in list(getattr(self, name).items())}
-        return plain | {"bets": dict(self.bets), "filled": dict(self.filled)}
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any], without: Collection[str]) -> _Class:
-        """What `as_dict` gave, but for some sources."""
-        made = cls(answers=int(content["answers"]))
-        shapes = {
-            "losses": (_FORMS,), "wealth": (_FORMS, len(_BETS)), "misses": (KEPT, 1 + len(_STRENGTHS)),
-        }  # fmt: skip
-        for name, shape in shapes.items():
-            for source, values in content[name].items():
-                array = np.array(values, dtype=np.float64)
-                ok = array.shape == shape and bool(np.isfinite(array).all())
-                require(ok, name, f"finite numbers of shape {shape}", array.shape)
-                getattr(made, name)[str(source)] = array
-        for name in ("bets", "filled"):
-            getattr(made, name).update({str(n): int(count) for n, count in content[name].items()})
-        for field_ in (made.losses, made.wealth, made.misses, made.bets, made.filled):
-            for source in [n for n in field_ if not set(n.split("+")).isdisjoint(without)]:
-                del field_[source]
-        known = made.losses.keys() - {HISTORY}
-        require(known == made.wealth.keys() == made.bets.keys(), "sources", "the same in all", sorted(known))
-        require(made.misses.keys() == made.filled.keys(), "sources", "the same in all", sorted(made.misses))
-        made.correct()
-        return made
-
-    def correct(self) -> None:
-        """Make the corrections of all sources anew from their latest misses."""
-        for name, ring in self.misses.items():
-            known = ring[: min(KEPT, self.filled[name])]
-            if len(known) >= LEAST:
-                cuts: NDArray[np.bool_] = known[:, -1] > 0
-                columns = range(len(_STRENGTHS))
-                self.factors[name] = np.log([censored_quantiles(np.exp(known[:, k]), cuts) for k in columns])
-
-
-def _rounded(values: Floats) -> Any:
-    return [_rounded(v) for v in values] if values.ndim else float(f"{values:.6g}")
 
 
 class Blend:
@@ -198,8 +113,8 @@ class Blend:
         for name, value in self.trusted.items():
             require(0 <= value <= 1, f"trust of {name}", "from 0 to 1", value)
         self._centres: dict[tuple[str, str], tuple[float, int]] = {}
-        self._classes: dict[str, _Class] = {}
-        self._all = _Class()
+        self._classes: dict[str, Scores] = {}
+        self._all = Scores()
 
     def tell(self, slo_class: str, sources: Mapping[str, Floats]) -> Told:
         """Take down what sources say of a request: atoms by name, shape (FORECAST_ATOMS,), `HISTORY` among
@@ -241,9 +156,9 @@ class Blend:
         # Beyond a cut nothing is known: a longer forecast is not blamed.
         miss = np.maximum(y - told.forms, 0.0) if cut else y - told.forms
         loss = np.maximum(LEVELS * miss, (LEVELS - 1.0) * miss).mean(axis=2)
-        gains = (np.minimum(loss[0, 0], MOST_LOSS) - np.minimum(loss, MOST_LOSS)) / MOST_LOSS
+        plain = loss.copy()
         loss[1:] += HANDICAP * loss[0, 0]
-        mine = self._classes.setdefault(told.slo_class, _Class())
+        mine = self._classes.setdefault(told.slo_class, Scores())
         silent = self._all.losses.keys() - set(told.names)
         mixed = float((self._weights(told.slo_class, told.names) * loss).sum()) if silent else 0.0
         for state in (mine, self._all):
@@ -256,18 +171,14 @@ class Blend:
                 if name not in state.losses:
                     # A source that comes late starts level with the best.
                     best = min((v.min() for v in state.losses.values()), default=0.0)
-                    state.losses[name] = np.full(_FORMS, best)
+                    state.losses[name] = np.full(FORMS, best)
                 state.losses[name] += found
-            for name, gain in zip(told.names[1:], gains[1:], strict=True):
-                # Wealth 1 is shared out over the answers at which a bet may begin, 1 / (k (k + 1)) at the
-                # k-th: a source that was wrong at first need not win that back.
-                k = state.bets[name] = state.bets.get(name, 0) + 1
-                begins = 1.0 / (k * (k + 1.0))
-                wealth = state.wealth.get(name, 0.0)
-                state.wealth[name] = np.minimum(
-                    (wealth + begins) * (1.0 + gain[:, None] * _BETS), MOST_WEALTH
-                )
-        self._note(mine, told, y, cut)
+            for name, lost in zip(told.names[1:], plain[1:], strict=True):
+                state.bet(name, plain[0, 0], lost)
+        middles = _middle(told.logs)
+        for i, name in enumerate(told.names[1:], start=1):
+            mine.note(name, y - middles[0] - STRENGTHS * (middles[i] - middles[0]), cut)
+        mine.noted()
 
     def weights(self, slo_class: str) -> dict[str, float]:
         """Weight of each source known so far, its forms together; they sum to 1."""
@@ -300,8 +211,8 @@ class Blend:
             If it is something else; then nothing is taken up.
         """
         try:
-            everything = _Class.of(content["all"], without)
-            classes = {str(name): _Class.of(state, without) for name, state in content["classes"].items()}
+            everything = Scores.of(content["all"], without)
+            classes = {str(name): Scores.of(state, without) for name, state in content["classes"].items()}
             centres = {
                 (str(c), str(name)): (float(mean), int(count))
                 for c, name, mean, count in content["centres"]
@@ -319,8 +230,8 @@ class Blend:
         """Shape (sources, forms); the history has one form only."""
         mine = self._classes.get(slo_class, self._all)
         share = 0.0 if mine is self._all else POOLED / (POOLED + mine.answers)
-        cost = np.zeros((len(names), _FORMS))
-        prior = np.zeros((len(names), _FORMS))
+        cost = np.zeros((len(names), FORMS))
+        prior = np.zeros((len(names), FORMS))
         left = 1.0
         for i, name in enumerate(names):
             cost[i] = mine.losses.get(name, 0.0)
@@ -353,37 +264,23 @@ class Blend:
         """Whether a source has shown, in this class or in all, that it is better than the history."""
         if name in self.trusted:
             return True
-        states = (self._all, self._classes.get(slo_class))
-        wealth = [s.wealth[name].mean() if s is not None and name in s.wealth else 0.0 for s in states]
-        return bool(sum(wealth) / 2 >= EVIDENCE)
+        mine = self._classes.get(slo_class)
+        wealth = self._all.wealth_of(name) + (0.0 if mine is None else mine.wealth_of(name))
+        return wealth / 2 >= EVIDENCE
 
     def _forms(self, slo_class: str, names: tuple[str, ...], logs: Floats) -> Floats:
         """Logarithms of the atoms of each source and form, shape (sources, forms, FORECAST_ATOMS)."""
         state = self._classes.get(slo_class)
         middles = _middle(logs)
-        found = np.empty((len(names), _FORMS, FORECAST_ATOMS))
+        found = np.empty((len(names), FORMS, FORECAST_ATOMS))
         found[:] = logs[:, None, :]
         shape = logs[0] - middles[0]
         for i, name in enumerate(names[1:], start=1):
-            places = middles[0] + _STRENGTHS * (middles[i] - middles[0])
+            places = middles[0] + STRENGTHS * (middles[i] - middles[0])
             factors = None if state is None else state.factors.get(name)
             spread = np.stack([shape, logs[i] - middles[i]]) if factors is None else factors
             found[i, 1:] = places[:, None] + spread
         return found
-
-    def _note(self, state: _Class, told: Told, y: float, cut: bool) -> None:
-        middles = _middle(told.logs)
-        for i, name in enumerate(told.names[1:], start=1):
-            ring = state.misses.setdefault(name, np.zeros((KEPT, 1 + len(_STRENGTHS))))
-            at = state.filled.get(name, 0)
-            ring[at % KEPT, :-1] = y - middles[0] - _STRENGTHS * (middles[i] - middles[0])
-            ring[at % KEPT, -1] = cut
-            state.filled[name] = at + 1
-        state.since += 1
-        if state.since < EVERY:
-            return
-        state.since = 0
-        state.correct()
 
 
 def _middle(logs: Floats) -> Floats:
@@ -391,5 +288,5 @@ def _middle(logs: Floats) -> Floats:
     return np.asarray(logs[..., half - 1 : half + 1].mean(axis=-1))
 
 
-def _least(state: _Class) -> float:
+def _least(state: Scores) -> float:
     return min((float(v.min()) for v in state.losses.values()), default=0.0)
