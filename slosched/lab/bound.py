@@ -80,6 +80,8 @@ class Spans:
 def attainment_bound(workload: Workload, engine: Engine) -> float:
     """Largest share of requests, by weight, that any schedule could let keep all their limits.
 
+    Limits on first answer tokens are left out: with them the share can only be smaller.
+
     Parameters
     ----------
     workload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.cli.queue_file import read_queue
+from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.outcome import Outcomes
@@ -169,3 +171,17 @@ def test_a_snapshot_of_requests_holds_the_limit_that_stands_for_it() -> None:
     assert float(t.e2e_s[0]) == pytest.approx(11.98)
     begun = replace(request, generated_tokens=450)
     assert math.isinf(Snapshot.of([], [begun], engine=engine).table.e2e_s[0])
+
+
+def test_a_queue_file_may_hold_it(tmp_path: Path) -> None:
+    """As `slosched order` reads it: a limit on the first answer token, and how long the request thinks."""
+    path = tmp_path / "queue.json"
+    asked = {"request_id": "a", "prompt_tokens": 5, "forecast": 500, "thinking": {"0.5": 300, "0.9": 600}}
+    path.write_text(json.dumps([asked | {"ttfat_s": 10.0}]))
+    snapshot = read_queue(path, DEFAULT_ENGINE)
+    t = snapshot.table
+    assert 10.0 < float(t.e2e_s[0]) < 20.0
+    assert float(t.thinking_tokens[0]) > 300
+    path.write_text(json.dumps([asked | {"ttfat_s": -1}]))
+    with pytest.raises(InputError, match="ttfat_s"):
+        read_queue(path, DEFAULT_ENGINE)
