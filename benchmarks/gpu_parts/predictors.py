@@ -50,29 +50,44 @@ class DeviceProbe:
 
 
 def host_probe(probe: Any, states: Any, settings: Settings) -> dict[str, float]:
-    """Our probe as it runs in vLLM: states copied from the device, the network in numpy; microseconds."""
-    from slosched.integrations.vllm.probe import Forecaster, Step
+    """Our probe as it runs in vLLM: its first layer on the device, the rest on the host; microseconds.
+
+    `begin` is the time until the device has been told what to do, `wait` that until the sums are here, and
+    the rest is numpy.
+    """
+    from slosched.integrations.vllm.probe import Forecaster, Step, read
 
     n = len(states)
-    names, ones = [str(i) for i in range(n)], np.ones(n, dtype=np.int64)
-    place = np.arange(n)
-    step = Step(names, place, place, 64 * ones, 16 * ones, 80 * ones, states)
+    names, ones, place = [str(i) for i in range(n)], np.ones(n, dtype=np.int64), np.arange(n)
     forecaster = Forecaster(probe)
-    rows = step.rows(list(range(n)))
-    prompts = np.concatenate([rows, rows], axis=1)
-    forecaster.take(step, {}, dict(enumerate(prompts)))
-    copies, takes = [], []
+
+    def reading(at: dict[int, int], begun: dict[int, Any]) -> Any:
+        step = Step(names, place, place, 64 * ones, 16 * ones, 80 * ones, states)
+        return read(forecaster, step, at, begun)
+
+    forecaster.take(reading({}, {i: states[i].float() for i in range(n)}).seen())
+    begins: list[float] = []
+    waits: list[float] = []
+    takes: list[float] = []
     warm, rounds = (1, 3) if settings.tiny else (10, 40)
     for k in range(warm + rounds):
-        begin = time.perf_counter()
-        step.rows(list(range(n)))
-        copies.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        forecaster.take(step, dict.fromkeys(range(n), 49 + k), {})
-        takes.append(time.perf_counter() - begin)
-    if forecaster.bad_states:
-        raise RuntimeError("the decoder's states are not finite")
-    quantiles = {"copy_p50_us": (copies, 0.5), "p50_us": (takes, 0.5), "p99_us": (takes, 0.99)}
+        if settings.device == "cuda":
+            torch.cuda.synchronize()
+        times = [time.perf_counter()]
+        found = reading(dict.fromkeys(range(n), 49 + k), {})
+        times.append(time.perf_counter())
+        seen = found.seen()
+        times.append(time.perf_counter())
+        forecaster.take(seen)
+        times.append(time.perf_counter())
+        for taken, seconds in zip((begins, waits, takes), np.diff(times), strict=True):
+            taken.append(float(seconds))
+    if forecaster.bad_states or forecaster.forecasts != n * (1 + warm + rounds):
+        raise RuntimeError("the decoder's states are not finite, or some were not read")
+    quantiles = {
+        "begin_p50_us": (begins, 0.5), "wait_p50_us": (waits, 0.5), "p50_us": (takes, 0.5),
+        "p99_us": (takes, 0.99),
+    }  # fmt: skip
     return {name: float(np.quantile(taken[warm:], q)) * 1e6 for name, (taken, q) in quantiles.items()}
 
 

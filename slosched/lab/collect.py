@@ -24,7 +24,7 @@ from typing import Any
 from slosched.core.errors import DataError, InputError, MissingExtraError, require
 from slosched.core.files import json_object, text_lines
 from slosched.integrations.openai_client import Client, RequestError
-from slosched.predictors.states import load_states
+from slosched.predictors.states import states_names
 
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -364,7 +364,7 @@ def collect_states(
     answers = _of_engine(task, asked, loud=loud)
     # vLLM adds a random ending to the names it uses inside.
     first = out / f"layer-{layers[0]}" if len(layers) > 1 else out
-    names = {name.rsplit("-", 1)[0]: name for name in load_states(first).names}
+    names = {name.rsplit("-", 1)[0]: name for name in states_names(first)}
     records = []
     for (i, sample), answer in zip(todo, answers, strict=True):
         cut = answer["finish_reason"] in CUT_REASONS or answer["finish_reason"] is None

@@ -99,14 +99,16 @@ class Mlp:
 
     def probabilities(self, inputs: Vectors) -> Floats:
         """Softmax of the outputs, shape (n, outputs)."""
-        hidden = inputs @ self.w1
-        hidden += self.b1
-        np.maximum(hidden, 0.0, out=hidden)
+        return self.of_sums(inputs @ self.w1)
+
+    def of_sums(self, sums: Vectors) -> Floats:
+        """The same from the first layer's sums ``inputs @ w1``, shape (n, width)."""
+        hidden = np.maximum(sums + self.b1, np.float32(0.0))
         logits = (hidden @ self.w2 + self.b2).astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=1, keepdims=True)
-        return logits
+        return np.asarray(logits, dtype=np.float64)
 
 
 @dataclass(slots=True)
@@ -151,6 +153,11 @@ class Probe:
 
     # belief -----------------------------------------------------------------------------------------------
 
+    @property
+    def newest_weights(self) -> Vectors:
+        """First layer of the decode network over the newest token's state, shape (hidden size, width)."""
+        return self.decode.w1[: self.about.hidden_size]
+
     def begin(self, prompt_states: Vectors) -> list[Belief | None]:
         """Beliefs at the prompt's end; None where a state is not finite.
 
@@ -159,9 +166,15 @@ class Probe:
         prompt_states
             Mean over each prompt's states, then its last token's, shape (n, 2 * hidden size).
         """
-        prompt_states = prompt_states[:, : self.prompt.w1.shape[0]]
-        good = finite_rows(prompt_states)
-        beliefs = self.prompt.probabilities(np.where(good[:, None], prompt_states, np.float32(0)))
+        return self.begin_from(_sums(prompt_states[:, : len(self.prompt.w1)], self.prompt.w1))
+
+    def begin_from(self, sums: Vectors) -> list[Belief | None]:
+        """The same from the sums of the prompt network's first layer, ``prompt_states @ prompt.w1``.
+
+        They may have been computed where the states are. A state that is not finite makes its sums so.
+        """
+        good = finite_rows(sums)
+        beliefs = self.prompt.of_sums(_zeroed(sums, good))
         return [Belief(prior=p, now=p) if ok else None for p, ok in zip(beliefs, good, strict=True)]
 
     def update(self, held: Sequence[Belief], states: Vectors, generated_tokens: Sequence[int]) -> list[bool]:
@@ -181,11 +194,18 @@ class Probe:
         list of bool
             False where the state was not finite and the belief stays as it was.
         """
-        good = finite_rows(states)
-        inputs = states
+        return self.update_from(held, _sums(states, self.newest_weights), generated_tokens)
+
+    def update_from(
+        self, held: Sequence[Belief], sums: Vectors, generated_tokens: Sequence[int]
+    ) -> list[bool]:
+        """The same from ``states @ newest_weights``, which may have been computed where the states are."""
+        good = finite_rows(sums)
+        sums = _zeroed(sums, good)
         if self.about.refinement == "prior":
-            inputs = decode_inputs(states, np.array([b.prior for b in held]), np.asarray(generated_tokens))
-        newest = self.decode.probabilities(np.where(good[:, None], inputs, np.float32(0)))
+            known = prior_inputs(np.array([b.prior for b in held]), np.asarray(generated_tokens))
+            sums = sums + known @ self.decode.w1[self.about.hidden_size :]
+        newest = self.decode.of_sums(sums)
         for belief, p, tokens, ok in zip(held, newest, generated_tokens, good, strict=True):
             if not ok:
                 continue
@@ -289,9 +309,24 @@ def load_probe(folder: str | Path) -> Probe:
 
 def decode_inputs(states: Vectors, prior: Floats, generated_tokens: NDArray[np.int64]) -> Vectors:
     """Inputs of the decode network with refinement ``prior``, shape (n, hidden size + bins + 1)."""
+    return np.concatenate([states, prior_inputs(prior, generated_tokens)], axis=1)
+
+
+def prior_inputs(prior: Floats, generated_tokens: NDArray[np.int64]) -> Vectors:
+    """What refinement ``prior`` adds to the inputs of the decode network, shape (n, bins + 1)."""
     return np.concatenate(
-        [states, np.log(prior + TINY), np.log1p(generated_tokens)[:, None]], axis=1, dtype=np.float32
+        [np.log(prior + TINY), np.log1p(generated_tokens)[:, None]], axis=1, dtype=np.float32
     )
+
+
+def _sums(states: Vectors, weights: Vectors) -> Vectors:
+    with np.errstate(invalid="ignore", over="ignore"):  # states need not be finite
+        return np.asarray(states @ weights)
+
+
+def _zeroed(sums: Vectors, good: NDArray[np.bool_]) -> Vectors:
+    """The sums with zeros in the rows that are not good."""
+    return sums if good.all() else np.where(good[:, None], sums, np.float32(0))
 
 
 def bin_of(remaining_tokens: NDArray[np.generic], edges: Sequence[float]) -> NDArray[np.int64]:

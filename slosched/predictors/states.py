@@ -7,7 +7,8 @@ A file is safetensors, whose metadata name model and layer; a folder holds sever
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,14 +140,23 @@ def load_states(path: str | Path) -> States:
     InputError
         If there is none, one is not what `States.save` wrote, or they differ in model, layer or hidden size.
     """
-    path = Path(path)
+    files = _files(Path(path))
+    parts = [_read(file) for file in files]
+    return join(parts, [str(file) for file in files])
+
+
+def states_names(path: str | Path) -> list[str]:
+    """Names of the requests of a file or folder, in the order of `load_states`; no state is read."""
+    return [name for file in _files(Path(path)) for name in _names(file, read_about(file))]
+
+
+def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"data must be a file or folder of hidden states, got {str(path)!r}.")
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"data must hold *.safetensors files, got {str(path)!r}.")
-    parts = [_read(file) for file in files]
-    return join(parts, [str(file) for file in files])
+    return files
 
 
 def join(parts: Sequence[States], labels: Sequence[str]) -> States:
@@ -173,13 +183,12 @@ def join(parts: Sequence[States], labels: Sequence[str]) -> States:
 
 def _read(path: Path) -> States:
     arrays, about = read_tensors(path)
-    if about.get("format") != FORMAT:
-        raise InputError(f"{path}: format must be {FORMAT!r}, got {about.get('format')!r}.")
+    names = _names(path, about)
     try:
         return States(
             model=about["model"],
             layer=int(about["layer"]),
-            names=[str(name) for name in json.loads(about["names"])],
+            names=names,
             prompt_states=arrays["prompt_states"].astype(np.float32),
             output_tokens=arrays["output_tokens"].astype(np.int64),
             cut=arrays["cut"].astype(np.bool_),
@@ -188,6 +197,16 @@ def _read(path: Path) -> States:
             generated_tokens=arrays["generated_tokens"].astype(np.int64),
         )
     except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"{path} must be a file of hidden states: {error}") from error
+
+
+def _names(path: Path, about: dict[str, str]) -> list[str]:
+    """The requests of a file, by its metadata."""
+    if about.get("format") != FORMAT:
+        raise InputError(f"{path}: format must be {FORMAT!r}, got {about.get('format')!r}.")
+    try:
+        return [str(name) for name in json.loads(about["names"])]
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} must be a file of hidden states: {error}") from error
 
 
@@ -218,12 +237,24 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     InputError
         If the file is not safetensors.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file alone; errors as `read_tensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingExtraError("safetensors", "predict") from error
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} must be a safetensors file: {error}") from error

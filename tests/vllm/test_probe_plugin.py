@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
-from slosched.integrations.vllm import plugin, probe_settings
+from slosched.integrations.vllm import plugin, probe_settings, state_collector
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.probe import Collector, reader_for
+from slosched.integrations.vllm.probe import Seen, reader_for
 from slosched.integrations.vllm.probe_forecasts import foretold
-from slosched.predictors.states import load_states
+from slosched.integrations.vllm.state_collector import Collector
+from slosched.predictors.states import load_states, states_names
 
 from .conftest import fake_request
 
@@ -144,10 +146,10 @@ def test_several_layers_are_written_to_a_folder_each(monkeypatch: pytest.MonkeyP
     reader = reader_for("tiny", 2, 4)
     assert isinstance(reader, Collector)
     assert reader.layers == (1, 3)
-    step: Any = SimpleNamespace(names=["a"], rows=lambda which: np.array([[1, 2, 3, 4]], dtype=np.float32))
+    none = np.empty((0, 0), dtype=np.float32)
     # Mean of layers 1 and 3, then the last token's of both.
-    reader.take(step, {}, {0: np.arange(8, dtype=np.float32)})
-    reader.take(step, {0: 1}, {})
+    reader.take(Seen([], [], none, ["a"], np.arange(8, dtype=np.float32)[None]))
+    reader.take(Seen(["a"], [1], np.array([[1, 2, 3, 4]], dtype=np.float32), [], none))
     reader._open["a"].newest = 2
     reader._close("a", cut=False)
     reader.flush()
@@ -161,6 +163,48 @@ def test_several_layers_are_written_to_a_folder_each(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(probe_settings.LAYER, wrong)
         with pytest.raises(InputError, match="SLOSCHED_STATES_LAYER"):
             reader_for("tiny", 2, 4)
+
+
+def test_collecting_holds_no_more_than_what_is_open_and_one_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """400 answers of 20 states in batches of 8, one answer open all the time: 26 MB in all."""
+    monkeypatch.setattr(state_collector, "SHARD_BYTES", 1 << 20)
+    hidden, batch = 384, 8
+    reader = Collector(tmp_path, "tiny", (1,), 1)
+    none = np.empty((0, 0), dtype=np.float32)
+    rng = np.random.default_rng(0)
+
+    def states(n: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return rng.random((n, width), dtype=np.float32)
+
+    reader.take(Seen([], [], none, ["open"], states(1, 2 * hidden)))
+    tracemalloc.start()
+    for turn in range(50):
+        names = [f"{turn}-{i}" for i in range(batch)]
+        reader.take(Seen([], [], none, names, states(batch, 2 * hidden)))
+        for tokens in range(1, 21):
+            reader.take(
+                Seen(
+                    [*names, "open"],
+                    [tokens] * batch + [20 * turn + tokens],
+                    states(batch + 1, hidden),
+                    [],
+                    none,
+                )
+            )
+        for name in names:
+            reader._open[name].newest = 20
+            reader._close(name, cut=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    reader.flush()
+    open_bytes = reader._open["open"].bytes
+    assert peak < open_bytes + 5 * (1 << 20)
+    found = load_states(tmp_path)
+    assert len(found.names) == 400
+    assert len(found.states) == 8000
+    assert states_names(tmp_path) == found.names
 
 
 def test_forecasts_that_make_no_sense_are_counted_and_ignored(ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from slosched.integrations.vllm import plugin
-from slosched.integrations.vllm.probe import Step, Watch
+from slosched.integrations.vllm.probe import Seen, Watch
 from slosched.integrations.vllm.probe_settings import ATTRIBUTE
 
 torch = pytest.importorskip("torch")
@@ -35,18 +35,25 @@ class Reader:
     together = True
 
     def __init__(self) -> None:
-        self.newest: dict[tuple[str, int], list[float]] = {}
-        self.prompts: dict[str, list[float]] = {}
+        self.states: dict[tuple[str, int], list[float]] = {}
+        self.begun: dict[str, list[float]] = {}
         self.left: list[str] = []
 
-    def take(self, step: Step, at: dict[int, int], prompts: dict[int, Any]) -> dict[str, Any]:
-        for i, tokens in at.items():
-            self.newest[step.names[i], tokens] = step.rows([i])[0].tolist()
-        for i, state in prompts.items():
-            self.prompts[step.names[i]] = state.tolist()
-        return {step.names[i]: np.full(8, 9.0) for i in at}
+    def newest(self, states: Any) -> Any:
+        return states
 
-    def sampled(self, runner: Any, step: Step, output: Any) -> None: ...
+    def prompts(self, states: Any) -> Any:
+        return states
+
+    def take(self, seen: Seen) -> dict[str, Any]:
+        self.states |= {
+            (name, tokens): state.tolist()
+            for name, tokens, state in zip(seen.names, seen.generated, seen.newest, strict=True)
+        }
+        self.begun |= {name: state.tolist() for name, state in zip(seen.begun, seen.prompts, strict=True)}
+        return {name: np.full(8, 9.0) for name in seen.names}
+
+    def sampled(self, runner: Any, output: Any) -> None: ...
 
     def forget(self, names: Any) -> None:
         self.left += names
@@ -133,15 +140,15 @@ def test_states_are_those_of_the_tokens(make: Any, asynchronous: bool) -> None:
     reader = serve(make, asynchronous=asynchronous)
     for name, prompt in PROMPTS.items():
         rows = np.stack([state_of(name, k) for k in range(prompt)])
-        assert reader.prompts[name] == pytest.approx([*rows.mean(0), *rows[-1]])
+        assert reader.begun[name] == pytest.approx([*rows.mean(0), *rows[-1]])
         for tokens in range(1, 6):
-            assert reader.newest[name, tokens] == state_of(name, prompt + tokens - 1).tolist()
-    assert len(reader.newest) == 15
+            assert reader.states[name, tokens] == state_of(name, prompt + tokens - 1).tolist()
+    assert len(reader.states) == 15
 
 
 def test_a_failure_amid_an_asynchronous_step_costs_no_token(caplog: pytest.LogCaptureFixture) -> None:
     class Fails(Reader):
-        def take(self, step: Step, at: Any, prompts: Any) -> dict[str, Any]:
+        def take(self, seen: Seen) -> dict[str, Any]:
             raise RuntimeError("no")
 
     watch = Watch(Fails())

@@ -108,7 +108,8 @@ def _sample(runner: Any, native: Callable[..., Any], *args: Any, **kwargs: Any) 
 def _attach(runner: Any) -> Any:
     from vllm.model_executor.models.interfaces import supports_eagle3
 
-    from slosched.integrations.vllm.probe import Collector, Watch, reader_for
+    from slosched.integrations.vllm.probe import Watch, reader_for
+    from slosched.integrations.vllm.state_collector import Collector
 
     config, second = runner.vllm_config, hasattr(runner, "req_states")
     model = runner.get_model()
