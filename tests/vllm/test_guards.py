@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,8 @@ from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
+from slosched.integrations.vllm import planner as planner_module
+from slosched.integrations.vllm.background import Background
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.planner import Planner
@@ -111,7 +114,7 @@ def test_keys_that_are_not_numbers_are_a_failure() -> None:
 
 
 def test_slow_plans_move_to_the_background_and_are_used_from_there() -> None:
-    """Plans beyond the time box are thrown away, then made by a thread and taken up when done."""
+    """Plans beyond the time box are carried out and counted, then made by a thread and taken up when done."""
 
     def slow(snapshot: Snapshot) -> Plan:
         time.sleep(0.005)
@@ -120,7 +123,7 @@ def test_slow_plans_move_to_the_background_and_are_used_from_there() -> None:
     stats = Stats()
     planner = Planner(Scripted(slow), GuardsConfig(time_box_us=1000), stats)
     try:
-        assert [planner.decide(_snapshot()) for _ in range(3)] == [None] * 3
+        assert all(planner.decide(_snapshot()) is not None for _ in range(3))
         assert stats.fallbacks == {"overrun": 3}
         assert planner.background is not None
         assert planner.decide(_snapshot()) is None
@@ -135,6 +138,70 @@ def test_slow_plans_move_to_the_background_and_are_used_from_there() -> None:
         assert decision is not None
         assert decision.order.tolist() == [3, 2, 1, 0]
         assert planner.decide(_snapshot(step=1000)) is None  # too old to act on
+    finally:
+        planner.close()
+
+
+class Busy(Policy):
+    """Plans that compute for as long as they are told to."""
+
+    name: ClassVar[str] = "busy"
+
+    def __init__(self, own_s: float) -> None:
+        self.own_s = own_s
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        end = time.thread_time() + self.own_s
+        while time.thread_time() < end:
+            pass
+        return _plan(snapshot)
+
+
+def test_a_share_of_a_slow_step_is_free_for_planning() -> None:
+    """A plan of a millisecond is too long beside steps of 5 ms, and nothing beside steps of 100 ms."""
+    for step_s, background in ((0.005, True), (0.1, False)):
+        planner = Planner(Busy(0.001), GuardsConfig(), Stats())
+        planner.step_s = step_s
+        try:
+            for _ in range(3):
+                planner.decide(_snapshot())
+            assert (planner.background is not None) is background
+        finally:
+            planner.close()
+
+
+def test_a_machine_that_takes_the_processor_away_is_no_overrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that last three time boxes, of which they compute for a tenth, stay on the engine's thread."""
+    now = [0.0]
+
+    def preempted(snapshot: Snapshot) -> Plan:
+        now[0] += 0.003
+        return _plan(snapshot)
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0], thread_time=lambda: now[0] / 30, sleep=time.sleep)
+    monkeypatch.setattr(planner_module, "time", clock)
+    stats = Stats()
+    planner = Planner(Scripted(preempted), GuardsConfig(time_box_us=1000), stats)
+    assert all(planner.decide(_snapshot()) is not None for _ in range(20))
+    assert planner.background is None
+    assert stats.fallbacks == {}
+
+
+def test_an_old_background_plan_no_longer_says_who_sits_out() -> None:
+    """A plan is for one step: who sat that one out has less time to spare in the next."""
+    stats = Stats()
+    planner = Planner(Scripted(lambda s: _plan(s, skip=s.running[:1])), GuardsConfig(), stats)
+    planner.background = background = Background(planner._decide)
+    try:
+        planner.decide(_snapshot(step=5))
+        planner.launch()
+        for _ in range(1000):
+            if background.idle:
+                break
+            time.sleep(0.005)
+        at = {step: planner.latest(step) for step in (5, 6, 7)}
+        assert [len(at[step].skip) for step in (5, 6, 7)] == [1, 1, 0]  # type: ignore[union-attr]
+        assert at[7].order.tolist() == at[5].order.tolist()  # type: ignore[union-attr]
     finally:
         planner.close()
 

@@ -53,8 +53,8 @@ class Background:
         Whether the last plan is done.
     latest
         The last plan made, None after an error.
-    error, seconds
-        What the last plan raised, and how long it took; 0 before the first.
+    error, seconds, own_s
+        What the last plan raised, how long it took, and the processor time of that; 0 before the first.
     """
 
     def __init__(self, decide: Callable[[Snapshot], Decision]) -> None:
@@ -68,7 +68,7 @@ class Background:
         self.idle = True
         self.latest: Decision | None = None
         self.error: Exception | None = None
-        self.seconds = 0.0
+        self.seconds = self.own_s = 0.0
         self._thread = threading.Thread(target=self._run, name="slosched-plan", daemon=True)
         self._thread.start()
 
@@ -90,7 +90,7 @@ class Background:
             self._go.acquire()
             if self._closed or self._snapshot is None:
                 return
-            begin = time.perf_counter()
+            begin, own = time.perf_counter(), time.thread_time()
             try:
                 snapshot = self._snapshot
                 with brisk():
@@ -104,5 +104,6 @@ class Background:
                 self.error = None
             except Exception as error:
                 self.error, self.latest = error, None
+            self.own_s = time.thread_time() - own
             self.seconds = max(time.perf_counter() - begin, 1e-9)
             self.idle = True

@@ -71,6 +71,7 @@ class Controller:
         self.queue = SloQueue(self.ledger)
         self.planner = Planner(policy, config.guards, self.stats, boxed=not clock.virtual)
         self.watch = StepWatch(learned, measure=not clock.virtual, log=config.step_log)
+        self.planner.step_s = self.watch.decode_s
         self.peek = PrefixPeek(scheduler, self.ledger, self.stats)
         self.in_flight: deque[dict[str, int]] = deque()
         native = policy.by_arrival
@@ -194,6 +195,7 @@ class Controller:
                 scheduler, step.number, copied=self.planner.background is not None
             )
             self._newcomers = self.ledger.newcomers
+            self.planner.step_s = self.watch.decode_s
             self._decision = self.planner.decide(snapshot, refresh, self.queue.joined, self.ledger.queued)
             return self._decision
         except Exception as error:

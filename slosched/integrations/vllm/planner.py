@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,13 @@ OVERRUNS, OVERRUNS_BY_KEY = 3, 30
 """Plans in a row beyond the time box until planning moves to the background: a few may be mere chance, and a
 sort that is cut short soon fits again."""
 
+WAITING_BOXES = 4
+"""Time boxes that a plan may last, whatever its processor time: one that lasts longer waits for something."""
+
+FRESH_STEPS = 1
+"""Steps after which a background plan no longer says who sits a step out: it meant a step that is over, and
+who sat that one out has less time to spare now."""
+
 REHEARSALS = 4
 
 STALE_STEPS = 16
@@ -48,9 +56,10 @@ class Planner:
     """One policy under guard.
 
     Policies that sort by a key are asked for their keys and only the head of the queue is sorted. Others are
-    asked for a plan on the engine's thread while that fits the time box. A plan that does not fit is thrown
-    away; after `OVERRUNS` of them in a row plans are made by a background thread on the last state, each step
-    takes the newest there is, and planning returns once it has become quick.
+    asked for a plan on the engine's thread while that fits the time box, in processor time: where others take
+    the processor away, plans last longer but are no dearer. A plan beyond the box is still carried out, since
+    its time is spent. After `OVERRUNS` of them in a row plans are made by a background thread on the last
+    state, each step takes the newest there is, and planning returns once it has become quick.
 
     Parameters
     ----------
@@ -69,6 +78,8 @@ class Planner:
         Whether the policy only sorts the queue by a key.
     background
         The thread that makes plans, if one does.
+    step_s
+        Seconds of a decoding step, of which a share is free for planning.
     """
 
     def __init__(self, policy: Policy, guards: GuardsConfig, stats: Stats, *, boxed: bool = True) -> None:
@@ -76,6 +87,7 @@ class Planner:
         self._guards, self._stats, self._boxed = guards, stats, boxed
         self.by_key = isinstance(policy, KeyPolicy) and type(policy).plan is KeyPolicy.plan
         self._failures = self._overruns = self._quick = 0
+        self.step_s = 0.0
         self.background: Background | None = None
         self._shortlist, self._serial = NOBODY, NOBODY
         self._pending: tuple[Snapshot, Refresh | None] | None = None
@@ -109,13 +121,13 @@ class Planner:
         seconds = []
         try:
             for _ in range(REHEARSALS):
-                begin = time.perf_counter()
+                own = time.thread_time()
                 self._decide(snapshot)
-                seconds.append(time.perf_counter() - begin)
+                seconds.append(time.thread_time() - own)
         except Exception as error:
             self._fail("policy", error)
             return
-        if self._boxed and not self.by_key and min(seconds) * 1e6 > self._guards.time_box_us:
+        if self._boxed and not self.by_key and min(seconds) > self.box_s:
             self.background = Background(self._decide)
 
     def decide(
@@ -142,7 +154,7 @@ class Planner:
             return None
         if self.background is not None:
             return self._from_background(self.background, snapshot, refresh)
-        begin = time.perf_counter()
+        begin, own = time.perf_counter(), time.thread_time()
         try:
             if self.by_key and self._boxed and queued is not None and len(snapshot.waiting) > FEW:
                 decision = self._from_shortlist(snapshot, joined, queued)
@@ -151,17 +163,22 @@ class Planner:
         except Exception as error:
             self._fail("policy", error)
             return None
-        seconds = time.perf_counter() - begin
+        own, seconds = time.thread_time() - own, time.perf_counter() - begin
+        over = self._boxed and max(own, seconds / WAITING_BOXES) > self.box_s
         self._stats.plans += 1
         self._stats.plan_s.observe(seconds)
-        if self._boxed and seconds * 1e6 > self._guards.time_box_us:
+        self._failures = 0
+        self._overruns = self._overruns + 1 if over else 0
+        if over:
             self._stats.failure("overrun")
-            self._overruns += 1
             if self._overruns >= (OVERRUNS_BY_KEY if self.by_key else OVERRUNS):
                 self.background, self._quick = Background(self._decide), 0
-            return None
-        self._failures = self._overruns = 0
         return decision
+
+    @property
+    def box_s(self) -> float:
+        """Processor seconds that a plan may take on the engine's thread."""
+        return max(self._guards.time_box_us * 1e-6, self._guards.time_box_share * self.step_s)
 
     def close(self) -> None:
         """Stop the background thread."""
@@ -179,6 +196,8 @@ class Planner:
         if decision is not None and step - decision.step > STALE_STEPS:
             self._stats.stale_plans += 1
             return None
+        if decision is not None and len(decision.skip) and step - decision.step > FRESH_STEPS:
+            return replace(decision, skip=NOBODY)
         return decision
 
     def launch(self) -> None:
@@ -211,7 +230,8 @@ class Planner:
             self._failures = 0
             self._stats.plans += 1
             self._stats.plan_s.observe(seconds)
-            self._quick = self._quick + 1 if seconds * 2e6 <= self._guards.time_box_us else 0
+            quick = 2 * max(worker.own_s, seconds / WAITING_BOXES) <= self.box_s
+            self._quick = self._quick + 1 if quick else 0
             if self._quick >= QUICK:
                 worker.close()
                 self.background, self._overruns = None, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from slosched.core.fitting import evaluate, fit
 from slosched.core.steplog import StepLogWriter
 
 EVERY_FIRST = 256
-EVERY_LATER = 16
-"""Every step is looked at until `EVERY_FIRST` have been, then one in `EVERY_LATER`."""
+"""Every step is looked at until so many have been."""
+
+LOOK_SHARE, LOOK_REQUEST_S, SPARSEST = 0.001, 5e-7, 16
+"""Later, looking takes at most this share of a decoding step, at so many seconds a request; but one step in
+`SPARSEST` is always looked at. Slow engines thus look at every step: a model that follows a machine's speed
+only within a minute makes plans for the speed of a minute ago."""
 
 REMEMBERED = 256
 """Steps looked at that a fit uses."""
@@ -56,7 +61,7 @@ class StepWatch:
         self._learned, self._measure = learned, measure
         self._log = StepLogWriter(log) if measure and log is not None else None
         self._begun: dict[int, tuple[float, tuple[float, float, float, float]]] = {}
-        self._count = 0
+        self._count, self._next = 0, 1
         self._last_end = 0.0
         self._looks = 0
         self._rows: deque[tuple[float, float, float, float, float]] = deque(maxlen=REMEMBERED)
@@ -69,8 +74,10 @@ class StepWatch:
         if not self._measure:
             return
         self._count += 1
-        if self._count <= EVERY_FIRST or self._count % EVERY_LATER == 0:
+        if self._count >= self._next:
             self._begun[id(tokens)] = now, work(tokens, scheduler.requests)
+            later = len(tokens) * LOOK_REQUEST_S / (LOOK_SHARE * self.decode_s)
+            self._next += 1 if self._count < EVERY_FIRST else min(SPARSEST, max(1, math.ceil(later)))
 
     def end(self, tokens: dict[str, int], now: float) -> None:
         """A step's output has come."""
