@@ -151,7 +151,7 @@ class VirtualEngine:
         self.workload, self.engine = workload, engine
         self.limits, self.step_time = engine.limits, engine.step_time
         self.depth, self.asynchronous = depth, asynchronous
-        self.clock = VirtualClock()
+        self.clock: Any = VirtualClock()
         self.now_ps = 0
         self.scheduler: Any = None
         self.name = ""
@@ -195,8 +195,7 @@ class VirtualEngine:
         config = config or Config(allow_reject=policy.rejects)
         if self.workload.thinking is not None:
             config = config.model_copy(update={"thinking": ThinkingConfig(end=THOUGHT)})
-        learned = Learned(self.engine)
-        learned.step_time = type(learned.step_time)(self.step_time)
+        learned = self.learned()
 
         def factory(vllm_config: Any, **keywords: Any) -> Any:
             """Make the scheduler as vLLM would call its own class."""
@@ -208,6 +207,12 @@ class VirtualEngine:
             return scheduler
 
         self.scheduler = make_scheduler(self.limits, asynchronous=self.asynchronous, factory=factory)
+
+    def learned(self) -> Learned:
+        """What is known of the engine at the start: its step-time model."""
+        learned = Learned(self.engine)
+        learned.step_time = type(learned.step_time)(self.step_time)
+        return learned
 
     def describe(self, request: Any) -> tuple[Request, int, int]:
         """A row of the workload in slosched's terms, forecast not true length; program; prefix."""
