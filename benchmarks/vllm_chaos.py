@@ -66,12 +66,10 @@ def main() -> None:
 
 def feature_sets(*, asynchronous: bool, depth: int) -> list[tuple[str, ...]]:
     """Plain requests, each feature that can be had, and all that go together."""
-    from slosched.testing.chaos_features import FEATURES
+    from slosched.testing.chaos_features import FEATURES, can_have
 
     known = [
-        name
-        for name, kind in FEATURES.items()
-        if depth <= kind.deepest and (kind.asynchronous or not asynchronous)
+        name for name, kind in FEATURES.items() if can_have(kind, asynchronous=asynchronous, depth=depth)
     ]
     return [(), *((name,) for name in known), tuple(name for name in known if name != "pooling")]
 

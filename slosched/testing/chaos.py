@@ -70,7 +70,7 @@ class ChaosEngine(VirtualEngine):
         super().__init__(*args, **kwargs)
         self.features = []
         self.pooled: dict[int, bool] = {}
-        self.embeddings = 0
+        self.embeddings = self.overlapped = 0
 
     def use_features(self, features: list[Feature]) -> None:
         """Give the scheduler, which has been made, and the requests to come these features."""
@@ -95,6 +95,14 @@ class ChaosEngine(VirtualEngine):
             feature.scheduled(self, output)
         return output
 
+    def sample(self, row: int, request: Any, output: Any) -> list[int]:
+        """The tokens of a request, as a feature has it or as usual."""
+        for feature in self.features:
+            tokens = feature.sample(self, row, request, output)
+            if tokens is not None:
+                return tokens
+        return super().sample(row, request, output)
+
     def reply(self, ids: list[str], samples: list[list[int]]) -> Any:
         """Tokens; for pooling requests whose prompt is done, a result in their place."""
         if not self.pooled:
@@ -104,6 +112,7 @@ class ChaosEngine(VirtualEngine):
 
     def landed(self, flight: Flight) -> None:
         """Each feature does what comes after a step."""
+        self.overlapped += len(self.flights) > 0
         for feature in self.features:
             feature.landed(self, flight)
 
@@ -244,6 +253,7 @@ def run_chaos(
         "rejected": stats.rejected,
         "skipped": stats.skipped,
         "steps": engine.steps,
+        **({"async_overlapped": engine.overlapped} if asynchronous and depth > 1 else {}),
         **{event: int(count) for feature in chosen for event, count in feature.events.items()},
     }
 

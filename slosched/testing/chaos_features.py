@@ -29,6 +29,8 @@ class Feature:
     """Whether vLLM has it, and the stand-in for the runner can follow it, with asynchronous scheduling."""
     deepest: ClassVar[int] = 8
     """Steps in flight up to which vLLM has it."""
+    deepest_asynchronous: ClassVar[int] = 8
+    """The same with asynchronous scheduling."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -45,6 +47,10 @@ class Feature:
 
     def turn(self, engine: Any) -> None:
         """Another turn of the engine begins."""
+
+    def sample(self, engine: Any, row: int, request: Any, output: Any) -> list[int] | None:
+        """The tokens that the model gives a request in a step; None to leave that to the engine."""
+        return None
 
     def scheduled(self, engine: Any, output: Any) -> None:
         """A step was scheduled."""
@@ -214,22 +220,51 @@ class Grammars(Feature):
 
 
 class Drafts(Feature):
-    """Three draft tokens for each decoding request, some of them right."""
+    """Three draft tokens for each decoding request, some of them right.
+
+    With asynchronous scheduling vLLM knows only how many drafts there are. The runner has the tokens, and
+    says with a step's output how many of them were right.
+    """
 
     name = "speculation"
-    asynchronous = False
     deepest = 1
+    deepest_asynchronous = 2
     drafts: ClassVar[int] = 3
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._ahead: Counter[int] = Counter()  # tokens sampled in steps in flight, by row
 
     def prepare(self, engine: Any) -> None:
         """Make the scheduler expect drafts."""
         engine.scheduler.num_spec_tokens = self.drafts
+        if engine.asynchronous:
+            engine.scheduler._spec_token_placeholders = [-1] * self.drafts
+
+    def sample(self, engine: Any, row: int, request: Any, output: Any) -> list[int] | None:
+        """With asynchronous scheduling: the next token, and as many more as drafts were right."""
+        if not engine.asynchronous:
+            return None
+        drafts = len(output.scheduled_spec_decode_tokens.get(request.request_id, ()))
+        after = request.num_computed_tokens - drafts
+        if after < request.num_prompt_tokens or request.is_prefill_chunk:
+            return []
+        right = int(self.rng.integers(0, drafts + 1))
+        self.events["drafts_right"] += right
+        self.events["drafts_wrong"] += drafts - right
+        place = request.num_output_tokens + self._ahead[row]
+        self._ahead[row] += 1 + right
+        return [engine.token(row, place + k) for k in range(1 + right)]
 
     def landed(self, engine: Any, flight: Any) -> None:
         """Propose drafts for whoever got a token."""
         from vllm.v1.outputs import DraftTokenIds
 
         reply = flight.reply
+        if engine.asynchronous:
+            for name, tokens in zip(reply.req_ids, reply.sampled_token_ids, strict=True):
+                self._ahead[engine.row[name]] -= len(tokens)
+            return
         got = zip(reply.req_ids, reply.sampled_token_ids, strict=True)
         names = [name for name, tokens in got if tokens and name in engine.live]
         drafts = []
@@ -304,6 +339,13 @@ FEATURES: dict[str, type[Feature]] = {
 """Every feature by name."""
 
 
+def can_have(kind: type[Feature], *, asynchronous: bool, depth: int) -> bool:
+    """Whether vLLM has a feature with this kind of scheduling and so many steps in flight."""
+    if asynchronous:
+        return kind.asynchronous and depth <= kind.deepest_asynchronous
+    return depth <= kind.deepest
+
+
 def features_of(names: Iterable[str], seed: int, *, asynchronous: bool, depth: int) -> list[Feature]:
     """The features of these names, each with a seed of its own.
 
@@ -317,9 +359,9 @@ def features_of(names: Iterable[str], seed: int, *, asynchronous: bool, depth: i
         kind = FEATURES.get(name)
         if kind is None:
             raise InputError(f"feature must be one of {', '.join(FEATURES)}, got {name!r}.")
-        if (asynchronous and not kind.asynchronous) or depth > kind.deepest:
-            raise InputError(
-                f"feature {name!r} must run synchronously, {kind.deepest} steps in flight at most."
-            )
+        if not can_have(kind, asynchronous=asynchronous, depth=depth):
+            how = "synchronously or not" if kind.asynchronous else "synchronously"
+            most = max(kind.deepest, kind.deepest_asynchronous if kind.asynchronous else 0)
+            raise InputError(f"feature {name!r} must run {how}, {most} steps in flight at most.")
         found.append(kind(seed + k))
     return found

@@ -25,6 +25,7 @@ CASES = [
     *(((name,), False, 1) for name in FEATURES),
     *(((name,), True, 2) for name, kind in FEATURES.items() if kind.asynchronous),
     (("lora", "structured", "speculation"), False, 1),
+    (("lora", "structured", "speculation"), True, 2),
     (TOGETHER, False, 3),
     (TOGETHER, True, 2),
 ]
@@ -86,8 +87,10 @@ def test_adapters_of_requests_passed_over_count(asynchronous: bool, depth: int) 
 
 
 def test_a_feature_is_refused_where_vllm_has_it_not() -> None:
-    with pytest.raises(InputError, match="'speculation' must run synchronously"):
-        features_of(["speculation"], 0, asynchronous=True, depth=1)
+    with pytest.raises(InputError, match="'pooling' must run synchronously, 8 steps"):
+        features_of(["pooling"], 0, asynchronous=True, depth=1)
+    with pytest.raises(InputError, match="'speculation' must run synchronously or not, 2 steps"):
+        features_of(["speculation"], 0, asynchronous=True, depth=4)
     with pytest.raises(InputError, match=r"feature must be one of lora, .*, got 'telepathy'"):
         features_of(["telepathy"], 0, asynchronous=False, depth=1)
 
