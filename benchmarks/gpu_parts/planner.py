@@ -161,13 +161,14 @@ def one_step(
         order = policy.plan(churn.snapshot()).order
         planned = time.perf_counter() - begin
     elif guarded is not None:
-        decision = guarded.decide(churn.snapshot())
+        snapshot = churn.snapshot()
+        decision = guarded.latest(snapshot.step) if guarded.background else guarded.decide(snapshot)
         if decision is not None:
             order = decision.alive(decision.order, churn.table.serial)
         planned = time.perf_counter() - begin
     tokens = launch()
-    if guarded is not None:
-        guarded.launch()
+    if guarded is not None and guarded.free:
+        guarded.launch(churn.snapshot())
     if mode == "during":
         start = time.perf_counter()
         order = policy.plan(churn.snapshot()).order

@@ -123,23 +123,33 @@ def test_slow_plans_move_to_the_background_and_are_used_from_there() -> None:
     stats = Stats()
     planner = Planner(Scripted(slow), GuardsConfig(time_box_us=1000), stats)
     try:
-        assert all(planner.decide(_snapshot()) is not None for _ in range(3))
-        assert stats.fallbacks == {"overrun": 3}
+        for _ in range(2):  # it may be the processor that they wait for
+            assert planner.decide(_snapshot()) is not None
+            assert planner.background is None
+        for _ in range(40):
+            if planner.background is None:
+                assert planner.decide(_snapshot()) is not None
         assert planner.background is not None
-        assert planner.decide(_snapshot()) is None
-        planner.launch()
-        decision = None
-        for _ in range(400):
-            time.sleep(0.005)
-            decision = planner.decide(_snapshot())
-            planner.launch()
-            if decision is not None:
-                break
+        assert 25 < stats.fallbacks["overrun"] < 35
+        assert planner.free
+        assert planner.latest(0) is None
+        planner.launch(_snapshot())
+        _await(planner)
+        decision = planner.latest(0)
         assert decision is not None
         assert decision.order.tolist() == [3, 2, 1, 0]
-        assert planner.decide(_snapshot(step=1000)) is None  # too old to act on
+        assert planner.latest(1000) is None  # too old to act on
     finally:
         planner.close()
+
+
+def _await(planner: Planner) -> None:
+    """Until the background thread has made its plan."""
+    for _ in range(4000):
+        if planner.background is None or planner.background.idle:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the background thread must end its plan")
 
 
 class Busy(Policy):
@@ -187,25 +197,6 @@ def test_a_machine_that_takes_the_processor_away_is_no_overrun(monkeypatch: pyte
     assert stats.fallbacks == {}
 
 
-def test_an_old_background_plan_no_longer_says_who_sits_out() -> None:
-    """A plan is for one step: who sat that one out has less time to spare in the next."""
-    stats = Stats()
-    planner = Planner(Scripted(lambda s: _plan(s, skip=s.running[:1])), GuardsConfig(), stats)
-    planner.background = background = Background(planner._decide)
-    try:
-        planner.decide(_snapshot(step=5))
-        planner.launch()
-        for _ in range(1000):
-            if background.idle:
-                break
-            time.sleep(0.005)
-        at = {step: planner.latest(step) for step in (5, 6, 7)}
-        assert [len(at[step].skip) for step in (5, 6, 7)] == [1, 1, 0]  # type: ignore[union-attr]
-        assert at[7].order.tolist() == at[5].order.tolist()  # type: ignore[union-attr]
-    finally:
-        planner.close()
-
-
 def test_failing_background_plans_open_the_breaker() -> None:
     """A thread's exceptions are counted as those on the engine's thread are."""
     calls = iter(range(10_000))
@@ -218,14 +209,12 @@ def test_failing_background_plans_open_the_breaker() -> None:
 
     planner = Planner(Scripted(fails_later), GuardsConfig(time_box_us=500, breaker_failures=4), Stats())
     try:
-        for _ in range(2000):
-            planner.decide(_snapshot())
-            planner.launch()
-            planner.launch()
-            if planner.open:
-                break
-            time.sleep(0.002)
+        planner.background = Background(planner._decide)
+        for _ in range(8):
+            planner.launch(_snapshot())
+            _await(planner)
         assert planner.open
+        assert not planner.free
     finally:
         planner.close()
 

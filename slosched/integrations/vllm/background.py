@@ -100,7 +100,8 @@ class Background:
                     if self._refresh is not None:
                         self._refresh(self._table)
                     made = self._decide(replace(snapshot, table=self._table))
-                self.latest = replace(made, serial=self._serial, step=snapshot.step)
+                newest = int(self._serial.max())
+                self.latest = replace(made, serial=self._serial, newest=newest, step=snapshot.step)
                 self.error = None
             except Exception as error:
                 self.error, self.latest = error, None

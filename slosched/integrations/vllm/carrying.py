@@ -58,6 +58,7 @@ class Carrying:
             Whether nobody may be passed over: nothing ran in the last step because of who was.
         """
         queue, now = self._queue, self._ledger.table.serial
+        used = decision is self._last and not whole
         if len(decision.reject) and self._config.allow_reject:
             self._refusals.refuse(scheduler, decision.alive(decision.reject, now))
         if len(decision.preempt) and self._preemption.possible(scheduler):
@@ -66,7 +67,7 @@ class Carrying:
             step.fenced += self._preemption.apply(scheduler, rows, self._clock.now_s(), decode_s)
         if decision.running_order is not None:
             self._reorder(scheduler, decision.alive(decision.running_order, now))
-        if len(decision.skip) and not whole:
+        if len(decision.skip) and not whole and not used:
             self._pass_over(scheduler, step, decision.alive(decision.skip, now))
         if decision.prefill_tokens is not None:
             self._limit_prefill(scheduler, step, decision.prefill_tokens)
@@ -76,8 +77,7 @@ class Carrying:
             if len(decision.order):
                 self._stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
         queue.set_order(decision.order, self._order_serial)
-        if len(decision.hold):
-            step.held = decision.alive(decision.hold, now).tolist()
+        step.held = self._held(decision, used=used and len(scheduler.running) > 0)
         queue.block(step.fenced, step.held)
         if step.held and not queue and not scheduler.running and not busy:
             self._stats.failure("all-held")  # nobody would ever run again
@@ -86,6 +86,21 @@ class Carrying:
             self._stats.held += len(step.held)
         self.let_pass(scheduler, step, busy=busy)
         self._limit_adapters(scheduler)
+
+    def _held(self, decision: Decision, *, used: bool) -> list[int]:
+        """Rows that must not enter.
+
+        A decision made beside the engine that says who enters its step knows nothing of who has come since.
+        Carried out before, it has let in whom it meant to let in: until the next one comes, nobody enters.
+        """
+        now = self._ledger.table.serial
+        if not decision.bounded:
+            return decision.alive(decision.hold, now).tolist() if len(decision.hold) else []
+        line = self._queue.line.rows
+        if used:
+            return line.tolist()
+        newcomers = line[now[line] > decision.newest].tolist()
+        return [*decision.alive(decision.hold, now).tolist(), *newcomers]
 
     def native(self, step: Step) -> None:
         """Let requests come out in the engine's own order, but for whom a step in flight still computes."""

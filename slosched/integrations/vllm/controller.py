@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.snapshot import Snapshot
 from slosched.integrations.vllm.asking import Asking, Prefilling
+from slosched.integrations.vllm.background import Refresh
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, Capability
 from slosched.integrations.vllm.carrying import Carrying
 from slosched.integrations.vllm.clock import Clock
@@ -183,24 +185,37 @@ class Controller:
             queue.set_keys(rows, self.planner.keys(self.snapshots.of(waiting, NOBODY, 0, self._number)))
 
     def _decide(self, scheduler: Any, step: Step) -> Decision | None:
+        if self.planner.background is not None:
+            self._decision = self.planner.latest(step.number - 1)
+            return self._decision
         try:
-            if self.planner.busy:
-                self._decision = self.planner.latest(step.number - 1)
-                return self._decision
             if self.retries and self._newcomers == self.ledger.newcomers:
                 return self._decision  # the same step, tried again
-            self._note_admitted()
-            self.peek.look(self.queue.joined, self.queue.line.rows)
-            snapshot, refresh = self.snapshots.take(
-                scheduler, step.number, copied=self.planner.background is not None
-            )
+            snapshot, _ = self._look(scheduler, step.number, copied=False)
             self._newcomers = self.ledger.newcomers
-            self.planner.step_s = self.watch.decode_s
-            self._decision = self.planner.decide(snapshot, refresh, self.queue.joined, self.ledger.queued)
+            self._decision = self.planner.decide(snapshot, self.queue.joined, self.ledger.queued)
             return self._decision
         except Exception as error:
             self.stats.failure("snapshot", error)
             return None
+        finally:
+            self.queue.joined.clear()
+
+    def _look(self, scheduler: Any, number: int, *, copied: bool) -> tuple[Snapshot, Refresh]:
+        """The state before the step of this number."""
+        self._note_admitted()
+        self.peek.look(self.queue.joined, self.queue.line.rows)
+        self.planner.step_s = self.watch.decode_s
+        return self.snapshots.take(scheduler, number, copied=copied)
+
+    def _plan_beside(self, scheduler: Any) -> None:
+        """While the device computes this step, plan the next one."""
+        if self.retries or not self.planner.free or not self.asking.wanted(scheduler):
+            return
+        try:
+            self.planner.launch(*self._look(scheduler, self._number + 1, copied=True))
+        except Exception as error:
+            self.stats.failure("snapshot", error)
         finally:
             self.queue.joined.clear()
 
@@ -237,7 +252,7 @@ class Controller:
                 self.prefilling.begun(queue.admitted)
             queue.admitted = []
         if self.planner.background is not None:
-            self.planner.launch()
+            self._plan_beside(scheduler)
 
     # after a step -----------------------------------------------------------------------------------------
 

@@ -16,7 +16,17 @@ NOBODY: Ints = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A plan that has been checked, with the serial numbers its rows had."""
+    """A plan that has been checked.
+
+    Parameters
+    ----------
+    order, hold, preempt, running_order, prefill_tokens, reject, skip
+        As in `slosched.planner.plan.Plan`.
+    serial, newest
+        Of a plan made beside the engine: the serial numbers its rows had, and the highest that it knew.
+    step
+        Number of the step it was made for.
+    """
 
     order: Ints
     hold: Ints = field(default_factory=lambda: NOBODY)
@@ -26,7 +36,15 @@ class Decision:
     reject: Ints = field(default_factory=lambda: NOBODY)
     skip: Ints = field(default_factory=lambda: NOBODY)
     serial: Ints | None = None
+    newest: int = -1
     step: int = 0
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it was made beside the engine and says how much prompt its step holds: who enters then is
+        part of it, so that it can be carried out only once.
+        """
+        return self.serial is not None and self.prefill_tokens is not None
 
     def alive(self, rows: Ints, serial: Ints) -> Ints:
         """Those of the rows that still belong to the request they belonged to."""

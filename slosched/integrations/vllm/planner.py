@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,16 +31,13 @@ FEW = 256
 FULL_RANKING_STEPS = 32
 """Plans for which the head of a longer queue's last ranking, and who joined since, stand for all of it."""
 
-OVERRUNS, OVERRUNS_BY_KEY = 3, 30
+OVERRUNS, OVERRUNS_BY_KEY = 3.0, 30.0
 """Plans in a row beyond the time box until planning moves to the background: a few may be mere chance, and a
 sort that is cut short soon fits again."""
 
-WAITING_BOXES = 4
-"""Time boxes that a plan may last, whatever its processor time: one that lasts longer waits for something."""
-
-FRESH_STEPS = 1
-"""Steps after which a background plan no longer says who sits a step out: it meant a step that is over, and
-who sat that one out has less time to spare now."""
+WAITING_BOXES, WAITING_OVERRUN = 4, 0.1
+"""A plan that lasts so many time boxes, though its processor time fits, waits for something. It counts as this
+share of an overrun, since on a busy machine what it waits for is mostly the processor."""
 
 REHEARSALS = 4
 
@@ -58,8 +54,8 @@ class Planner:
     Policies that sort by a key are asked for their keys and only the head of the queue is sorted. Others are
     asked for a plan on the engine's thread while that fits the time box, in processor time: where others take
     the processor away, plans last longer but are no dearer. A plan beyond the box is still carried out, since
-    its time is spent. After `OVERRUNS` of them in a row plans are made by a background thread on the last
-    state, each step takes the newest there is, and planning returns once it has become quick.
+    its time is spent. After `OVERRUNS` of them in a row a background thread makes the plans: while the device
+    computes one step, on the state after it, for the next. Planning returns once it has become quick.
 
     Parameters
     ----------
@@ -86,11 +82,10 @@ class Planner:
         self.policy = policy
         self._guards, self._stats, self._boxed = guards, stats, boxed
         self.by_key = isinstance(policy, KeyPolicy) and type(policy).plan is KeyPolicy.plan
-        self._failures = self._overruns = self._quick = 0
-        self.step_s = 0.0
+        self._failures = self._quick = 0
+        self._overruns = self.step_s = 0.0
         self.background: Background | None = None
         self._shortlist, self._serial = NOBODY, NOBODY
-        self._pending: tuple[Snapshot, Refresh | None] | None = None
         self._newest, self._age = -1, FULL_RANKING_STEPS
 
     @property
@@ -131,20 +126,14 @@ class Planner:
             self.background = Background(self._decide)
 
     def decide(
-        self,
-        snapshot: Snapshot,
-        refresh: Refresh | None = None,
-        joined: Sequence[int] = (),
-        queued: NDArray[np.bool_] | None = None,
+        self, snapshot: Snapshot, joined: Sequence[int] = (), queued: NDArray[np.bool_] | None = None
     ) -> Decision | None:
-        """What to do in this step; None for the engine's own order.
+        """What to do in this step, planned now; None for the engine's own order.
 
         Parameters
         ----------
         snapshot
             The engine's state.
-        refresh
-            Brings a copy of the table up to date with the running requests, for a plan in the background.
         joined
             Rows that joined the queue since the last call.
         queued
@@ -152,8 +141,6 @@ class Planner:
         """
         if self.open:
             return None
-        if self.background is not None:
-            return self._from_background(self.background, snapshot, refresh)
         begin, own = time.perf_counter(), time.thread_time()
         try:
             if self.by_key and self._boxed and queued is not None and len(snapshot.waiting) > FEW:
@@ -164,12 +151,13 @@ class Planner:
             self._fail("policy", error)
             return None
         own, seconds = time.thread_time() - own, time.perf_counter() - begin
-        over = self._boxed and max(own, seconds / WAITING_BOXES) > self.box_s
         self._stats.plans += 1
         self._stats.plan_s.observe(seconds)
         self._failures = 0
-        self._overruns = self._overruns + 1 if over else 0
-        if over:
+        if not self._boxed or max(own, seconds / WAITING_BOXES) <= self.box_s:
+            self._overruns = 0.0
+        else:
+            self._overruns += 1.0 if own > self.box_s else WAITING_OVERRUN
             self._stats.failure("overrun")
             if self._overruns >= (OVERRUNS_BY_KEY if self.by_key else OVERRUNS):
                 self.background, self._quick = Background(self._decide), 0
@@ -186,9 +174,9 @@ class Planner:
             self.background.close()
 
     @property
-    def busy(self) -> bool:
-        """Whether a background plan is being made, so that no snapshot is needed now."""
-        return self.background is not None and not self.background.idle and not self.open
+    def free(self) -> bool:
+        """Whether the background thread waits for a snapshot."""
+        return self.background is not None and self.background.idle and not self.open
 
     def latest(self, step: int) -> Decision | None:
         """The last background plan, unless it is too old at this step to act on."""
@@ -196,28 +184,25 @@ class Planner:
         if decision is not None and step - decision.step > STALE_STEPS:
             self._stats.stale_plans += 1
             return None
-        if decision is not None and len(decision.skip) and step - decision.step > FRESH_STEPS:
-            return replace(decision, skip=NOBODY)
         return decision
 
-    def launch(self) -> None:
-        """Begin the background plan asked for in this step.
+    def launch(self, snapshot: Snapshot, refresh: Refresh | None = None) -> None:
+        """Begin a background plan for the next step; only while `free`.
 
-        Only once the step is scheduled: until then the two threads would fight for the interpreter, and the
-        engine's thread is about to wait for the device anyway.
+        Only once a step is scheduled: its requests are where they will be then, and the engine's thread is
+        about to wait for the device, so that the two do not fight for the interpreter.
+
+        Parameters
+        ----------
+        snapshot
+            The engine's state after the step.
+        refresh
+            Brings a copy of the table up to date with the running requests.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None and self.background is not None:
-            self.background.submit(*pending)
-
-    def _from_background(
-        self, worker: Background, snapshot: Snapshot, refresh: Refresh | None
-    ) -> Decision | None:
-        if worker.idle:
-            self._collect(worker)
-            if not self.open:
-                self._pending = snapshot, refresh
-        return self.latest(snapshot.step)
+        if self.background is not None:
+            self._collect(self.background)
+        if self.background is not None and not self.open:
+            self.background.submit(snapshot, refresh)
 
     def _collect(self, worker: Background) -> None:
         """Count the plan the thread has made; go back to the engine's thread if plans have become quick."""
@@ -234,7 +219,7 @@ class Planner:
             self._quick = self._quick + 1 if quick else 0
             if self._quick >= QUICK:
                 worker.close()
-                self.background, self._overruns = None, 0
+                self.background, self._overruns = None, 0.0
 
     def _decide(self, snapshot: Snapshot) -> Decision:
         if self.by_key:
