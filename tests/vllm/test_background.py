@@ -79,15 +79,17 @@ def attained(kind: type[VirtualEngine], work: Workload, *, late: int = 0) -> tup
     return float(engine.result(0.0).outcomes.met.mean()), engine.scheduler.slosched.stats
 
 
-@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("late", [0, 2])
 def test_planning_beside_the_engine_costs_next_to_nothing(late: int) -> None:
-    """In overload, where a plan carried out twice lets in twice as many as it meant to."""
+    """In overload, on time or every other one a step late: carried out twice, a plan lets in twice as many as
+    it meant to, which cost 5 points here.
+    """
     here, beside = [], []
     for seed in range(3):
-        work = tiers(150, seed, 5.5)
+        work = tiers(150, seed, 7.0)
         here.append(attained(VirtualEngine, work)[0])
         found, stats = attained(Beside, work, late=late)
         assert stats.plans > 100
         assert not stats.fallbacks
         beside.append(found)
-    assert np.mean(beside) > np.mean(here) - 0.05, (here, beside)
+    assert np.mean(beside) > np.mean(here) - 0.025, (here, beside)

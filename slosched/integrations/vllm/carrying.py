@@ -95,12 +95,10 @@ class Carrying:
         """
         now = self._ledger.table.serial
         if not decision.bounded:
-            return decision.alive(decision.hold, now).tolist() if len(decision.hold) else []
+            return list(decision.alive(decision.hold, now).tolist()) if len(decision.hold) else []
         line = self._queue.line.rows
-        if used:
-            return line.tolist()
-        newcomers = line[now[line] > decision.newest].tolist()
-        return [*decision.alive(decision.hold, now).tolist(), *newcomers]
+        newcomers = line if used else line[now[line] > decision.newest]
+        return [*decision.alive(decision.hold, now).tolist(), *newcomers.tolist()]
 
     def native(self, step: Step) -> None:
         """Let requests come out in the engine's own order, but for whom a step in flight still computes."""
