@@ -154,14 +154,14 @@ def _leaving() -> Any:
                     else:
                         phase = "answer" if request.num_output_tokens else "prompt"
                     chosen.setdefault(phase, name)
-                phase = min(chosen, key=lambda phase: self.left[phase], default=None)
-                if phase is not None:
-                    name = chosen[phase]
+                fewest = min(chosen, key=lambda phase: self.left[phase], default=None)
+                if fewest is not None:
+                    name = chosen[fewest]
                     assert name in self.scheduler.slosched.ledger.rows
                     self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
                     assert name not in self.scheduler.slosched.ledger.rows
                     del self.live[name]
-                    self.left[phase] += 1
+                    self.left[fewest] += 1
             super().advance()
 
     return Leaving
