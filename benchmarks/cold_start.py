@@ -29,8 +29,8 @@ from common import RESULTS, data_folder, environment, write_json
 from predictors import measures, spread, streamed
 from rungs import Set, read_sets
 
+from slosched.core.arrays import Floats
 from slosched.core.forecast import FORECAST_ATOMS
-from slosched.core.table import Floats
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Prompt
 from slosched.predictors.blend import HISTORY, Blend, Told

@@ -18,10 +18,11 @@ from common import RESULTS, data_folder, environment, write_json
 from kernel_tables import KernelTables, read
 from scipy.optimize import minimize
 
+from slosched.core.arrays import Floats
 from slosched.core.engine import Engine
 from slosched.core.fitting import fit
 from slosched.core.limits import EngineLimits
-from slosched.core.steptime import Floats, StepTimeModel
+from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.simulator import simulate
 

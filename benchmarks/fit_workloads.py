@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
-Floats = NDArray[np.float64]
+from slosched.core.arrays import Floats
+
 LEVELS = [0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, *(i / 40 for i in range(4, 37)),
           0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 1]  # fmt: skip
 TRUE_LENGTH_BINS = 20

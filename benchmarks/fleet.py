@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from common import RESULTS, ROOT, environment, write_json
 
+from slosched.core.arrays import Floats
 from slosched.core.engine import DEFAULT_ENGINE
-from slosched.core.table import Floats
 from slosched.lab.cells import provenance
 from slosched.lab.evidence import BEHIND_ROUTERS, EvidenceConfig, run_evidence
 from slosched.lab.fleet import SIZES, FleetBench, FleetScenario

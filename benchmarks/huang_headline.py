@@ -27,8 +27,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
 
 from slosched.core.presets import preset
-from slosched.planner.one_machine import moore_hodgson
 from slosched.solvers.solve import solve
+from slosched.solvers.static.one_machine import moore_hodgson
 from slosched.solvers.static.problem import BatchCost, StaticProblem
 from slosched.workloads.readers import read, read_lengths
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import RegularGridInterpolator
 
-from slosched.core.steptime import Floats
+from slosched.core.arrays import Floats
 
 CHUNKS = tuple(2**i for i in range(4, 12))
 CONTEXTS = tuple(2**i for i in range(4, 15))

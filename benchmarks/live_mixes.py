@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.forecast import FORECAST_ATOMS
-from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 
 SPREAD = 0.5

@@ -31,7 +31,7 @@ from common import RESULTS, environment, write_json
 from live_server import server
 
 from slosched.cli.common import say
-from slosched.core.table import Floats
+from slosched.core.arrays import Floats
 from slosched.core.workload import Workload
 from slosched.lab.load import LoadCounts, LoadSettings, load
 from slosched.workloads import read

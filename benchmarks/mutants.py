@@ -87,7 +87,7 @@ TARGETS = (
            3, ("Score",)),
     Target("continuous bounds", "solvers/cpsat_continuous.py", "tests/solvers/test_exact_continuous.py", 4,
            ("_Queue", "_solve", "solve_continuous_fixed")),
-    Target("guards", "integrations/vllm/planner.py", "tests/vllm/test_guards.py", 3,
+    Target("guards", "integrations/vllm/guarded_policy.py", "tests/vllm/test_guards.py", 3,
            ("open", "decide", "_fail", "_collect", "_keys")),
     Target("admission", "policies/hopeless.py", "tests/policies/test_options.py -k 'not agentic'", 5),
     Target("sessions", "core/workload.py", "tests/simulator/test_sessions.py -k 'not turns_follow and not "

@@ -23,8 +23,9 @@ import numpy as np
 from common import data_folder
 from scipy.optimize import nnls
 
+from slosched.core.arrays import Floats
 from slosched.core.fitting import fit
-from slosched.core.steptime import Floats, StepTimeModel
+from slosched.core.steptime import StepTimeModel
 
 BUDGET = 2048
 BANDWIDTH_TB_S = {"a100": 2.04, "h100": 3.35, "h200": 4.8}

@@ -19,8 +19,10 @@ import numpy as np
 from common import environment, write_json
 from numba import njit
 
+from slosched.solvers.static import delta
 from slosched.solvers.static import kernels as static
-from slosched.solvers.static.annealing import Schedule, records, seed_words, sigma_s
+from slosched.solvers.static.annealing import Schedule, budget_of, case_of, records, seed_words, sigma_s
+from slosched.solvers.static.delta import anneal
 from slosched.solvers.static.generated import generate
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.reference import full_batches
@@ -33,7 +35,7 @@ def scans(margin: Any, weight: Any, loops: int) -> float:
     """Weight lost by moving all slots, again and again."""
     total = 0.0
     for k in range(loops):
-        total += static._shift_gain(margin, weight, 0, len(margin), 1e-3 * (k & 1023) + 1e-6)
+        total += delta._shift_gain(margin, weight, 0, len(margin), 1e-3 * (k & 1023) + 1e-6)
     return total
 
 
@@ -65,7 +67,7 @@ def draws(state: Any, loops: int) -> Any:
     """Random bits."""
     bits = np.uint64(0)
     for _ in range(loops):
-        bits ^= static._next(state)
+        bits ^= static.next_bits(state)
     return bits
 
 
@@ -92,19 +94,15 @@ def ns_each(call: Callable[[], object], times: int) -> float:
 def annealing(n: int) -> dict[str, float]:
     """Nanoseconds of a proposed move over a whole schedule, and the share of moves accepted."""
     problem = generate(n, B, load=0.6, seed=1)
-    table, batches = records(problem), full_batches(n, B)
+    case, batches, budget = case_of(problem, static.LEX), full_batches(n, B), budget_of(MOVES, None, 0)
     order = np.argsort(problem.exec_s(B), kind="stable")
-    schedule, scale = Schedule.of(n, Objective.LEX), sigma_s(table, B)
+    cooling = Schedule.of(n, Objective.LEX).seconds(sigma_s(case.rec, B), float(problem.weight.mean()))
     found: list[Any] = [None]
 
-    def anneal() -> None:
-        found[0] = static.anneal(
-            table, problem.elapsed_total_s, B, order, batches, static.THRESHOLDS, static.LEX, MOVES, 0, -1,
-            seed_words(0), 25 * scale, schedule.hot * scale, schedule.cold * scale, 64, schedule.cycles,
-            False,
-        )  # fmt: skip
+    def run() -> None:
+        found[0] = anneal(case, order, batches, budget, cooling, static.THRESHOLDS, seed_words(0), False)
 
-    move_ns = ns_each(anneal, MOVES)
+    move_ns = ns_each(run, MOVES)
     return {f"move_{n}_ns": move_ns, f"accepted_{n}": found[0][5] / found[0][4]}
 
 

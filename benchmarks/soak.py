@@ -30,7 +30,7 @@ from live_mixes import live_mix
 from live_server import SERVERS, server
 
 from slosched.cli.common import progress_bar, say
-from slosched.core.table import Floats
+from slosched.core.arrays import Floats
 from slosched.lab.load import LoadCounts, LoadSettings, load
 
 WARM_SHARE = 1 / 3

@@ -20,7 +20,8 @@ import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 from rich.progress import track
 
-from slosched.solvers.static.tardiness import Floats, solve_tardiness
+from slosched.core.arrays import Floats
+from slosched.solvers.static.tardiness import solve_tardiness
 
 FACTORS = (0.2, 0.4, 0.6, 0.8, 1.0)
 LONG_MS = {50: 500.0, 100: 1500.0}

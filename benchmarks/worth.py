@@ -25,9 +25,9 @@ from cold_start import online
 from common import data_folder, environment, study_options, write_json
 from rungs import Set, read_sets
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.metrics import Spread
-from slosched.core.table import Floats, Ints
 from slosched.lab.digests import code_digest
 from slosched.lab.figures import figures
 from slosched.lab.population import draw

@@ -106,8 +106,8 @@ def beside(settings: Settings, launch: Callable[[], Any], engine: str, waiting: 
     """
     from slosched.integrations.vllm.adapter import make_policy, rehearsal
     from slosched.integrations.vllm.config import Config
+    from slosched.integrations.vllm.guarded_policy import GuardedPolicy
     from slosched.integrations.vllm.metrics import Stats
-    from slosched.integrations.vllm.planner import Planner
 
     config = Config()
     modes = ("alone", "adapter", "before", "during")
@@ -116,7 +116,7 @@ def beside(settings: Settings, launch: Callable[[], Any], engine: str, waiting: 
         churns[mode] = Churn(settings.running, waiting, preset("h100-llama-3.1-8b").step_time)
         if mode == "adapter":
             stats = Stats()
-            planners[mode] = Planner(make_policy(config), config.guards, stats)
+            planners[mode] = GuardedPolicy(make_policy(config), config.guards, stats)
             planners[mode].rehearse(rehearsal(churns[mode].engine.limits))
         elif mode != "alone":
             policies[mode] = make_policy(config)

@@ -10,7 +10,8 @@ import pytest
 from slosched.planner import model as c
 from slosched.planner import reference as continuous_reference
 from slosched.solvers.static import kernels as static
-from slosched.solvers.static.annealing import records, seed_words, sigma_s
+from slosched.solvers.static.annealing import budget_of, case_of, records, seed_words, sigma_s
+from slosched.solvers.static.delta import anneal
 from slosched.solvers.static.generated import generate
 from slosched.solvers.static.reference import evaluate, full_batches
 
@@ -37,16 +38,15 @@ def test_static_reference(benchmark: Any) -> None:
 def test_annealing_moves(benchmark: Any, n: int, b: int) -> None:
     """Ten thousand moves of annealing by delta evaluation; `moves_per_s` is in the extra information."""
     problem = generate(n, b, seed=1)
-    table, scale = records(problem), sigma_s(records(problem), b)
+    case, budget = case_of(problem, static.LEX), budget_of(MOVES, None, 0)
+    scale = sigma_s(case.rec, b)
+    cooling = static.Cooling(lam=25 * scale, hot=2 * scale, cold=0.003 * scale, stages=64, cycles=1)
     order, batches = np.argsort(problem.exec_s(b), kind="stable"), full_batches(n, b)
 
-    def anneal() -> Any:
-        return static.anneal(
-            table, problem.elapsed_total_s, b, order, batches, static.THRESHOLDS, static.LEX, MOVES, 0, -1,
-            seed_words(0), 25 * scale, 2 * scale, 0.003 * scale, 64, 1, False,
-        )  # fmt: skip
+    def run() -> Any:
+        return anneal(case, order, batches, budget, cooling, static.THRESHOLDS, seed_words(0), False)
 
-    found = benchmark(anneal)
+    found = benchmark(run)
     if benchmark.stats is not None:  # None under --benchmark-disable
         benchmark.extra_info["moves_per_s"] = found[4] / benchmark.stats.stats.median
 

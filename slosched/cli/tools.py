@@ -81,7 +81,8 @@ def policies(as_json: c.AsJson = False) -> None:
     """
     import inspect
 
-    from slosched.policies.registry import HOMES, find_policy, installed, parameters_of
+    from slosched.core.named import parameters_of
+    from slosched.policies.registry import HOMES, find_policy, installed
 
     found: dict[str, dict[str, Any]] = {}
     for name in (*HOMES, *installed()):

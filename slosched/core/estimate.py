@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 
 
 def decode_step_s(snapshot: Snapshot) -> float:
@@ -32,10 +32,14 @@ def prefill_s(snapshot: Snapshot, rows: Ints) -> Floats:
     return np.asarray(steps * model.base_s + linear + knee)
 
 
-def remaining_s(snapshot: Snapshot, rows: Ints, step_s: float) -> Floats:
-    """Expected seconds to the end of the answer once running, at `step_s` per output token."""
+def remaining_s(snapshot: Snapshot, rows: Ints, step_s: float, tokens: Floats | None = None) -> Floats:
+    """Expected seconds to the end of the answer once running, at `step_s` per output token.
+
+    `tokens` are the expected tokens to come, if the caller knows them already.
+    """
     t = snapshot.table
-    tokens = remaining_tokens(t.atoms, rows, t.generated_tokens)
+    if tokens is None:
+        tokens = remaining_tokens(t.atoms, rows, t.generated_tokens)
     return np.asarray(prefill_s(snapshot, rows) + (tokens - 1.0) * step_s)
 
 
@@ -56,19 +60,33 @@ def deadline_s(snapshot: Snapshot, rows: Ints) -> Floats:
     return np.asarray(np.minimum(np.minimum(first, token), arrival + t.e2e_s[rows]))
 
 
-def latest_start_s(snapshot: Snapshot, rows: Ints, step_s: float) -> Floats:
-    """Latest clock time at which service may begin if the limits are to be kept; infinity for best effort."""
+def latest_start_s(snapshot: Snapshot, rows: Ints, step_s: float, tokens: Floats | None = None) -> Floats:
+    """Latest clock time at which service may begin if the limits are to be kept; infinity for best effort.
+
+    `tokens` as in `remaining_s`.
+    """
     t = snapshot.table
     arrival = t.arrival_s[rows]
     first = np.where(t.generated_tokens[rows] == 0, arrival + t.ttft_s[rows], np.inf)
     e2e = arrival + t.e2e_s[rows]
     return np.asarray(
-        np.minimum(first - prefill_s(snapshot, rows), e2e - remaining_s(snapshot, rows, step_s))
+        np.minimum(first - prefill_s(snapshot, rows), e2e - remaining_s(snapshot, rows, step_s, tokens))
     )
 
 
-def hopeless(snapshot: Snapshot, rows: Ints, step_s: float) -> NDArray[np.bool_]:
-    """Which requests would miss a limit even if served at once."""
+def late_first(snapshot: Snapshot, rows: Ints) -> NDArray[np.bool_]:
+    """Which requests have their first token, and had it too late."""
     t = snapshot.table
-    late_first = (t.generated_tokens[rows] > 0) & (t.first_token_s[rows] - t.arrival_s[rows] > t.ttft_s[rows])
-    return np.asarray((latest_start_s(snapshot, rows, step_s) < snapshot.now_s) | late_first)
+    waited_s = t.first_token_s[rows] - t.arrival_s[rows]
+    return np.asarray((t.generated_tokens[rows] > 0) & (waited_s > t.ttft_s[rows]))
+
+
+def hopeless(
+    snapshot: Snapshot, rows: Ints, step_s: float, tokens: Floats | None = None
+) -> NDArray[np.bool_]:
+    """Which requests would miss a limit even if served at once: the one rule for "hopeless".
+
+    `tokens` as in `remaining_s`.
+    """
+    past = latest_start_s(snapshot, rows, step_s, tokens) < snapshot.now_s
+    return np.asarray(past | late_first(snapshot, rows))

@@ -106,9 +106,11 @@ class _Zstd(io.RawIOBase):
         self.fresh, self.ready = True, b""
 
     def readable(self) -> bool:
+        """It can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with unpacked bytes; returns how many, 0 at the end."""
         while not self.ready:
             packed = self.frame.unused_data if self.frame.eof else b""
             packed = packed or self.raw.read(1 << 13)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import MissingExtraError, require
 from slosched.core.steplog import read_step_log
-from slosched.core.steptime import Floats, StepTimeModel
+from slosched.core.steptime import StepTimeModel
 
 MIN_ROWS = 10
 HELD_OUT_SHARE = 0.2

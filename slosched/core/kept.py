@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints, RequestTable
+from slosched.core.table import RequestTable
 
 _OWN = ("serial", "first_token_s", "served_tokens", "preemptions", "class_index", "tenant_index")
 """Columns that are not copied as they are."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import require
 from slosched.core.outcome import Outcomes, Run, RunLog
-from slosched.core.table import Floats
 from slosched.core.workload import Workload
 
 CONFIDENCE = 0.95

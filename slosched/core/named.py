@@ -1,110 +1,180 @@
-"""Objects by name: ``name``, ``name:key=value,key=value`` or ``package.module:Class``."""
+"""Objects by name, in one grammar: ``name``, ``name:key=value,key=value`` or ``package.module:Class``."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
 
 from slosched.core.errors import InputError
 
-T = TypeVar("T")
+GRAMMAR = "NAME or package.module:Class, then :KEY=VALUE,… if wanted"
 
 
-def make(
-    text: str,
-    kind: str,
-    known: Mapping[str, Callable[..., T]],
-    base: type[T],
-    *,
-    seed: int = 0,
-    **parameters: object,
-) -> T:
-    """A fresh object by name.
+def split(text: str, kind: str, grammar: str = GRAMMAR) -> tuple[str, dict[str, Any]]:
+    """Name and parameters.
 
     Parameters
     ----------
     text
-        A known name or ``package.module:Class``, then perhaps ``:key=value,key=value``. Values are read as
-        numbers, true, false or none where they look like it.
-    kind
-        What it is, for messages.
-    known
-        Factories by name.
-    base
-        What a class from outside must derive from.
+        A name or ``package.module:Class``, then perhaps ``:key=value,key=value``. Values are read as numbers,
+        true, false or none where they look like it.
+    kind, grammar
+        What it is, and what its words may be, for messages.
+
+    Examples
+    --------
+    >>> split("edf:budget=512,demote=true", "policy")
+    ('edf', {'budget': 512, 'demote': True})
+    >>> split("my.module:Mine:k=2", "policy")
+    ('my.module:Mine', {'k': 2})
+    """
+    name, _, words = text.strip().partition(":")
+    if words and "=" not in words.partition(":")[0]:
+        attribute, _, words = words.partition(":")
+        name = f"{name}:{attribute}"
+    parameters: dict[str, Any] = {}
+    for word in filter(None, words.split(",")):
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{kind} must be {grammar}, got {text!r}.")
+        parameters[key.strip().replace("-", "_")] = _value(value.strip())
+    return name.strip(), parameters
+
+
+def make(
+    name: str,
+    factory: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    *,
+    kind: str,
+    base: type[Any],
+    seed: int = 0,
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
+    """A fresh object.
+
+    Parameters
+    ----------
+    name
+        Name of the factory, for messages.
+    factory
+        What makes it.
+    parameters
+        Its parameters.
+    kind, base
+        What it is, and the class that it must be derived from.
     seed
         Given to a factory that has a parameter of this name.
-    parameters
-        Further parameters, beside those in the text.
+    defaults
+        Parameters for a factory that has them and where `parameters` has none.
 
     Raises
     ------
     InputError
-        If the name or a parameter is unknown, or a class cannot be imported.
+        If a parameter is unknown or off its domain, or something else is made.
 
     Examples
     --------
     >>> from fractions import Fraction
-    >>> make("half:numerator=1,denominator=2", "number", {"half": Fraction}, Fraction)
+    >>> make("half", Fraction, {"numerator": 1, "denominator": 2}, kind="number", base=Fraction)
     Fraction(1, 2)
     """
-    name, given = split_name(text)
-    given |= parameters
-    factory = known.get(name) or _imported(name, kind, known, base)
-    names = list(inspect.signature(factory).parameters)
-    for parameter in given:
-        if parameter not in names or parameter == "seed":
-            own = ", ".join(p for p in names if p != "seed") or "none"
-            raise InputError(f"parameter of {kind} {name!r} must be one of {own}, got {parameter!r}.")
-    if "seed" in names:
-        given["seed"] = seed
-    return factory(**given)
+    known = parameters_of(factory)
+    chosen = dict(parameters)
+    if known is not None:
+        for given in chosen:
+            if given not in known or given == "seed":
+                own = [p for p in known if p != "seed"]
+                words = f"one of {', '.join(own) or 'none'}, got {given!r}."
+                raise InputError(f"parameter of {kind} {name!r} must be {words}" + near(given, own))
+        chosen |= {k: v for k, v in (defaults or {}).items() if k in known and k not in chosen}
+        if "seed" in known:
+            chosen["seed"] = seed
+    try:
+        made = factory(**chosen)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        own_words = ", ".join(known or ()) or "none"
+        raise InputError(f"parameters of {kind} {name!r} ({own_words}): {error}") from None
+    if not isinstance(made, base):
+        wanted = f"{base.__module__.removesuffix('.base')}.{base.__name__}"
+        raise InputError(
+            f"{kind} {name!r} must make a {wanted}, got {type(made).__name__}: derive its class from that."
+        )
+    return made
 
 
-def split_name(text: str) -> tuple[str, dict[str, object]]:
-    """Name and parameters.
+def load(place: str, kind: str, base: type) -> Callable[..., Any]:
+    """What stands at ``package.module:Class``; modules in the working directory count.
 
-    Examples
-    --------
-    >>> split_name("edf:budget=512,demote=true")
-    ('edf', {'budget': 512, 'demote': True})
-    >>> split_name("my.module:Mine:k=2")
-    ('my.module:Mine', {'k': 2})
+    Raises
+    ------
+    InputError
+        If it cannot be imported; the message lists what of this kind the module holds.
     """
-    parts = text.split(":")
-    has_parameters = len(parts) > 1 and "=" in parts[-1]
-    name = ":".join(parts[:-1] if has_parameters else parts)
-    parameters: dict[str, object] = {}
-    for pair in parts[-1].split(",") if has_parameters else ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"parameters must be key=value, got {pair!r} in {text!r}.")
-        parameters[key.strip().replace("-", "_")] = _value(value.strip())
-    return name, parameters
+    module_name, _, attribute = place.partition(":")
+    try:
+        module = _import(module_name)
+    except Exception as error:
+        raise InputError(
+            f"{kind} must name a module that can be imported, got {place!r} "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        own = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
+        ]
+        known = ", ".join(own) or "none"
+        raise InputError(
+            f"{kind} must name a class of {module_name} (of this kind: {known}), got {place!r}."
+            + near(attribute, own)
+        )
+    made: Callable[..., Any] = found
+    return made
 
 
-def _value(text: str) -> object:
-    words: dict[str, object] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for read in (int, float):
+def parameters_of(factory: Callable[..., Any]) -> dict[str, Any] | None:
+    """Parameters with their defaults; None where a factory takes any keyword."""
+    found = inspect.signature(factory).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in found):
+        return None
+    return {p.name: p.default for p in found}
+
+
+def near(given: str, known: Sequence[str]) -> str:
+    """A sentence with the nearest known names, or nothing."""
+    found = get_close_matches(given, known, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(found)}?" if found else ""
+
+
+def _import(name: str) -> Any:
+    """A module; one in the working directory, too, which installed commands do not look into."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if error.name is None or not name.startswith(error.name) or here in sys.path:
+            raise
+        sys.path.append(here)
+        return import_module(name)
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, none, or the words themselves."""
+    for kind in (int, float):
         try:
-            return read(text)
+            return kind(text)
         except ValueError:
             continue
-    return text
-
-
-def _imported(name: str, kind: str, known: Mapping[str, Callable[..., T]], base: type[T]) -> Callable[..., T]:
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise InputError(f"{kind} must be one of {', '.join(known)} or package.module:Class, got {name!r}.")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{kind} must be package.module:Class, got {name!r}: {error}.") from None
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(f"{kind} must be a class derived from {base.__name__}, got {name!r}.")
-    return found
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.table import Floats, Ints
+from slosched.core.arrays import Floats, Ints
 from slosched.core.workload import Workload
 
 

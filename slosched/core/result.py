@@ -9,8 +9,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from slosched.core.arrays import Floats, Ints
 
 WEIGHT_TOLERANCE = 1e-9
 LATENCY_TOLERANCE = 1e-9
@@ -70,7 +69,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prediction:
+class Expected:
     """What the model expects of each request under the plan, indexed by request, shape (n,)."""
 
     start_s: Floats
@@ -118,7 +117,7 @@ class Result:
     moves: int = 0
     seconds: float = 0.0
     solver: str = ""
-    prediction: Prediction | None = field(default=None, repr=False)
+    prediction: Expected | None = field(default=None, repr=False)
 
     @property
     def gap(self) -> float | None:

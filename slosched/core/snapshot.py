@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import require
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.steptime import StepTimeModel
-from slosched.core.table import Ints, RequestTable
+from slosched.core.table import RequestTable
 from slosched.core.thinking import aim_now
 
 
@@ -97,6 +98,31 @@ class Snapshot:
         )
         aim_now(made, np.arange(len(everyone)))
         return made
+
+    def needed_blocks(self, rows: Ints) -> Ints:
+        """KV blocks that admitting each of these waiting rows would take."""
+        return np.asarray(-(-self.table.missing_tokens(rows) // self.limits.block_tokens))
+
+    def held_blocks(self, rows: Ints) -> Ints:
+        """KV blocks that each of these running rows holds."""
+        return np.asarray(-(-self.table.computed_tokens[rows] // self.limits.block_tokens))
+
+    def admissible(self, order: Ints) -> Ints:
+        """The waiting rows at the head of `order` for which there are slots and memory now, in that order.
+
+        The one rule for "does it fit". A row that does not fit stops all behind it.
+
+        Examples
+        --------
+        >>> from slosched.core.forecast import LengthForecast
+        >>> five = LengthForecast.point(5)
+        >>> queue = [Request(request_id=name, prompt_tokens=10, forecast=five) for name in "abc"]
+        >>> engine = Engine(limits=EngineLimits(max_num_seqs=2))
+        >>> Snapshot.of(queue, engine=engine).admissible(np.array([2, 0, 1])).tolist()
+        [2, 0]
+        """
+        head = order[: max(0, self.free_seqs)]
+        return head[np.cumsum(self.needed_blocks(head)) <= self.free_blocks]
 
     @property
     def limits(self) -> EngineLimits:

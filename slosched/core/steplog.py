@@ -12,9 +12,9 @@ from typing import TextIO
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import DataError
 from slosched.core.files import json_object, open_text
-from slosched.core.steptime import Floats
 
 FLUSH_ROWS = 64
 """Rows after which a writer flushes: at most this many are lost when the engine is killed."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from slosched.core.arrays import Floats as Floats
+from slosched.core.arrays import Ints as Ints
 from slosched.core.errors import require
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 PS_PER_S = 10**12
 FS_PER_S = 10**15

@@ -13,14 +13,12 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats as Floats
+from slosched.core.arrays import Ints as Ints
 from slosched.core.errors import InputError, require
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.request import Request
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class RequestTable:
@@ -183,6 +181,10 @@ class RequestTable:
         return bool(
             min(self.ttft_s[row], self.tpot_s[row], self.own_e2e_s[row], self.ttfat_s[row]) < math.inf
         )
+
+    def missing_tokens(self, rows: Ints) -> Ints:
+        """Tokens that waiting rows would add to the cache: prompt and answer so far, less what is there."""
+        return self.prompt_tokens[rows] + self.generated_tokens[rows] - self.cached_tokens[rows]
 
     def with_columns(self, **columns: Floats | Ints) -> RequestTable:
         """A view on which some columns are others, of the same shape; all else is shared, `extra` included.

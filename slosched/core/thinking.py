@@ -11,8 +11,9 @@ from slosched.core.errors import require
 from slosched.core.forecast import FORECAST_ATOMS
 
 if TYPE_CHECKING:
+    from slosched.core.arrays import Floats, Ints
     from slosched.core.snapshot import Snapshot
-    from slosched.core.table import Floats, Ints, RequestTable
+    from slosched.core.table import RequestTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.forecast import FORECAST_ATOMS
-from slosched.core.table import Floats, Ints
 from slosched.core.thinking import Thinking
 
 COLUMNS = (

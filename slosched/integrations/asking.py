@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
-from slosched.core.table import Ints
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.middleware import fields_of, merged
 from slosched.integrations.vllm.slo_fields import Claim, read_claim
@@ -78,8 +78,9 @@ class Asked:
             forecast = LengthForecast(tuple(min(a, float(self.max_tokens)) for a in forecast.atoms))
         thinking = claim.predicted_thinking_tokens
         return Request(
-            thinking=None if thinking is None else LengthForecast.point(thinking), request_id=request_id, prompt_tokens=self.prompt_tokens, forecast=forecast, slo=claim.slo,
-            arrival_s=now_s, weight=claim.weight, slo_class=claim.slo_class, tenant=claim.tenant,
+            request_id=request_id, prompt_tokens=self.prompt_tokens, forecast=forecast, slo=claim.slo,
+            thinking=None if thinking is None else LengthForecast.point(thinking), arrival_s=now_s,
+            weight=claim.weight, slo_class=claim.slo_class, tenant=claim.tenant,
         )  # fmt: skip
 
 

@@ -29,11 +29,13 @@ from slosched.integrations.openai_stream import (
     words_of,
 )
 
+NO_THINKING = EndOfThinking()
 RETRIED_STATUSES = (429, 503)
 STREAM_OPTIONS: tuple[dict[str, bool] | None, ...] = (
     None, {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True},
 )  # fmt: skip
-"""What a stream is asked to count, from nothing to tokens in every event; a server may refuse the last two."""
+"""What a stream is asked to count, from nothing to tokens in every event; a server may refuse the last."""
+
 
 class RequestError(Exception):
     """A request that got no answer; the message says why in a few words."""
@@ -131,7 +133,7 @@ class Client:
         Raises
         ------
         RequestError
-            If no answer came: ``HTTP 500`` with the server's words, or the name of an error of the connection.
+            If no answer came: ``HTTP 500`` with the server's words, or the name of a connection's error.
         TimeoutError
             If it took longer than `timeout_s`.
         """
@@ -158,7 +160,7 @@ class Client:
         *,
         patience_s: float = math.inf,
         on_first: Callable[[], None] | None = None,
-        end: EndOfThinking = EndOfThinking(),
+        end: EndOfThinking = NO_THINKING,
     ) -> None:
         """Send a request, and stamp its tokens as they come; whatever happens to it is in `answer`.
 
@@ -210,9 +212,7 @@ class Client:
         headers = {"Content-Type": "application/json"}
         return self._session.post(f"{self.url}/v1/{path}", data=data, headers=headers)
 
-    async def _read(
-        self, response: Any, answer: Answer, content: dict[str, Any], stamps: Stamps
-    ) -> None:
+    async def _read(self, response: Any, answer: Answer, content: dict[str, Any], stamps: Stamps) -> None:
         """Read a stream to its end."""
         whole = "text/event-stream" not in response.headers.get("Content-Type", "text/event-stream")
         if whole:
@@ -256,8 +256,10 @@ def retry_after_s(status: int, headers: Any, *, now: Callable[[], float] = time.
 
     Examples
     --------
-    >>> retry_after_s(503, {"Retry-After": "2.5"}), retry_after_s(503, {}), retry_after_s(500, {"Retry-After": "1"})
-    (2.5, None, None)
+    >>> retry_after_s(503, {"Retry-After": "2.5"}), retry_after_s(503, {})
+    (2.5, None)
+    >>> retry_after_s(500, {"Retry-After": "1"}) is None
+    True
     >>> retry_after_s(429, {"Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT"}, now=lambda: 50.0)
     10.0
     """

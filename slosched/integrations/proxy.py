@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from slosched.core.engine import Engine
 from slosched.core.errors import MissingExtraError
+from slosched.core.presets import find_engine
 from slosched.integrations.asking import PATHS, read_asked
 from slosched.integrations.dispatch import NOBODY, REFUSED, Dispatcher, Held
 from slosched.integrations.proxy_metrics import RouterMetrics
-from slosched.integrations.relay import Broken, HungUp, Relay, error_body
 from slosched.integrations.proxy_settings import RouterSettings
+from slosched.integrations.relay import Broken, HungUp, Relay, error_body
 from slosched.integrations.upstream import Poller, Upstream
 from slosched.integrations.vllm.config import load_config
 from slosched.routers import router as router_by_name
-from slosched.core.presets import find_engine
 
 if TYPE_CHECKING:
     import aiohttp
@@ -227,7 +227,9 @@ class RouterApp:
             return
         self.metrics.first_token.observe(first_s - float(t.arrival_s[row]))
         if whole and not held.asked.claim.slo.best_effort:
-            if held.asked.claim.slo.ttfat_s is not None:  # the proxy does not read answers: engines count these
+            if (
+                held.asked.claim.slo.ttfat_s is not None
+            ):  # the proxy does not read answers: engines count these
                 return
             tokens = max(1, int(t.generated_tokens[row]) - 1)
             met = held.asked.claim.slo.met(

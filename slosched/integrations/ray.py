@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from slosched.core.presets import find_engine
 from slosched.integrations.asking import Asked, read_asked
 from slosched.integrations.dispatch import Dispatcher, Held
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus
-from slosched.core.presets import find_engine
 
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, RunningReplica

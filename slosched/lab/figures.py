@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats
 from slosched.core.outcome import Outcomes, Run, RunLog
-from slosched.core.table import Floats
 
 WARM_UP, DRAIN = 0.1, 0.1
 """Shares of the window cut at its beginning, where the engine is still empty, and at its end, where nobody

@@ -13,11 +13,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.errors import require
 from slosched.core.outcome import Outcomes
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.lab.bound import spans_of
 from slosched.policies.base import KeyPolicy, Policy

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import require
-from slosched.core.table import Ints
 from slosched.core.workload import Workload
 
 FIRST_TOKEN_ID = 5

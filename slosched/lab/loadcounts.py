@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from slosched.core.table import Floats
+from slosched.core.arrays import Floats
 from slosched.integrations.openai_stream import CUT_OFF, FAILED, FINISHED, REFUSED, Answer
 
 HUNG_UP, TIMED_OUT, INTERRUPTED, NOT_SENT = "hung up", "timed out", "interrupted", "not sent"

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.engine import Engine
 from slosched.core.errors import require
-from slosched.core.table import Ints
 from slosched.core.workload import Workload
 
 

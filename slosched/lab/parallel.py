@@ -12,8 +12,8 @@ from typing import Any, Generic, Self, TypeVar
 from slosched.core.errors import InputError, MissingExtraError
 
 Shared = TypeVar("Shared")
-Cell = TypeVar("Cell")
-Result = TypeVar("Result")
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 Progress = Callable[[int, int], None]
 """Called with (done, all)."""
@@ -65,8 +65,8 @@ class Workers(Generic[Shared]):
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def map(
-        self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell], progress: Progress | None = None
-    ) -> list[Result]:
+        self, task: Callable[[Shared, Item], Done], cells: Sequence[Item], progress: Progress | None = None
+    ) -> list[Done]:
         """Results in the order of the cells.
 
         Raises
@@ -74,7 +74,7 @@ class Workers(Generic[Shared]):
         Interrupted
             At Ctrl-C; it holds the results so far.
         """
-        results: dict[int, Result] = {}
+        results: dict[int, Done] = {}
         try:
             for index, result in self.each(task, cells):
                 results[index] = result
@@ -84,9 +84,7 @@ class Workers(Generic[Shared]):
             raise Interrupted(results) from None
         return [results[i] for i in range(len(cells))]
 
-    def each(
-        self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell]
-    ) -> Iterator[tuple[int, Result]]:
+    def each(self, task: Callable[[Shared, Item], Done], cells: Sequence[Item]) -> Iterator[tuple[int, Done]]:
         """Results as they come, each with the index of its cell."""
         if self._pool is None:
             for index, cell in enumerate(cells):
@@ -123,9 +121,7 @@ class RayWorkers(Workers[Shared]):
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def each(
-        self, task: Callable[[Shared, Cell], Result], cells: Sequence[Cell]
-    ) -> Iterator[tuple[int, Result]]:
+    def each(self, task: Callable[[Shared, Item], Done], cells: Sequence[Item]) -> Iterator[tuple[int, Done]]:
         """Results as they come, each with the index of its cell."""
         remote = self._ray.remote(_with_complaint)
         shared = self._ray.put(self._shared)

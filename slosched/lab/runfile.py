@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.engine import Engine
 from slosched.core.errors import DataError, InputError
 from slosched.core.files import write_file
 from slosched.core.outcome import Run
-from slosched.core.table import Floats
 from slosched.core.thinking import Thinking
 from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import require
 from slosched.core.metrics import CONFIDENCE
-from slosched.core.table import Floats
 
 RESAMPLES = 4000
 CLOSE = 0.02

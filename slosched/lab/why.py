@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import InputError
 from slosched.core.outcome import Outcomes, Run
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints
 from slosched.lab.runfile import RunFile
 from slosched.planner.plan import Plan
 from slosched.policies import policy as policy_by_name
@@ -269,6 +269,7 @@ class _First(Policy):
                 setattr(self, attribute, getattr(inner, attribute))
 
     def plan(self, snapshot: Snapshot) -> Plan:
+        """The plan of the policy within, with the one row first in line."""
         plan = self._inner.plan(snapshot)
         if self._row not in snapshot.waiting:
             return plan

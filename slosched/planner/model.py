@@ -29,12 +29,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.core.jit import njit
 from slosched.core.snapshot import Snapshot
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 # Entries of `engine`: seconds, tokens and requests as in the model above; the present time; the expected
 # share of time that prompts of future requests take; seconds that a step with a prompt may take, infinity for

@@ -7,13 +7,48 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import InputError
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints
 
 if TYPE_CHECKING:
     from slosched.planner.prediction import Prediction
+
+
+WAITS, RUNS = 1, 2
+"""Where a row stands."""
+
+MOST_TOKENS = 2**31
+"""Engines count a step's tokens in 32 bits."""
+
+
+SHOWN = 20
+"""Rows that a message lists."""
+
+
+def _distinct(name: str, rows: object, standing: NDArray[np.int8], place: int) -> None:
+    """Raise `InputError` unless `rows` are distinct rows that stand in one place."""
+    if not (isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind == "i"):
+        raise InputError(f"{name} must be a one-dimensional array of integers, got {type(rows).__name__}.")
+    if len(rows) == 0:
+        return
+    wrong = rows[(rows < 0) | (rows >= len(standing))]
+    if len(wrong) == 0:
+        wrong = rows[standing[rows] != place]
+    if len(wrong) == 0:
+        seen = np.zeros(len(standing), dtype=np.bool_)
+        seen[rows] = True
+        if int(seen.sum()) == len(rows):
+            return
+    raise _unlawful(name, rows)
+
+
+def _unlawful(name: str, rows: Ints) -> InputError:
+    where = "all running rows" if name == "running_order" else "distinct rows of its queue"
+    some = rows.tolist() if len(rows) <= SHOWN else f"{rows[:SHOWN].tolist()} and {len(rows) - SHOWN} more"
+    return InputError(f"{name} must be {where}, got {some}.")
 
 
 def _nobody() -> Ints:
@@ -76,21 +111,33 @@ class Plan:
     reject: Ints = field(default_factory=_nobody)
     skip: Ints = field(default_factory=_nobody)
 
-    def check(self) -> None:
-        """Raise `InputError` unless every row is where it should be: for tests and for engine adapters."""
-        waiting, running = set(self.snapshot.waiting.tolist()), set(self.snapshot.running.tolist())
-        for name, rows, allowed in (
-            ("order", self.order, waiting),
-            ("hold", self.hold, waiting),
-            ("preempt", self.preempt, running),
-            ("reject", self.reject, waiting),
-            ("skip", self.skip, running),
-        ):
-            listed = rows.tolist()
-            if len(set(listed)) != len(listed) or not set(listed) <= allowed:
-                raise InputError(f"{name} must be distinct rows of its queue, got {listed}.")
-        if self.running_order is not None and sorted(self.running_order.tolist()) != sorted(running):
-            raise InputError(f"running_order must be all running rows, got {self.running_order.tolist()}.")
+    def check(self, snapshot: Snapshot | None = None) -> None:
+        """Raise `InputError` unless the plan can be carried out: the one rule, for tests and for engines.
+
+        Parameters
+        ----------
+        snapshot
+            The engine's own state, if it may differ from what the policy saw; else the plan's snapshot.
+
+        Raises
+        ------
+        InputError
+            If a row is not where the plan says or is listed twice, or a number is out of its domain.
+        """
+        seen = self.snapshot if snapshot is None else snapshot
+        standing = np.zeros(seen.table.capacity, dtype=np.int8)
+        standing[seen.waiting], standing[seen.running] = WAITS, RUNS
+        for name, place in (
+            ("order", WAITS), ("hold", WAITS), ("preempt", RUNS), ("reject", WAITS), ("skip", RUNS),
+        ):  # fmt: skip
+            _distinct(name, getattr(self, name), standing, place)
+        if self.running_order is not None:
+            _distinct("running_order", self.running_order, standing, RUNS)
+            if len(self.running_order) != len(seen.running):
+                raise _unlawful("running_order", self.running_order)
+        tokens = self.prefill_tokens
+        if tokens is not None and not 0 <= int(tokens) < MOST_TOKENS:
+            raise InputError(f"prefill_tokens must be from 0 to {MOST_TOKENS - 1}, got {tokens!r}.")
 
     def on(self, snapshot: Snapshot, rows: Ints) -> Plan:
         """The same plan in the rows of another table: row i is ``rows[i]`` there."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner import model as c
 
 

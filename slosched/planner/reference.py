@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slosched.core.table import Floats, Ints
+from slosched.core.arrays import Floats, Ints
 from slosched.planner import model as c
 
 

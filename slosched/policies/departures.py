@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints
 
 
 class Departures:

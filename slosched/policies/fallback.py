@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from slosched.core.estimate import deadline_s, decode_step_s, prefill_s
+from slosched.core.arrays import Floats, Ints
+from slosched.core.estimate import deadline_s, decode_step_s, hopeless, prefill_s
 from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 
 
 def edf_demoted(snapshot: Snapshot) -> Ints:
@@ -21,14 +21,9 @@ def edf_demoted(snapshot: Snapshot) -> Ints:
     >>> edf_demoted(Snapshot.of(queue)).tolist()
     [2, 0, 1]
     """
-    t, rows = snapshot.table, snapshot.waiting
-    prefill = prefill_s(snapshot, rows)
-    service = prefill + (_remaining_tokens(snapshot, rows) - 1.0) * decode_step_s(snapshot)
-    arrival, old = t.arrival_s[rows], t.generated_tokens[rows] > 0
-    first_due = np.where(old, np.inf, arrival + t.ttft_s[rows])
-    latest_start = np.minimum(first_due - prefill, arrival + t.e2e_s[rows] - service)
-    lost = (latest_start < snapshot.now_s) | (old & (t.first_token_s[rows] - arrival > t.ttft_s[rows]))
-    key = np.where(lost, prefill, deadline_s(snapshot, rows))
+    rows = snapshot.waiting
+    lost = hopeless(snapshot, rows, decode_step_s(snapshot), _remaining_tokens(snapshot, rows))
+    key = np.where(lost, prefill_s(snapshot, rows), deadline_s(snapshot, rows))
     order: Ints = rows[np.lexsort((key, lost))]
     return order
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints
 from slosched.policies.pace import in_decode
 
 
@@ -29,14 +29,6 @@ class Filled:
     tokens: Ints
     prefill_tokens: int
     skip: Ints
-
-
-def admissible(snapshot: Snapshot, order: Ints) -> Ints:
-    """The waiting rows at the head of `order` for which there are slots and memory now."""
-    t, block = snapshot.table, snapshot.limits.block_tokens
-    head = order[: max(0, snapshot.free_seqs)]
-    need = -(-(t.prompt_tokens[head] + t.generated_tokens[head] - t.cached_tokens[head]) // block)
-    return np.asarray(head[np.cumsum(need) <= snapshot.free_blocks])
 
 
 def todo_tokens(snapshot: Snapshot, rows: Ints) -> Ints:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from slosched.core.estimate import decode_step_s, prefill_s, remaining_s
+from slosched.core.arrays import Floats, Ints
+from slosched.core.estimate import decode_step_s, late_first, prefill_s, remaining_s
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 
 HOPELESS = ("keep", "demote", "reject")
 """Ways to treat them: as if they had been promised longer, behind all others, not at all."""
@@ -66,8 +66,7 @@ def patient(snapshot: Snapshot) -> Snapshot:
     ttft_s, e2e_s = t.ttft_s.copy(), t.e2e_s.copy()
     # Without a first token: what it takes. With one the limit is kept or lost, and orders nobody.
     first_s = np.where(t.generated_tokens[rows] > 0, 0.0, waited_s + prefill_s(snapshot, rows))
-    lost = (t.generated_tokens[rows] > 0) & (t.first_token_s[rows] - t.arrival_s[rows] > t.ttft_s[rows])
-    ttft_s[rows] = np.where(lost, np.inf, _doubled(t.ttft_s[rows], first_s))
+    ttft_s[rows] = np.where(late_first(snapshot, rows), np.inf, _doubled(t.ttft_s[rows], first_s))
     whole_s = waited_s + remaining_s(snapshot, rows, decode_step_s(snapshot))
     e2e_s[rows] = _doubled(t.e2e_s[rows], whole_s)
     return replace(snapshot, table=t.with_columns(ttft_s=ttft_s, e2e_s=e2e_s))

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.estimate import (
     deadline_s,
     decode_step_s,
@@ -18,7 +19,6 @@ from slosched.core.estimate import (
     remaining_s,
 )
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
 
@@ -137,9 +137,7 @@ class Srpt(KeyPolicy):
 
 def blocked(snapshot: Snapshot, row: int) -> bool:
     """Whether a waiting row cannot be admitted for want of a slot or of memory."""
-    t, block = snapshot.table, snapshot.limits.block_tokens
-    need = -(-int(t.prompt_tokens[row] + t.generated_tokens[row] - t.cached_tokens[row]) // block)
-    return snapshot.free_seqs <= 0 or need > snapshot.free_blocks
+    return len(snapshot.admissible(np.array([row]))) == 0
 
 
 class _Demoting(Policy):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.estimate import decode_step_s
 from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 
 FIRST_SHARE = 0.5
 """Share of an end-to-end limit that its first token may take where nothing else says how to split it."""

@@ -9,15 +9,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.estimate import deadline_s, decode_step_s, hopeless, prefill_s
 from slosched.core.jit import njit
 from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.policies.fill import admissible, todo_tokens
+from slosched.policies.fill import todo_tokens
 from slosched.policies.hopeless import refused
 from slosched.policies.pace import in_decode
 
@@ -85,7 +85,7 @@ class Paced(Policy):
         line, runs = self._line(seen, begun)
         order = line[~runs]
         pace_s, alone_s = self.pace_s(seen, decodes)
-        able = admissible(seen, order)
+        able = seen.admissible(order)
         if self.hold and len(decodes):
             able = self._bearable(seen, decodes, begun, able, pace_s)
         # Those admitted now are the first waiting ones of the line.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy
 
@@ -50,12 +50,10 @@ def giving_way(snapshot: Snapshot, order: Ints, mine: Floats, running: Ints, the
         Running rows that may be preempted and their keys. One gives way only to a smaller key, and only if
         that request fits then.
     """
-    t, block = snapshot.table, snapshot.limits.block_tokens
     slots, blocks = snapshot.free_seqs, snapshot.free_blocks
     by_worst = np.argsort(-theirs, kind="stable")
     worst, keys = running[by_worst], theirs[by_worst]
-    held = -(-t.computed_tokens[worst] // block)
-    need = -(-(t.prompt_tokens[order] + t.generated_tokens[order] - t.cached_tokens[order]) // block)
+    held, need = snapshot.held_blocks(worst), snapshot.needed_blocks(order)
     victims = 0
     for key, blocks_needed in zip(mine.tolist(), need.tolist(), strict=True):
         more = victims

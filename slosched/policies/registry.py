@@ -7,18 +7,14 @@ before it is named.
 
 from __future__ import annotations
 
-import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from slosched.core.errors import InputError
+from slosched.core.named import load, make, near, split
 from slosched.policies.base import Policy
 
 GROUP = "slosched.policies"
@@ -143,25 +139,17 @@ class PolicySpec:
     @classmethod
     def _split(cls, text: str) -> PolicySpec:
         """The parts of the words, not looked up."""
-        label = text.strip()
-        head, _, words = label.partition(":")
-        if words and "=" not in words.partition(":")[0]:
-            attribute, _, words = words.partition(":")
-            attribute, at, budget = attribute.partition("@")
-            head = f"{head}:{attribute}{at}{budget}"
-        name, at, budget = head.partition("@")
-        if not at and (late := re.search(r"@(\d+)$", words)):
-            at, budget, words = "@", late.group(1), words[: late.start()]
-        if at and not (budget.isdigit() and int(budget) > 0):
+        label = words = text.strip()
+        budget: str | None = None
+        if last := re.search(r"@(\d+)$", words):
+            budget, words = last.group(1), words[: last.start()]
+        name, parameters = split(words, "policy", GRAMMAR)
+        if "@" in name:
+            name, _, budget = name.partition("@")
+        if budget is not None and not (budget.isdigit() and int(budget) > 0):
             raise InputError(f"token budget of a policy must be @ and a whole number above 0, got {text!r}.")
-        parameters: dict[str, Any] = {}
-        for word in filter(None, words.split(",")):
-            key, equals, value = word.partition("=")
-            if not equals or not key.strip():
-                raise InputError(f"policy must be {GRAMMAR}, got {text!r}.")
-            parameters[key.strip()] = _value(value.strip())
-        budget_tokens = int(budget) if at else None
-        return cls(label=label, name=name.strip(), parameters=parameters, budget_tokens=budget_tokens)
+        budget_tokens = None if budget is None else int(budget)
+        return cls(label=label, name=name, parameters=parameters, budget_tokens=budget_tokens)
 
     def make(self, seed: int = 0, **defaults: object) -> Policy:
         """A fresh policy object.
@@ -173,30 +161,10 @@ class PolicySpec:
         defaults
             Parameters for a policy that has them and where `parameters` has none.
         """
-        factory = find_policy(self.name)
-        known = parameters_of(factory)
-        chosen = dict(self.parameters)
-        if known is not None:
-            for name in chosen:
-                if name not in known or name == "seed":
-                    own = [p for p in known if p != "seed"]
-                    words = f"one of {', '.join(own) or 'none'}, got {name!r}."
-                    raise InputError(f"parameter of policy {self.name!r} must be {words}" + _near(name, own))
-            chosen |= {k: v for k, v in defaults.items() if k in known and k not in chosen}
-            if "seed" in known:
-                chosen["seed"] = seed
-        try:
-            made = factory(**chosen)
-        except InputError:
-            raise
-        except (TypeError, ValueError) as error:
-            own_words = ", ".join(known or ()) or "none"
-            raise InputError(f"parameters of policy {self.name!r} ({own_words}): {error}") from None
-        if not isinstance(made, Policy):
-            raise InputError(
-                f"policy {self.name!r} must make a slosched.Policy, got {type(made).__name__}: derive its "
-                "class from slosched.Policy."
-            )
+        made: Policy = make(
+            self.name, find_policy(self.name), self.parameters, kind="policy", base=Policy, seed=seed,
+            defaults=defaults,
+        )  # fmt: skip
         if self.parameters or self.budget_tokens or ":" in self.name:
             # An instance of a class whose `name` is the bare one: reports tell variants apart by the label.
             object.__setattr__(made, "name", self.label)
@@ -263,69 +231,10 @@ def find_policy(name: str) -> Factory:
     known = [*HOMES, *offered]
     raise InputError(
         f"policy must be one of {', '.join(known)}, or package.module:Class, got {name!r}."
-        + _near(name, known)
+        + near(name, known)
     )
 
 
-def parameters_of(factory: Factory) -> dict[str, Any] | None:
-    """Parameters with their defaults; None where a factory takes any keyword."""
-    found = inspect.signature(factory).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in found):
-        return None
-    return {p.name: p.default for p in found}
-
-
 def _load(place: str) -> Factory:
-    """The object at ``package.module:Class``; modules in the working directory count."""
-    module_name, _, attribute = place.partition(":")
-    try:
-        module = _import(module_name)
-    except Exception as error:
-        raise InputError(
-            f"policy must name a module that can be imported, got {place!r} "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    found: Any = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        own = [
-            name
-            for name, value in vars(module).items()
-            if inspect.isclass(value) and issubclass(value, Policy) and not inspect.isabstract(value)
-        ]
-        known = ", ".join(own) or "none"
-        raise InputError(
-            f"policy must name a class of {module_name} (policies there: {known}), got {place!r}."
-            + _near(attribute, own)
-        )
-    made: Factory = found
-    return made
-
-
-def _import(name: str) -> Any:
-    """A module; one in the working directory, too, which installed commands do not look into."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        here = os.getcwd()
-        if error.name is None or not name.startswith(error.name) or here in sys.path:
-            raise
-        sys.path.append(here)
-        return import_module(name)
-
-
-def _near(given: str, known: list[str]) -> str:
-    """A sentence with the nearest known names, or nothing."""
-    near = get_close_matches(given, known, n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
-
-
-def _value(text: str) -> Any:
-    """A number, true, false, none, or the words themselves."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    found: Factory = load(place, "policy", Policy)
+    return found

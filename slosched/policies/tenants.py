@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.policies.departures import Departures
 
 

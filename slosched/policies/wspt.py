@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.estimate import decode_step_s, remaining_s
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.policies.base import KeyPolicy
 
 

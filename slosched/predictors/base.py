@@ -9,8 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError
-from slosched.core.table import Floats
 
 PARTS = (".json", ".safetensors", ".onnx")
 """Endings of the files that a predictor consists of."""

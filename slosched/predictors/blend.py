@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError, require
 from slosched.core.forecast import FORECAST_ATOMS
-from slosched.core.table import Floats
 from slosched.predictors.calibration import LEVELS
 from slosched.predictors.scores import FORMS, STRENGTHS, Scores
 from slosched.predictors.scores import HISTORY as HISTORY

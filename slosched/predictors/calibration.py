@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import require
 from slosched.core.forecast import FORECAST_ATOMS, OUTLIVED_GROWTH
-from slosched.core.table import Floats
 
 LEVELS = (np.arange(FORECAST_ATOMS) + 0.5) / FORECAST_ATOMS
 """Probability levels of the atoms."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import MissingExtraError
-from slosched.core.table import Floats
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Predictor, Prompt
 from slosched.predictors.calibration import LEVELS, interval

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.jit import njit
-from slosched.core.table import Floats, Ints
+from slosched.core.arrays import Floats, Ints
+from slosched.core.jit import BORROWED, njit
 
 BUCKETS = 1 << 18
 """Hash buckets; words take the lower half, character n-grams the upper."""
@@ -62,7 +62,7 @@ def featurise(texts: Sequence[str]) -> tuple[Ints, NDArray[np.int32], NDArray[np
     return offsets, buckets, counts, np.log1p(lexical)
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _put(
     hashed: np.uint32,
     base: int,
@@ -76,6 +76,41 @@ def _put(
         touched[used] = bucket
         used += 1
     table[bucket] += 1.0
+    return used
+
+
+@njit(**BORROWED, forceinline=True)
+def _character(lexical: NDArray[np.float64], i: int, c: int, digit: bool, upper: bool, number: bool) -> None:
+    """Count one character of text i; `number` says whether the one before was a digit."""
+    if c == 10:
+        lexical[i, 3] += 1
+    if lexical[i, 3] == 0:
+        lexical[i, 15] += 1
+    lexical[i, 4] += c == 63
+    lexical[i, 5] += c == 44
+    lexical[i, 6] += c == 46
+    lexical[i, 7] += digit
+    lexical[i, 8] += digit and not number
+    lexical[i, 9] += upper
+    lexical[i, 10] += c in (40, 41, 91, 93, 123, 125)
+    lexical[i, 11] += c in (42, 43, 45, 47, 60, 61, 62)
+    lexical[i, 12] += c == 34 or c == 39
+    lexical[i, 13] += c == 58
+    lexical[i, 14] += c >= 128
+
+
+@njit(**BORROWED)
+def _grams(
+    padded: NDArray[np.uint32], n: int, table: NDArray[np.float32], touched: NDArray[np.int32], used: int
+) -> int:
+    """Count the character n-grams of a word of n characters with a space at both ends."""
+    seed, prime = np.uint32(2166136261), np.uint32(16777619)
+    for s in range(n + 1):
+        gram = seed
+        for k in range(s, min(s + _LONGEST, n + 2)):
+            gram = np.uint32((gram ^ padded[k]) * prime)
+            if k - s + 1 >= _SHORTEST:
+                used = _put(gram, BUCKETS // 2, table, touched, used)
     return used
 
 
@@ -103,21 +138,7 @@ def _count(
             digit = 48 <= c <= 57
             letter = upper or 97 <= c <= 122 or digit or c == 95 or c >= 128
             if at < starts[i + 1]:
-                if c == 10:
-                    lexical[i, 3] += 1
-                if lexical[i, 3] == 0:
-                    lexical[i, 15] += 1
-                lexical[i, 4] += c == 63
-                lexical[i, 5] += c == 44
-                lexical[i, 6] += c == 46
-                lexical[i, 7] += digit
-                lexical[i, 8] += digit and not number
-                lexical[i, 9] += upper
-                lexical[i, 10] += c in (40, 41, 91, 93, 123, 125)
-                lexical[i, 11] += c in (42, 43, 45, 47, 60, 61, 62)
-                lexical[i, 12] += c == 34 or c == 39
-                lexical[i, 13] += c == 58
-                lexical[i, 14] += c >= 128
+                _character(lexical, i, c, digit, upper, number)
             number = digit
             # Signs stand as words of their own: they tell code and formats.
             alone = not letter and c > 32
@@ -151,12 +172,7 @@ def _count(
                         pair = np.uint32(np.uint32(before * np.uint32(31)) ^ np.uint32(word * prime))
                         used = _put(pair, 0, table, touched, used)
                     before, begun = word, True
-                    for s in range(n + 1):
-                        gram = seed
-                        for k in range(s, min(s + _LONGEST, n + 2)):
-                            gram = np.uint32((gram ^ padded[k]) * prime)
-                            if k - s + 1 >= _SHORTEST:
-                                used = _put(gram, BUCKETS // 2, table, touched, used)
+                    used = _grams(padded, n, table, touched, used)
                 length = 0
         for k in range(first, used):
             counts[k] = table[touched[k]]

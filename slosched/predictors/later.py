@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import require
-from slosched.core.table import Floats
+from slosched.planner.thread import Background
 from slosched.predictors.base import Predictor, Prompt
 
 BATCH = 8
@@ -17,9 +16,6 @@ BATCH = 8
 
 MOST_WAITING = 512
 """Prompts that wait at most; beyond it the oldest is dropped, which is the likeliest to have been served."""
-
-NICENESS = 10
-"""Added to the thread's own where the system has it: the engine's threads go first."""
 
 Word = tuple[str, Floats | Exception]
 """Name of a request, and its atoms, shape (FORECAST_ATOMS,), or why there are none."""
@@ -55,10 +51,8 @@ class Later:
         self._predictor, self._batch = predictor, batch
         self._waiting: OrderedDict[str, Prompt] = OrderedDict()
         self._said: deque[Word] = deque()
-        self._change = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="slosched-forecast", daemon=True)
-        self._thread.start()
+        self._change = threading.Lock()
+        self._background = Background(self._forecast, name="slosched-forecast")
 
     def ask(self, request_id: str, prompt: Prompt) -> None:
         """Ask for a forecast; returns at once."""
@@ -66,7 +60,7 @@ class Later:
             self._waiting[request_id] = prompt
             if len(self._waiting) > MOST_WAITING:
                 self._waiting.popitem(last=False)
-            self._change.notify()
+        self._background.submit(request_id)
 
     def forget(self, request_id: str) -> None:
         """The forecast of this request is no longer needed."""
@@ -80,23 +74,16 @@ class Later:
 
     def close(self) -> None:
         """End the thread after what it is doing."""
-        with self._change:
-            self._closed = True
-            self._change.notify()
+        self._background.close(timeout_s=0.0)
 
-    def _run(self) -> None:
-        # Linux gives each thread its own niceness.
-        with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        while True:
+    def _forecast(self, _: str) -> None:
+        """Forecast all who wait, some at a time."""
+        while not self._background.closed:
             with self._change:
-                while not self._waiting and not self._closed:
-                    self._change.wait()
-                if self._closed:
-                    return
-                taken = [
-                    self._waiting.popitem(last=False) for _ in range(min(self._batch, len(self._waiting)))
-                ]
+                count = min(self._batch, len(self._waiting))
+                taken = [self._waiting.popitem(last=False) for _ in range(count)]
+            if not taken:
+                return
             try:
                 rows = self._predictor.forecast([prompt for _, prompt in taken])
                 self._said.extend((name, row) for (name, _), row in zip(taken, rows, strict=True))

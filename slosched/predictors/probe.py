@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError
 from slosched.core.forecast import FORECAST_ATOMS, LengthForecast
 from slosched.predictors.refinement import REFINEMENTS, bayes
 from slosched.predictors.states import finite_rows, read_tensors, write_tensors
 
-Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
 FORMAT = "slosched-probe-1"

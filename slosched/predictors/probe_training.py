@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, MissingExtraError, require
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.predictors.probe import PROMPT_INPUTS, About, Belief, Mlp, Probe, bin_of, decode_inputs
 from slosched.predictors.refinement import REFINEMENTS
 from slosched.predictors.states import States
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, require
 from slosched.core.files import write_files
-from slosched.core.table import Floats, Ints
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate

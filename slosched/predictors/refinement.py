@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from slosched.core.arrays import Floats
 
 REFINEMENTS = ("none", "bayes", "prior")
 

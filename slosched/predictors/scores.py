@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import require
-from slosched.core.table import Floats
 from slosched.predictors.calibration import censored_quantiles
 
 HISTORY = "history"

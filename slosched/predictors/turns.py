@@ -7,8 +7,8 @@ from collections import OrderedDict
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.forecast import LengthForecast
-from slosched.core.table import Floats
 
 KEPT = 4096
 """Programs remembered; beyond it the one longest silent is forgotten."""

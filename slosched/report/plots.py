@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import MissingExtraError
 from slosched.core.metrics import Spread
 from slosched.core.outcome import Run
-from slosched.core.table import Floats
 from slosched.lab.comparison import OURS, REFERENCE, Comparison
 from slosched.report.palette import FAINT, INK, MET, MISSED, WAIT, Line, lines, spaced
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from slosched.core.named import make
+from slosched.core.errors import InputError
+from slosched.core.named import load, make, near, split
 from slosched.routers import simple
 from slosched.routers.base import EngineStatus as EngineStatus
 from slosched.routers.base import EngineView as EngineView
@@ -50,7 +51,17 @@ def router(name: str, *, seed: int = 0, **parameters: object) -> Router:
     >>> router("prefix-affinity:share=0.5").name
     'prefix-affinity:share=0.5'
     """
-    made: Router = make(name, "router", ROUTERS, Router, seed=seed, **parameters)  # type: ignore[type-abstract]
+    bare, given = split(name, "router")
+    factory = ROUTERS.get(bare)
+    if factory is None:
+        if ":" not in bare:
+            known = list(ROUTERS)
+            raise InputError(
+                f"router must be one of {', '.join(known)} or package.module:Class, got {bare!r}."
+                + near(bare, known)
+            )
+        factory = load(bare, "router", Router)
+    made: Router = make(bare, factory, given | parameters, kind="router", base=Router, seed=seed)
     if name != made.name:  # reports tell variants apart by the words that made them
         object.__setattr__(made, "name", name)
     return made

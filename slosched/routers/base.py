@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
-from slosched.core.table import Floats, Ints, RequestTable
+from slosched.core.table import RequestTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.engine import Engine
-from slosched.core.table import Ints, RequestTable
+from slosched.core.table import RequestTable
 from slosched.routers.base import EngineStatus, EngineView, FleetSnapshot
 
 _NO_IDS: Ints = np.empty(0, dtype=np.int64)
@@ -92,12 +93,14 @@ class _Rows:
         self._count = 0
 
     def append(self, row: int) -> None:
+        """Add a row behind all others."""
         if self._count == len(self._rows):
             self._rows = np.concatenate([self._rows, self._rows])
         self._rows[self._count] = row
         self._count += 1
 
     def remove(self, row: int) -> None:
+        """Take a row out; the others keep their order."""
         # A snapshot may still show the old array: the rest is copied, not moved.
         kept = self._rows[: self._count]
         kept = kept[kept != row]
@@ -106,6 +109,7 @@ class _Rows:
 
     @property
     def all(self) -> Ints:
+        """The rows."""
         return self._rows[: self._count]
 
 

@@ -9,9 +9,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.jit import njit
-from slosched.core.table import Floats, Ints
 from slosched.routers.base import FleetSnapshot, Router, Routing
 
 LEVELS, MOVES, COOLING = 63, 100, 0.95

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.jit import njit
-from slosched.core.table import Floats, Ints
 
 # Columns of `Lanes.jobs`.
 PROMPT, TODO, LENGTH, SPREAD, KEY, FIRST_DUE, TPOT, E2E_DUE, WEIGHT, FIRST, GENERATED = range(11)

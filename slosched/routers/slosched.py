@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
-from slosched.core.table import Floats, Ints
 from slosched.routers import lane
 from slosched.routers.base import EngineView, FleetSnapshot, Router, Routing
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Ints
 from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.presets import find_engine
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints, RequestTable
+from slosched.core.table import RequestTable
 from slosched.core.thinking import aim_now
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
@@ -294,7 +295,7 @@ class SimulatedEngine:
                 if measure:
                     self.plan_s.append(time.perf_counter() - begin)
                 self.plans += 1
-                status = k.apply_plan(*args, *_plan_arrays(plan))
+                status = k.apply_plan(*args, _decided(plan))
                 if progress is not None and self.plans % 500 == 0:
                     progress(int(self.state[k.FINISHED]), len(self.workload))
             elif status == k.LOG_FULL:
@@ -453,12 +454,10 @@ def table_of(workload: Workload) -> RequestTable:
     return table
 
 
-def _plan_arrays(
-    plan: Plan,
-) -> tuple[Ints, Ints, Ints, Ints, int, Ints, Ints]:
+def _decided(plan: Plan) -> k.Decided:
     running_order = _NOBODY if plan.running_order is None else plan.running_order
     prefill = -1 if plan.prefill_tokens is None else max(0, plan.prefill_tokens)
-    return plan.order, plan.hold, plan.preempt, running_order, prefill, plan.reject, plan.skip
+    return k.Decided(plan.order, plan.hold, plan.preempt, running_order, prefill, plan.reject, plan.skip)
 
 
 class Contents(NamedTuple):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError, require
 from slosched.core.outcome import Run, RunLog
 from slosched.core.presets import find_engine
-from slosched.core.table import Floats, Ints
 from slosched.core.thinking import aim_now
 from slosched.core.workload import Workload
 from slosched.policies.base import Policy

@@ -16,12 +16,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from slosched.core.jit import njit
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from slosched.core.arrays import Floats, Ints
+from slosched.core.jit import BORROWED, ZERO, njit
 
 # Scalars of the engine, indices into `state`.
 (
@@ -126,6 +123,18 @@ class Queues(NamedTuple):
     log_tokens: Ints
 
 
+class Decided(NamedTuple):
+    """A plan, empty and -1 where it leaves the choice; see `slosched.planner.plan.Plan`."""
+
+    order: Ints
+    hold: Ints
+    preempt: Ints
+    running_order: Ints
+    prefill_tokens: int
+    reject: Ints
+    skip: Ints
+
+
 class Pool(NamedTuple):
     """KV blocks by identity, used with the prefix cache only; a doubly linked list holds the free ones."""
 
@@ -146,17 +155,17 @@ class Pool(NamedTuple):
     unique_at: Ints  # row -> first key of its own contents
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _earlier(R: Requests, a: int, b: int) -> bool:
     return bool(R.arrival_ps[a] < R.arrival_ps[b] or (R.arrival_ps[a] == R.arrival_ps[b] and a < b))
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _less(R: Requests, a: int, b: int) -> bool:
     return bool(R.key[a] < R.key[b] or (R.key[a] == R.key[b] and _earlier(R, a, b)))
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _heap_push(R: Requests, heap: Ints, size: int, row: int) -> None:
     i = size
     while i > 0:
@@ -168,7 +177,7 @@ def _heap_push(R: Requests, heap: Ints, size: int, row: int) -> None:
     heap[i] = row
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _heap_pop(R: Requests, heap: Ints, size: int) -> None:
     """Remove the head of a heap of `size` rows."""
     row = heap[size - 1]
@@ -187,7 +196,7 @@ def _heap_pop(R: Requests, heap: Ints, size: int) -> None:
     heap[i] = row
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _enqueue(R: Requests, Q: Queues, state: Ints, limits: Ints, row: int) -> None:
     """Put a row into the waiting queue."""
     n = state[WAITING]
@@ -205,13 +214,13 @@ def _enqueue(R: Requests, Q: Queues, state: Ints, limits: Ints, row: int) -> Non
 # --- KV blocks by identity ---------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _unlink(P: Pool, block: int) -> None:
     P.after[P.before[block]] = P.after[block]
     P.before[P.after[block]] = P.before[block]
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _link_before(P: Pool, block: int, place: int) -> None:
     previous = P.before[place]
     P.after[previous] = block
@@ -220,7 +229,7 @@ def _link_before(P: Pool, block: int, place: int) -> None:
     P.before[place] = block
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _content(R: Requests, P: Pool, row: int, place: int) -> int:
     """Content key of the full block at `place` of a request."""
     if place < P.shared[row]:
@@ -229,7 +238,7 @@ def _content(R: Requests, P: Pool, row: int, place: int) -> int:
     return int(P.unique_at[row] + place - P.shared[row])
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _forget(P: Pool, block: int) -> None:
     """Take an evicted block out of the content index."""
     key = P.key[block]
@@ -246,7 +255,7 @@ def _forget(P: Pool, block: int) -> None:
     P.key_next[block] = 0
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _remember(P: Pool, block: int, key: int) -> None:
     """Enter a full block in the content index, behind earlier blocks of the same content."""
     P.key[block] = key
@@ -260,7 +269,7 @@ def _remember(P: Pool, block: int, key: int) -> None:
     P.key_next[other] = block
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _hits(R: Requests, P: Pool, limits: Ints, row: int) -> tuple[int, int]:
     """Leading blocks of a waiting request that are in the cache, and how many of those nobody holds.
 
@@ -279,7 +288,7 @@ def _hits(R: Requests, P: Pool, limits: Ints, row: int) -> tuple[int, int]:
     return hit, unheld
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _take_hits(R: Requests, P: Pool, state: Ints, row: int, hit: int) -> None:
     """Give a request about to run a slot and its cached blocks."""
     count = P.free_slots[-1] - 1
@@ -297,7 +306,7 @@ def _take_hits(R: Requests, P: Pool, state: Ints, row: int, hit: int) -> None:
     P.full[row] = hit
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _allocate(R: Requests, P: Pool, state: Ints, limits: Ints, row: int, upto: int) -> None:
     """Give a running request blocks for its first `upto` tokens; there are enough."""
     need = (upto + limits[BLOCK] - 1) // limits[BLOCK]
@@ -319,7 +328,7 @@ def _allocate(R: Requests, P: Pool, state: Ints, limits: Ints, row: int, upto: i
     R.blocks[row] = max(R.blocks[row], need)
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _free(R: Requests, P: Pool, state: Ints, limits: Ints, row: int) -> None:
     """Return all blocks of a request, the last first; those without content are reused first."""
     if limits[CACHE]:
@@ -333,7 +342,7 @@ def _free(R: Requests, P: Pool, state: Ints, limits: Ints, row: int) -> None:
                 if P.key[block] < 0:
                     _link_before(P, block, front)
                 else:
-                    _link_before(P, block, 0)
+                    _link_before(P, block, ZERO)
                     if front == 0:
                         front = block
         P.slot[row] = -1
@@ -348,7 +357,7 @@ def _free(R: Requests, P: Pool, state: Ints, limits: Ints, row: int) -> None:
 # --- one step ----------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _preempt(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: int) -> None:
     """Drop a request's KV and queue it again; the caller has taken it out of `running`."""
     _free(R, P, state, limits, row)
@@ -357,7 +366,7 @@ def _preempt(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: in
     _enqueue(R, Q, state, limits, row)
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _remove_running(Q: Queues, state: Ints, place: int) -> None:
     n = state[RUNNING]
     for i in range(place, n - 1):
@@ -365,7 +374,7 @@ def _remove_running(Q: Queues, state: Ints, place: int) -> None:
     state[RUNNING] = n - 1
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _victim(R: Requests, Q: Queues, state: Ints, limits: Ints, skip: int) -> int:
     """Place in `running` of the request that gives up its memory; who is passed over keeps it.
 
@@ -383,7 +392,7 @@ def _victim(R: Requests, Q: Queues, state: Ints, limits: Ints, skip: int) -> int
     return victim
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _schedule_running(
     R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int, skip: int
 ) -> tuple[int, bool]:
@@ -436,7 +445,7 @@ def _schedule_running(
     return budget, preempted
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _schedule_waiting(
     R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int, line: int
 ) -> None:
@@ -452,7 +461,7 @@ def _schedule_waiting(
             if at == line:
                 break
             row = Q.line[at]
-        hit, unheld = 0, 0
+        hit, unheld = ZERO, ZERO
         if limits[CACHE]:
             hit, unheld = _hits(R, P, limits, row)
             R.cached[row] = hit * block
@@ -496,7 +505,7 @@ def _schedule_waiting(
         state[WAITING] = kept
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _duration_ps(R: Requests, Q: Queues, state: Ints, coef: Ints) -> int:
     """Duration of the scheduled step: see `StepTimeModel.coefficients_ps`."""
     prefill, decodes, kv, work2 = 0, 0, 0, 0
@@ -519,7 +528,7 @@ def _duration_ps(R: Requests, Q: Queues, state: Ints, coef: Ints) -> int:
     )
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _answered(R: Requests, Q: Queues, state: Ints, row: int) -> None:
     """The answer of a row ends now: its client thinks, then sends the next turn."""
     turn = R.next_turn[row]
@@ -530,7 +539,7 @@ def _answered(R: Requests, Q: Queues, state: Ints, row: int) -> None:
         state[SENT] += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Give the scheduled requests their tokens at the time now reached; free those that are done."""
     now = state[NOW]
@@ -569,7 +578,7 @@ def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> 
         state[RUNNING] = kept
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _sample(Q: Queues, state: Ints) -> None:
     """Record the queue's depth after admission, every STRIDE-th time; thin out when the buffer is full."""
     state[TICK] += 1
@@ -589,7 +598,7 @@ def _sample(Q: Queues, state: Ints) -> None:
     state[SAMPLES] = n + 1
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _step(
     R: Requests,
     Q: Queues,
@@ -635,14 +644,14 @@ def _step(
     _finish_step(R, Q, P, state, limits)
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _run_ps(coef: Ints, steps: int, sequences: int, kv: int) -> int:
     """Duration of a run of decode steps; the context grows by one token a sequence and step."""
     constant = coef[0] + coef[2] * sequences + coef[5] * max(0, sequences - coef[4])
     return int(steps * constant + coef[3] * (steps * kv + sequences * (steps * (steps - 1) // 2)))
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, stop_ps: int) -> bool:
     """Carry out, in one go, all steps until somebody finishes or ends thinking, memory runs short or
     `stop_ps` is passed.
@@ -716,7 +725,7 @@ def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef
 # --- who may be admitted -----------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _nobody_fits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> bool:
     """Whether no order of the waiting requests would admit anybody now."""
     if state[WAITING] == 0 or state[RUNNING] >= limits[MAX_SEQS]:
@@ -749,7 +758,7 @@ def _nobody_fits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> 
     return True
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _in_prefill(R: Requests, Q: Queues, state: Ints) -> bool:
     """Whether a running request has more than the next token to compute."""
     for i in range(state[RUNNING]):
@@ -759,7 +768,7 @@ def _in_prefill(R: Requests, Q: Queues, state: Ints) -> bool:
     return False
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _arrivals(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Queue everybody who has arrived by now."""
     while state[NEXT] < state[KNOWN] and Q.inbox_ps[state[NEXT]] <= state[NOW]:
@@ -770,7 +779,7 @@ def _arrivals(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> Non
         state[NEXT] += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Look up again what the prefix cache holds of a few waiting requests, in turn."""
     n = state[WAITING]
@@ -779,7 +788,7 @@ def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) ->
         R.cached[row] = _hits(R, P, limits, row)[0] * limits[BLOCK]
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, max_steps: int) -> int:
     """Run the engine until it is done, needs a plan, has reached its horizon, or has done `max_steps` steps.
 
@@ -819,13 +828,13 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
                 stop_ps = state[HORIZON] if stop_ps < 0 else min(stop_ps, state[HORIZON])
             if _decode_run(R, Q, P, state, limits, coef, stop_ps):
                 continue
-        _step(R, Q, P, state, limits, coef, limits[BUDGET], 0, 0, 0)
+        _step(R, Q, P, state, limits, coef, limits[BUDGET], ZERO, ZERO, ZERO)
         if state[IDLE] > MAX_IDLE_STEPS:
             return STUCK
     return PAUSED
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def withdraw(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: int) -> bool:
     """Take a request out that waits, or is on its way, and has computed nothing; False where it has begun."""
     for i in range(state[NEXT], state[KNOWN]):
@@ -842,7 +851,7 @@ def withdraw(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: in
     if place == state[WAITING]:
         return False
     if limits[STATIC]:
-        n, kept = state[WAITING], 0
+        n, kept = state[WAITING], ZERO
         for i in range(n):  # the heap built again, in place: an entry moves only to where one was read
             other = Q.waiting[i]
             if other != row:
@@ -855,13 +864,16 @@ def withdraw(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: in
     return True
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _are_rows(R: Requests, rows: Ints) -> bool:
     """Whether all numbers are rows of the workload: compiled code does not check bounds."""
-    return bool(len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(R.prompt)))
+    for row in rows:  # noqa: SIM110
+        if row < 0 or row >= len(R.prompt):
+            return False
+    return True
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _reject(R: Requests, Q: Queues, state: Ints, refused: int) -> None:
     """Take the waiting rows with the mark `refused` out for good."""
     kept = 0
@@ -876,95 +888,134 @@ def _reject(R: Requests, Q: Queues, state: Ints, refused: int) -> None:
     state[WAITING] = kept
 
 
-@njit(nogil=True, cache=True)
-def apply_plan(
-    R: Requests,
-    Q: Queues,
-    P: Pool,
-    state: Ints,
-    limits: Ints,
-    coef: Ints,
-    order: Ints,
-    hold: Ints,
-    preempt: Ints,
-    running_order: Ints,
-    prefill_tokens: int,
-    reject: Ints,
-    skip: Ints,
-) -> int:
-    """Carry out one step as planned; arguments as in `Plan`, empty and -1 where it leaves the choice."""
-    open_ = 4 * state[STEPS] + 2
-    taken, refused, skipped = open_ + 1, open_ + 2, open_ + 3
-    if not (_are_rows(R, order) and _are_rows(R, hold) and _are_rows(R, running_order)):
-        return BAD_PLAN
-    if not (_are_rows(R, reject) and _are_rows(R, skip)):
-        return BAD_PLAN
-    if len(running_order) > 0:
-        if len(running_order) != state[RUNNING]:
-            return BAD_PLAN
-        for i in range(state[RUNNING]):
-            Q.mark[Q.running[i]] = open_
-        for i in range(state[RUNNING]):
-            if Q.mark[running_order[i]] != open_:
-                return BAD_PLAN
-            Q.mark[running_order[i]] = 0
-        Q.running[: state[RUNNING]] = running_order
-    if len(skip) > 0:
-        for i in range(state[RUNNING]):
-            Q.mark[Q.running[i]] = open_
-        for i in range(len(skip)):
-            if Q.mark[skip[i]] != open_:
-                return BAD_PLAN
-            Q.mark[skip[i]] = skipped
-        for i in range(state[RUNNING]):
-            if Q.mark[Q.running[i]] == open_:
-                Q.mark[Q.running[i]] = 0
+@njit(**BORROWED)
+def _reorder(Q: Queues, state: Ints, running_order: Ints, mark: int) -> bool:
+    """Put the running rows in a new order; False unless it is all of them, each once."""
+    n = state[RUNNING]
+    if len(running_order) != n:
+        return False
+    for i in range(n):
+        Q.mark[Q.running[i]] = mark
+    for i in range(n):
+        if Q.mark[running_order[i]] != mark:
+            return False
+        Q.mark[running_order[i]] = 0
+    for i in range(n):
+        Q.running[i] = running_order[i]
+    return True
+
+
+@njit(**BORROWED)
+def _mark_skipped(Q: Queues, state: Ints, skip: Ints, mark: int, skipped: int) -> bool:
+    """Mark the running rows that get no tokens; False unless they run, each once."""
+    for i in range(state[RUNNING]):
+        Q.mark[Q.running[i]] = mark
+    for i in range(len(skip)):
+        if Q.mark[skip[i]] != mark:
+            return False
+        Q.mark[skip[i]] = skipped
+    for i in range(state[RUNNING]):
+        if Q.mark[Q.running[i]] == mark:
+            Q.mark[Q.running[i]] = 0
+    return True
+
+
+@njit(**BORROWED)
+def _mark_waiting(
+    Q: Queues, state: Ints, decided: Decided, mark: int, taken: int, refused: int
+) -> bool:  # fmt: skip
+    """Mark the waiting rows as open, held (taken) or refused; False if a row does not wait or comes twice."""
     for i in range(state[WAITING]):
-        Q.mark[Q.waiting[i]] = open_
-    for i in range(len(reject)):
-        if Q.mark[reject[i]] != open_:
-            return BAD_PLAN
-        Q.mark[reject[i]] = refused
-    for i in range(len(hold)):
-        if Q.mark[hold[i]] == open_:
-            Q.mark[hold[i]] = taken
-        elif Q.mark[hold[i]] != refused:
-            return BAD_PLAN
-    if len(reject) > 0:
-        _reject(R, Q, state, refused)
-    # A row preempted now is not marked open: the step that preempts it must not admit it again.
-    for i in range(len(preempt)):
-        place = 0
-        while place < state[RUNNING] and Q.running[place] != preempt[i]:
+        Q.mark[Q.waiting[i]] = mark
+    for row in decided.reject:
+        if Q.mark[row] != mark:
+            return False
+        Q.mark[row] = refused
+    for row in decided.hold:
+        if Q.mark[row] == mark:
+            Q.mark[row] = taken
+        elif Q.mark[row] != refused:
+            return False
+    return True
+
+
+@njit(**BORROWED)
+def _preempt_all(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, rows: Ints) -> bool:
+    """Preempt running rows; False if one does not run."""
+    for row in rows:
+        place = ZERO
+        while place < state[RUNNING] and Q.running[place] != row:
             place += 1
         if place == state[RUNNING]:
-            return BAD_PLAN
+            return False
         _remove_running(Q, state, place)
-        _preempt(R, Q, P, state, limits, preempt[i])
+        _preempt(R, Q, P, state, limits, row)
+    return True
+
+
+@njit(**BORROWED)
+def _line_up(Q: Queues, state: Ints, order: Ints, mark: int, taken: int, refused: int) -> int:
+    """Write who may be admitted to `Q.line`, those of `order` first; returns how many, -1 for a wrong row."""
     line = 0
-    for i in range(len(order)):
-        if Q.mark[order[i]] == open_:
-            Q.mark[order[i]] = taken
-            Q.line[line] = order[i]
-            line += 1
-        elif Q.mark[order[i]] != taken and Q.mark[order[i]] != refused:
-            return BAD_PLAN
-    for i in range(state[WAITING]):
-        row = Q.waiting[i]
-        if Q.mark[row] == open_:
+    for row in order:
+        if Q.mark[row] == mark:
+            Q.mark[row] = taken
             Q.line[line] = row
             line += 1
+        elif Q.mark[row] != taken and Q.mark[row] != refused:
+            return -1
+    for i in range(state[WAITING]):
+        row = Q.waiting[i]
+        if Q.mark[row] == mark:
+            Q.line[line] = row
+            line += 1
+    return line
+
+
+@njit(**BORROWED)
+def _decoding(R: Requests, Q: Queues, state: Ints, skipped: int) -> tuple[int, int]:
+    """How many running rows decode, and how many of them are passed over."""
+    decodes, passed = 0, 0
+    for i in range(state[RUNNING]):
+        row = Q.running[i]
+        if R.computed[row] + 1 == R.prompt[row] + R.generated[row]:
+            decodes += 1
+            passed += Q.mark[row] == skipped
+    return decodes, passed
+
+
+@njit(**BORROWED)
+def apply_plan(
+    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, decided: Decided
+) -> int:  # fmt: skip
+    """Carry out one step as planned."""
+    open_ = 4 * state[STEPS] + 2
+    taken, refused, skipped = open_ + 1, open_ + 2, open_ + 3
+    if not (
+        _are_rows(R, decided.order) and _are_rows(R, decided.hold) and _are_rows(R, decided.running_order)
+        and _are_rows(R, decided.reject) and _are_rows(R, decided.skip)
+    ):  # fmt: skip
+        return BAD_PLAN
+    if len(decided.running_order) > 0 and not _reorder(Q, state, decided.running_order, open_):
+        return BAD_PLAN
+    if len(decided.skip) > 0 and not _mark_skipped(Q, state, decided.skip, open_, skipped):
+        return BAD_PLAN
+    if not _mark_waiting(Q, state, decided, open_, taken, refused):
+        return BAD_PLAN
+    if len(decided.reject) > 0:
+        _reject(R, Q, state, refused)
+    # A row preempted now is not marked open: the step that preempts it must not admit it again.
+    if not _preempt_all(R, Q, P, state, limits, decided.preempt):
+        return BAD_PLAN
+    line = _line_up(Q, state, decided.order, open_, taken, refused)
+    if line < 0:
+        return BAD_PLAN
     budget = skipless = limits[BUDGET]
-    if prefill_tokens >= 0:
-        decodes, passed = 0, 0
-        for i in range(state[RUNNING]):
-            row = Q.running[i]
-            if R.computed[row] + 1 == R.prompt[row] + R.generated[row]:
-                decodes += 1
-                passed += Q.mark[row] == skipped
-        budget = min(budget, decodes - passed + prefill_tokens)
-        skipless = min(skipless, decodes + prefill_tokens)
+    if decided.prefill_tokens >= 0:
+        decodes, passed = _decoding(R, Q, state, skipped)
+        budget = min(budget, decodes - passed + decided.prefill_tokens)
+        skipless = min(skipless, decodes + decided.prefill_tokens)
     if state[RUNNING] == 0 and state[WAITING] == 0:  # all were refused
         return PAUSED
-    _step(R, Q, P, state, limits, coef, budget, line, skipped if len(skip) > 0 else 0, skipless)
+    _step(R, Q, P, state, limits, coef, budget, line, skipped if len(decided.skip) > 0 else 0, skipless)
     return STUCK if state[IDLE] > MAX_IDLE_STEPS else PAUSED

@@ -12,8 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.jit import njit
-from slosched.core.table import Floats, Ints
 from slosched.planner import model as c
 
 SAMPLED = 32

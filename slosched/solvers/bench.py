@@ -22,24 +22,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from slosched.core.errors import InputError, require
+from slosched.core.result import Score, Status
+from slosched.solvers.instances import read
+from slosched.solvers.solve import EXACT, SOLVERS, solve, warm
 from slosched.solvers.static import constructive
 from slosched.solvers.static import kernels as static
 from slosched.solvers.static.annealing import (
-    Plan,
     Schedule,
     anneal_static,
+    budget_of,
+    case_of,
     huang_annealing,
-    records,
     seed_words,
     sigma_s,
 )
+from slosched.solvers.static.delta import anneal
 from slosched.solvers.static.generated import generate
-from slosched.solvers.instances import read
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.core.result import Score, Status
-from slosched.solvers.solve import EXACT, SOLVERS, solve, warm
-from slosched.solvers.static.reference import evaluate_fast, full_batches, score_lists
+from slosched.solvers.static.reference import Batched, evaluate_fast, full_batches, score_lists
 
 Tick = Callable[[], None]
 LOADS = (0.4, 0.8)
@@ -103,7 +104,7 @@ def anneal_within(
     objective: Objective = Objective.LEX,
     seed: int = 0,
     clock: str = "cpu",
-) -> Plan:
+) -> Batched:
     """The plan of `solve` with a budget, the budget being wall time or CPU time of this thread."""
     if clock == "wall":
         result = solve(problem, objective=objective, budget_ms=budget_ms, seed=seed)
@@ -118,7 +119,7 @@ def anneal_within(
     return anneal_static(problem, start, objective, moves=max(0, int(rate * left_s)), seed=seed)[0]
 
 
-def _score(problem: StaticProblem, plan: Plan) -> Score:
+def _score(problem: StaticProblem, plan: Batched) -> Score:
     return evaluate_fast(problem, *plan).score
 
 
@@ -155,27 +156,24 @@ def throughput(effort: Effort, tick: Tick) -> dict[str, Any]:
 
 def _rates(problem: StaticProblem, seed: int) -> dict[str, float]:
     n, b = problem.n, problem.max_batch
-    table, elapsed = records(problem), problem.elapsed_total_s
-    schedule, scale = Schedule.of(n, Objective.LEX), sigma_s(table, b)
+    case = case_of(problem, static.LEX)
+    cooling = Schedule.of(n, Objective.LEX).seconds(sigma_s(case.rec, b), float(problem.weight.mean()))
     order = np.argsort(problem.exec_s(b), kind="stable")
     batches = full_batches(n, b)
-    temperatures = (25 * scale, schedule.hot * scale, schedule.cold * scale)
 
     def delta() -> int:
-        found = static.anneal(
-            table, elapsed, b, order, batches, static.THRESHOLDS, static.LEX, 100_000, 0, -1,
-            seed_words(seed), *temperatures, 64, 1, False,
-        )  # fmt: skip
+        budget = budget_of(100_000, None, 0)
+        found = anneal(case, order, batches, budget, cooling, static.THRESHOLDS, seed_words(seed), False)
         return int(found[4])
 
     def full() -> int:
+        budget = budget_of(max(2000, 2_000_000 // n // 10), None, 0)
         found = static.anneal_full(
-            table, np.empty((0, 3)), elapsed, b, order, batches, static.THRESHOLDS, static.LEX,
-            max(2000, 2_000_000 // n // 10), 0, -1, seed_words(seed), *temperatures, True,
-        )  # fmt: skip
+            case, np.empty((0, 3)), order, batches, budget, cooling, static.THRESHOLDS, seed_words(seed), True
+        )
         return int(found[5])
 
-    lists = table.tolist(), elapsed, order.tolist(), batches.tolist()
+    lists = case.rec.tolist(), case.elapsed_total_s, order.tolist(), batches.tolist()
 
     def python() -> int:
         repeats = max(2, 10_000 // n)

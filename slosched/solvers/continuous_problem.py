@@ -9,12 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError, require
+from slosched.core.result import Expected, Score
 from slosched.core.snapshot import Snapshot
+from slosched.core.table import RequestTable
 from slosched.planner import model as c
-from slosched.core.result import Prediction, Score
-from slosched.core.table import Floats, Ints, RequestTable
 
 HARD = 1e-9
 """Half-widths of margins that count as none."""
@@ -32,7 +33,7 @@ limits, then least total latency; the same with weights times expected output to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evaluation:
+class OrderValue:
     """What an order is worth: value of the objective, weight and latency, and each waiting request's fate.
 
     The score takes running and waiting requests together: an order helps or harms both. Its weight is
@@ -41,7 +42,7 @@ class Evaluation:
 
     value: float
     score: Score
-    prediction: Prediction
+    prediction: Expected
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +95,6 @@ class ContinuousProblem:
         computed_tokens: ArrayLike = 0,
         first_token_s: ArrayLike = math.nan,
         engine: Engine = DEFAULT_ENGINE,
-        prefill_tokens: float = math.inf,
     ) -> ContinuousProblem:
         """A problem from columns over requests, the first `running` of them running; the clock is at 0.
 
@@ -114,8 +114,8 @@ class ContinuousProblem:
             Output tokens so far and tokens in the KV cache, whole, at least 0.
         first_token_s
             Clock time of the first token, NaN before.
-        engine, prefill_tokens
-            The engine, by default as in `Snapshot.of`.
+        engine
+            By default as in `Snapshot.of`.
         """
         shape = np.shape(prompt_tokens)
         require(len(shape) == 1, "prompt_tokens", "one value per request", shape)
@@ -146,7 +146,7 @@ class ContinuousProblem:
             engine=engine,
             free_blocks=limits.kv_blocks - held,
         )
-        return cls(snapshot=snapshot, prefill_tokens=prefill_tokens)
+        return cls(snapshot=snapshot)
 
     @property
     def n(self) -> int:
@@ -223,7 +223,7 @@ class ContinuousProblem:
         )
         return value, scratch, float((scratch.finish_s - jobs[:, c.ARRIVAL]).sum())
 
-    def evaluate(self, sequence: ArrayLike, objective: str = "soft") -> Evaluation:
+    def evaluate(self, sequence: ArrayLike, objective: str = "soft") -> OrderValue:
         """What an order of the waiting requests leads to.
 
         Parameters
@@ -247,14 +247,14 @@ class ContinuousProblem:
         weight = float((jobs[:, c.WEIGHT] * chance).sum())
         arrival, of = jobs[:, c.ARRIVAL], slice(self.running, None)
         tokens = np.maximum(1.0, jobs[:, c.GENERATED] + jobs[:, c.LEFT] - 1.0)
-        prediction = Prediction(
+        prediction = Expected(
             start_s=np.full(self.n, math.nan),
             ttft_s=(first - arrival)[of],
             tpot_s=((finish - first) / tokens)[of],
             e2e_s=(finish - arrival)[of],
             met=np.asarray(chance[of] >= 0.5),
         )
-        return Evaluation(
+        return OrderValue(
             value=value if objective == "soft" else weight,
             score=Score(weight, latency_s),
             prediction=prediction,

@@ -4,8 +4,8 @@ A request that starts holds one slot and its KV tokens for a fixed time. With du
 (the request alone in the engine), the bound holds for every order the engine could follow: what it does
 beyond this, stalls by prefills, slower steps in company and admission in order, only delays.
 
-Units are rounded as in `slosched.solvers.static.cpsat`: durations down, latest starts up, and plans are run again
-with real numbers.
+Units are rounded as in `slosched.solvers.static.cpsat`: durations down, latest starts up. Plans are run
+again with real numbers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
-from slosched.solvers.static.cpsat import FINEST_S, cp_model, whole_weights
 from slosched.core.result import WEIGHT_TOLERANCE, Status
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from slosched.solvers.static.cpsat import FINEST_S, cp_model, whole_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -32,15 +32,15 @@ from typing import Any
 
 import numpy as np
 
-from slosched.core.errors import InputError, require
-from slosched.core.remaining import remaining_tokens
 from slosched.core.engine import Engine
+from slosched.core.errors import InputError, require
 from slosched.core.limits import EngineLimits
+from slosched.core.remaining import remaining_tokens
+from slosched.core.result import Result, Status
+from slosched.core.steptime import StepTimeModel
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import BatchCost, StaticProblem
-from slosched.core.result import Result, Status
-from slosched.core.steptime import StepTimeModel
 
 SCHEMA = 1
 COLUMNS = ("prompt_tokens", "output_tokens", "elapsed_s", "ttft_s", "tpot_s", "e2e_s", "weight")
@@ -98,7 +98,7 @@ class Instance:
         uneven = [name for name, value in whole.items() if value != self.engine[name]]
         require(not uneven, f"{self.name}: engine", "whole counts", uneven)
         return ContinuousProblem.build(
-            **self.requests,  # type: ignore[arg-type]
+            **self.requests,
             running=whole["running"],
             engine=Engine(
                 name=self.name,

@@ -13,23 +13,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import InputError, require
+from slosched.core.result import Result, Status
 from slosched.core.snapshot import Snapshot
+from slosched.solvers.continuous_problem import ContinuousProblem
+from slosched.solvers.solve_continuous import solve_continuous
 from slosched.solvers.static import constructive
 from slosched.solvers.static.annealing import (
-    Plan,
     anneal_static,
     huang_annealing,
     tardiness_annealing,
 )
-from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.core.result import Result, Status
-from slosched.solvers.solve_continuous import solve_continuous
-from slosched.solvers.static.reference import check_plan, evaluate_fast, full_batches
+from slosched.solvers.static.reference import Batched, check_plan, evaluate_fast, full_batches
 
-Ints = NDArray[np.int64]
 Start = Sequence[int] | Ints | tuple[Sequence[int] | Ints, Sequence[int] | Ints]
 """A sequence (cut into full batches), or a sequence with the sizes of its batches."""
 
@@ -50,13 +49,13 @@ class Task:
     moves: int | None
     seed: int
     chains: int
-    start: Plan | None
+    start: Batched | None
 
 
 class Solver(Protocol):
     """A solver: the plan, the moves it took."""
 
-    def __call__(self, task: Task) -> tuple[Plan, int]:
+    def __call__(self, task: Task) -> tuple[Batched, int]:
         """Order and cut the requests of a task."""
 
 
@@ -64,16 +63,16 @@ def _dispatch(key: Callable[[StaticProblem], NDArray[np.float64]], demote: bool)
     return lambda task: (constructive.dispatch(task.problem, key(task.problem), demote=demote), 1)
 
 
-def _build(build: Callable[[StaticProblem], Plan]) -> Solver:
+def _build(build: Callable[[StaticProblem], Batched]) -> Solver:
     return lambda task: (build(task.problem), 1)
 
 
-def _portfolio(task: Task) -> tuple[Plan, int]:
+def _portfolio(task: Task) -> tuple[Batched, int]:
     plans = constructive.candidates(task.problem)
     return constructive.best_of(task.problem, plans, task.objective), len(plans)
 
 
-def _anneal(task: Task) -> tuple[Plan, int]:
+def _anneal(task: Task) -> tuple[Batched, int]:
     start = task.start or constructive.portfolio(task.problem, task.objective, budget_ms=task.budget_ms)
     if task.budget_ms == 0 or task.moves == 0:
         return start, 0
@@ -231,14 +230,14 @@ def _check(budget_ms: float | None, moves: int | None, seed: int, chains: int) -
     require(isinstance(chains, int) and 1 <= chains <= 64, "chains", "an integer from 1 to 64", chains)
 
 
-def _plan(problem: StaticProblem, start: Start) -> Plan:
+def _plan(problem: StaticProblem, start: Start) -> Batched:
     if isinstance(start, tuple) and len(start) == 2 and np.ndim(start[0]) == 1:
         return check_plan(problem, start[0], start[1])  # type: ignore[arg-type]
     return check_plan(problem, start, full_batches(problem.n, problem.max_batch))  # type: ignore[arg-type]
 
 
 def _result(
-    problem: StaticProblem, goal: Objective, solver: str, plan: Plan, moves: int, begin_ns: int
+    problem: StaticProblem, goal: Objective, solver: str, plan: Batched, moves: int, begin_ns: int
 ) -> Result:
     """Value a heuristic's plan; `problem` is the reweighted one."""
     found = evaluate_fast(problem, *plan)
@@ -279,7 +278,7 @@ def _exact(
     goal: Objective,
     solver: str,
     budget_ms: float | None,
-    start: Plan | None,
+    start: Batched | None,
     begin_ns: int,
 ) -> Result:
     most = EXACT_LIMITS.get(EXACT[solver])

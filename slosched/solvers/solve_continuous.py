@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, require
+from slosched.core.result import WEIGHT_TOLERANCE, Result, Status
 from slosched.planner import model as c
 from slosched.solvers.annealing import SAMPLED, anneal, typical_loss
 from slosched.solvers.continuous_problem import ContinuousProblem, check_sequence
-from slosched.planner.orders import CONSTRUCTIVE, PLAIN, QueueOrders
-from slosched.core.result import WEIGHT_TOLERANCE, Result, Status
-from slosched.core.table import Floats, Ints
+from slosched.solvers.orders import CONSTRUCTIVE, PLAIN, QueueOrders
 
 ALIASES = {
     "search": "anneal",
@@ -83,14 +83,14 @@ def solve_continuous(
     problem
         The engine and its queue.
     solver
-        A name in `SOLVERS` or `ALIASES`. "anneal" (or "search") is simulated annealing
-        by swaps and insertions from the best simple order, in cycles (`slosched.solvers.annealing`); "enumerate" tries all orders of at
-        most 8 requests; "cpsat" is the search with a bound from CP-SAT.
+        A name in `SOLVERS` or `ALIASES`. "anneal" (or "search") is simulated annealing by swaps and
+        insertions from the best simple order, in cycles (`slosched.solvers.annealing`); "enumerate" tries all
+        orders of at most 8 requests; "cpsat" is the search with a bound from CP-SAT.
     objective
         "soft", "lex" or "goodput", see `slosched.solvers.continuous_problem.OBJECTIVES`.
     budget_ms
-        Wall time in milliseconds, at least 0, of simple orders and search together. Without `budget_ms` and `moves`: 1 ms for the search, 10 s for
-        the exact solvers.
+        Wall time in milliseconds, at least 0, of simple orders and search together. Without `budget_ms` and
+        `moves`: 1 ms for the search, 10 s for the exact solvers.
     moves
         Evaluations of each chain, at least 0, those of the simple orders included, which take half of them at
         most: the result then depends on the seed alone.

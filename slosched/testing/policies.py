@@ -22,6 +22,7 @@ from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.policies.registry import policy_of
 from slosched.simulator import StepRecord, simulate
+from slosched.testing.suite import Fault, ensure, run_checks
 
 NOW_S = 100.0
 """Clock of the random snapshots."""
@@ -36,7 +37,7 @@ Make = Callable[[], Policy]
 """Makes a fresh policy object."""
 
 
-class PolicyFault(AssertionError):
+class PolicyFault(Fault):
     """A policy does what none may do; the message says in which check and how."""
 
 
@@ -72,16 +73,7 @@ def check_policy(policy: str | Make) -> list[str]:
     ['lawful', 'nobody']
     """
     make: Make = (lambda: policy_of(policy)) if isinstance(policy, str) else policy
-    if not isinstance(make(), Policy):
-        raise PolicyFault(f"policy must be a slosched.Policy, got {type(make()).__name__}.")
-    for name, check in CHECKS.items():
-        try:
-            check(make)
-        except PolicyFault as fault:
-            raise PolicyFault(f"{make().name}, check {name!r}: {fault}") from None
-        except InputError as error:
-            raise PolicyFault(f"{make().name}, check {name!r}: {error}") from error
-    return list(CHECKS)
+    return run_checks(CHECKS, make, Policy, PolicyFault)
 
 
 # the checks -------------------------------------------------------------------------------------------------
@@ -110,7 +102,7 @@ def deterministic(make: Make) -> None:
         seen = [random_snapshot(7, waiting=20), random_snapshot(7, waiting=20, step=41)]
         plans.append([fresh.plan(snapshot) for snapshot in seen])
     for a, b in zip(*plans, strict=True):
-        _ensure(_same(a, b), "two fresh objects make different plans of the same snapshots")
+        ensure(_same(a, b), "two fresh objects make different plans of the same snapshots")
 
 
 def nameless(make: Make) -> None:
@@ -122,9 +114,9 @@ def nameless(make: Make) -> None:
         others = {name: f"n{len(names) - i:06}" for i, name in enumerate(names)}
         renamed.table.request_ids = [others[name] for name in names]
         found = make().plan(renamed).request_ids
-        _ensure(found == [others[i] for i in ids], "the order depends on the requests' names")
+        ensure(found == [others[i] for i in ids], "the order depends on the requests' names")
         shuffled = make().plan(random_snapshot(seed, shuffle=True)).request_ids
-        _ensure(shuffled == ids, "the order depends on the requests' rows")
+        ensure(shuffled == ids, "the order depends on the requests' rows")
 
 
 def reads_only(make: Make) -> None:
@@ -135,11 +127,11 @@ def reads_only(make: Make) -> None:
         make().plan(snapshot)
         for queue in ("waiting", "running"):
             same = np.array_equal(getattr(snapshot, queue), getattr(before, queue))
-            _ensure(same, f"a plan changes the snapshot's {queue} rows")
+            ensure(same, f"a plan changes the snapshot's {queue} rows")
         for column, value in vars(before.table).items():
             if isinstance(value, np.ndarray):
                 same = np.array_equal(getattr(snapshot.table, column), value, equal_nan=True)
-                _ensure(same, f"a plan changes the table's column {column}")
+                ensure(same, f"a plan changes the table's column {column}")
 
 
 def known_by_name(make: Make) -> None:
@@ -155,7 +147,7 @@ def known_by_name(make: Make) -> None:
         fresh = Snapshot.of(waiting, running, now_s=NOW_S + step, engine=Engine(step_time=MODEL))
         kept, back = table.adopt(fresh)
         mine, theirs = one.plan(fresh), other.plan(kept)
-        _ensure(_same(mine, theirs.on(fresh, back)), f"a kept policy mixes requests up at snapshot {step}")
+        ensure(_same(mine, theirs.on(fresh, back)), f"a kept policy mixes requests up at snapshot {step}")
         running = [replace(r, generated_tokens=r.generated_tokens + 1) for r in running]
         admitted = mine.request_ids[:1]
         running += [replace(r, generated_tokens=1) for r in waiting if r.request_id in admitted]
@@ -213,20 +205,20 @@ def static_keys(make: Make) -> None:
     mine = make()
     if not mine.static:
         return
-    _ensure(isinstance(mine, KeyPolicy), "a static policy must be a KeyPolicy")
+    ensure(isinstance(mine, KeyPolicy), "a static policy must be a KeyPolicy")
     assert isinstance(mine, KeyPolicy)
     snapshot = random_snapshot(2, waiting=20)
     later = replace(snapshot, now_s=NOW_S + 50.0, running=snapshot.running[:0])
     same = np.array_equal(mine.key(snapshot, snapshot.waiting), mine.key(later, snapshot.waiting))
-    _ensure(same, "a static policy's keys change")
+    ensure(same, "a static policy's keys change")
 
 
 def documented(make: Make) -> None:
     """It has a name and says what it is."""
     mine = make()
-    _ensure(isinstance(mine.name, str) and bool(mine.name), "a policy must have a name")
+    ensure(isinstance(mine.name, str) and bool(mine.name), "a policy must have a name")
     words = inspect.getdoc(type(mine)) or ""
-    _ensure(words != inspect.getdoc(Policy) and len(words) > 10, "a policy's class must have a docstring")
+    ensure(words != inspect.getdoc(Policy) and len(words) > 10, "a policy's class must have a docstring")
 
 
 CHECKS: dict[str, Callable[[Make], None]] = {
@@ -375,25 +367,20 @@ def _hostile(seed: int) -> Iterable[tuple[str, Snapshot]]:
 # how they judge ---------------------------------------------------------------------------------------------
 
 
-def _ensure(ok: bool, words: str) -> None:
-    if not ok:
-        raise PolicyFault(words)
-
-
 def _lawful(policy: Policy, snapshot: Snapshot, where: str) -> None:
     """One plan, whose rows are where they should be and whose parts the policy's attributes announce."""
     plan = policy.plan(snapshot)
     try:
         plan.check()
     except InputError as error:
-        raise PolicyFault(f"{where}: {error}") from None
+        raise Fault(f"{where}: {error}") from None
     everybody = sorted([*plan.sequence.tolist(), *plan.reject.tolist()])
-    _ensure(everybody == sorted(snapshot.waiting.tolist()), f"{where}: a waiting request is lost")
-    _ensure(
+    ensure(everybody == sorted(snapshot.waiting.tolist()), f"{where}: a waiting request is lost")
+    ensure(
         plan.policy == policy.name, f"{where}: the plan's policy must be {policy.name!r}, got {plan.policy!r}"
     )
     least = plan.prefill_tokens is None or plan.prefill_tokens >= 1
-    _ensure(least, f"{where}: prefill_tokens must be None or at least 1, got {plan.prefill_tokens}")
+    ensure(least, f"{where}: prefill_tokens must be None or at least 1, got {plan.prefill_tokens}")
     orders = policy.skips or policy.preempts
     for used, allowed, part, attribute in (
         (len(plan.preempt), policy.preempts, "preempt", "preempts"),
@@ -405,7 +392,7 @@ def _lawful(policy: Policy, snapshot: Snapshot, where: str) -> None:
         words = (
             f"{where}: a plan with {part} needs {attribute} = True in its policy, or no engine asks for it"
         )
-        _ensure(not used or allowed, words)
+        ensure(not used or allowed, words)
 
 
 def _served(policy: Policy, work: Workload, engine: Engine, where: str) -> None:
@@ -415,11 +402,9 @@ def _served(policy: Policy, work: Workload, engine: Engine, where: str) -> None:
     refused = run.outcomes.rejected
     if refused is None:
         refused = np.zeros(len(work), dtype=np.bool_)
-    _ensure(
-        bool((run.outcomes.finished | refused).all()), f"{where}: a request is neither served nor refused"
-    )
-    _ensure(policy.rejects or not refused.any(), f"{where}: refusals need rejects = True")
-    _ensure(
+    ensure(bool((run.outcomes.finished | refused).all()), f"{where}: a request is neither served nor refused")
+    ensure(policy.rejects or not refused.any(), f"{where}: refusals need rejects = True")
+    ensure(
         len(np.unique(logs[0].step)) == run.log.steps, f"{where}: a step without tokens while requests wait"
     )
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from slosched.core.engine import Engine
-from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
@@ -20,6 +19,7 @@ from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus, FleetSnapshot, Router, Routing
 from slosched.routers.books import FleetBooks
 from slosched.simulator.fleet import Change, simulate_fleet
+from slosched.testing.suite import Fault, ensure, run_checks
 
 NOW_S = 50.0
 """Clock of the random fleets."""
@@ -32,7 +32,7 @@ Make = Callable[[], Router]
 """Makes a fresh router object."""
 
 
-class RouterFault(AssertionError):
+class RouterFault(Fault):
     """A router does what none may do; the message says in which check and how."""
 
 
@@ -68,16 +68,7 @@ def check_router(router: str | Make) -> list[str]:
     ['lawful', 'deterministic', 'reads_only', 'avoids_the_closed', 'loses_nobody']
     """
     make: Make = (lambda: router_by_name(router)) if isinstance(router, str) else router
-    if not isinstance(make(), Router):
-        raise RouterFault(f"router must be a slosched.routers.Router, got {type(make()).__name__}.")
-    for name, check in CHECKS.items():
-        try:
-            check(make)
-        except RouterFault as fault:
-            raise RouterFault(f"{make().name}, check {name!r}: {fault}") from None
-        except InputError as error:
-            raise RouterFault(f"{make().name}, check {name!r}: {error}") from error
-    return list(CHECKS)
+    return run_checks(CHECKS, make, Router, RouterFault)
 
 
 def lawful(make: Make) -> None:
@@ -90,7 +81,7 @@ def deterministic(make: Make) -> None:
     """Two fresh objects that see the same fleets decide alike."""
     for seed in range(8):
         a, b = (_decided(make(), random_fleet(seed)) for _ in range(2))
-        _ensure(a == b, "two fresh objects decide differently about the same fleet")
+        ensure(a == b, "two fresh objects decide differently about the same fleet")
 
 
 def reads_only(make: Make) -> None:
@@ -100,7 +91,7 @@ def reads_only(make: Make) -> None:
     for column, value in vars(before.table).items():
         if isinstance(value, np.ndarray):
             same = np.array_equal(value, getattr(fleet.table, column), equal_nan=value.dtype.kind == "f")
-            _ensure(same, f"a decision changes the table's column {column}")
+            ensure(same, f"a decision changes the table's column {column}")
 
 
 def avoids_the_closed(make: Make) -> None:
@@ -110,7 +101,7 @@ def avoids_the_closed(make: Make) -> None:
         only = seed % len(fleet.engines)
         engines = tuple(replace(view, accepts=i == only) for i, view in enumerate(fleet.engines))
         routing = _decided(make(), replace(fleet, engines=engines))
-        _ensure(all(engine == only for _, engine in routing.send), "a request goes to a closed engine")
+        ensure(all(engine == only for _, engine in routing.send), "a request goes to a closed engine")
 
 
 def loses_nobody(make: Make) -> None:
@@ -127,7 +118,7 @@ def loses_nobody(make: Make) -> None:
         out = run.outcomes
         rejected = np.zeros(len(work), dtype=np.bool_) if out.rejected is None else out.rejected
         ended = out.finished.astype(int) + run.lost + rejected
-        _ensure(bool(np.all(ended == 1)), f"requests {np.flatnonzero(ended != 1).tolist()} did not end once")
+        ensure(bool(np.all(ended == 1)), f"requests {np.flatnonzero(ended != 1).tolist()} did not end once")
 
 
 CHECKS: dict[str, Callable[[Make], None]] = {
@@ -195,10 +186,5 @@ def _decided(router: Router, fleet: FleetSnapshot) -> Routing:
     routing.check(fleet)
     named = {row for row, _ in routing.send} | set(routing.refuse)
     everybody = set(fleet.pending.tolist()) <= named
-    _ensure(router.holds or everybody, "a request is held by a router that says it holds none")
+    ensure(router.holds or everybody, "a request is held by a router that says it holds none")
     return routing
-
-
-def _ensure(ok: bool, words: str) -> None:
-    if not ok:
-        raise RouterFault(words)

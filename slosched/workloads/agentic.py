@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import DataError
-from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.workloads.arrivals import first_arrivals
 from slosched.workloads.files import MOST_SECONDS, moment, number, tokens, whole

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
-from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 
 BURST_TRIES = 1000

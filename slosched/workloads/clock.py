@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import DataError, InputError, require
-from slosched.core.table import Floats
 from slosched.workloads.files import MOST_SECONDS, is_number, real_number, shown
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.table import Floats, Ints
+from slosched.core.arrays import Floats, Ints
 from slosched.core.workload import Workload
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
-from slosched.core.table import Floats, Ints
 from slosched.workloads.lengths import LengthTable, fitted, from_quantiles
 
 REASONING_MEDIAN_TOKENS, REASONING_SIGMA = 1200.0, 0.8

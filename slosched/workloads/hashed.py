@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import DataError
-from slosched.core.table import Floats
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.workloads.clock import Clock
 from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, whole

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, require
-from slosched.core.table import Floats, Ints
 
 
 @lru_cache(maxsize=1)

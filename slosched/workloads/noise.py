@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, require
 from slosched.core.forecast import FORECAST_ATOMS, lognormal_atoms
-from slosched.core.table import Floats, Ints
 from slosched.core.thinking import Thinking
 from slosched.core.workload import Workload
 from slosched.workloads.lengths import fitted

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import require
-from slosched.core.table import Ints
 from slosched.core.workload import PrefixBlocks
 
 

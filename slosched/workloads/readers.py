@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import DataError, InputError
-from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.workloads.agentic import AGENTIC_COLUMNS, LOOP_COLUMNS, read_agentic
 from slosched.workloads.arrivals import first_arrivals, rescale

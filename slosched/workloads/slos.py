@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError, require
 from slosched.core.steptime import StepTimeModel
-from slosched.core.table import Floats
 from slosched.core.workload import Workload
 
 DEFAULT_PREFILL_CHUNK_TOKENS = 2048

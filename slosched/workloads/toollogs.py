@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import DataError
 from slosched.core.files import MOST_SHOWN
-from slosched.core.table import Floats
 from slosched.core.workload import Workload
 from slosched.workloads.clock import UNITS, Clock
 from slosched.workloads.columns import ALIASES, plain_name

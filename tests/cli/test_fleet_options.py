@@ -41,7 +41,7 @@ def test_compare_several_engines(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--engines", "2", "--router", "best"], "router must be one of round-robin"),
         (["--engines", "2", "--router", "random:x=1"], "parameter of router 'random'"),
-        (["--engines", "2", "--router", "no.such:Thing"], "router must be package.module:Class"),
+        (["--engines", "2", "--router", "no.such:Thing"], "router must name a module that can be imported"),
         (["--engines", "2", "--save", "run.json"], "save must be given with one engine"),
         (["--engines", "2", "--on", "vllm"], "engines must be 1 with --on vllm"),
     ],

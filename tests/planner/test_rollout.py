@@ -18,7 +18,7 @@ from slosched import (
     Workload,
     simulate,
 )
-from slosched.core.table import Floats
+from slosched.core.arrays import Floats
 from slosched.planner import rollout as r
 from slosched.planner.futures import engine_of, gather
 from slosched.planner.planner import PlannerParams

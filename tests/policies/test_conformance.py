@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies import POLICIES, KeyPolicy, Policy, policy
 from slosched.testing import PolicyFault, check_policy

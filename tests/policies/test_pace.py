@@ -15,7 +15,7 @@ from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
-from slosched.policies.fill import admissible, fill, todo_tokens
+from slosched.policies.fill import fill, todo_tokens
 from slosched.policies.pace import (
     answer_due_s,
     first_and_pace_s,
@@ -117,7 +117,7 @@ def test_a_filled_step_keeps_its_time(random_snapshot: RandomSnapshot) -> None:
     for seed in range(40):
         snapshot = random_snapshot(seed)
         t, model = snapshot.table, snapshot.step_time
-        line = np.concatenate([snapshot.running, admissible(snapshot, snapshot.waiting)])
+        line = np.concatenate([snapshot.running, snapshot.admissible(snapshot.waiting)])
         if len(line) == 0:
             continue
         budget_s = 0.02
@@ -146,6 +146,6 @@ def test_only_who_fits_is_admissible() -> None:
     """Head of line: slots and blocks are used up in order."""
     queue = [request(f"q{i}", prompt=p) for i, p in enumerate((160, 320, 16))]
     slots = Snapshot.of(queue, engine=Engine(limits=EngineLimits(max_num_seqs=2), step_time=MODEL))
-    assert admissible(slots, np.arange(3)).tolist() == [0, 1]
+    assert slots.admissible(np.arange(3)).tolist() == [0, 1]
     memory = Snapshot.of(queue, engine=Engine(limits=EngineLimits(kv_blocks=25), step_time=MODEL))
-    assert admissible(memory, np.arange(3)).tolist() == [0]
+    assert memory.admissible(np.arange(3)).tolist() == [0]

@@ -105,7 +105,7 @@ def test_the_grammar(text: str, name: str, parameters: dict[str, object], budget
         ("edf@-4", "token budget"),
         ("no_such_module:Mine", "No module named 'no_such_module'"),
         ("slosched.policies.orders:Edff", "Did you mean Edf"),
-        ("own_policies:NoPolicy", "must make a slosched.Policy, got NoPolicy"),
+        ("own_policies:NoPolicy", "must make a slosched.policies.Policy, got NoPolicy"),
         ("own_policies:Backwards:times=1,time=2", "Did you mean times"),
         ("slosched:seed=3", "must be one of"),
     ],

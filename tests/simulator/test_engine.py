@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
@@ -22,7 +23,6 @@ from slosched.core.metrics import Metrics
 from slosched.core.presets import preset
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
-from slosched.core.table import Floats, Ints
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.planner.plan import Plan
 from slosched.policies import policy as policy_by_name

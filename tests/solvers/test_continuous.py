@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
+from slosched.core.steptime import StepTimeModel
 from slosched.planner import model as c
 from slosched.planner import reference
-from slosched.core.steptime import StepTimeModel
-from slosched.core.table import Floats, Ints
 
 CASES = 2000
 Case = tuple[Floats, int, Ints, Floats, Floats, float]

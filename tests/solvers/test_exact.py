@@ -18,12 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slosched.core.errors import InputError
-from slosched.solvers.static import cpsat
-from slosched.solvers.static import enumeration
-from slosched.solvers.static import labelling
+from slosched.core.result import LATENCY_TOLERANCE, Result, Status
+from slosched.solvers.static import cpsat, enumeration, labelling
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import BatchCost, StaticProblem
-from slosched.core.result import LATENCY_TOLERANCE, Result, Status
 from slosched.solvers.static.reference import evaluate, full_batches
 from slosched.solvers.static.textbook import single_machine_subsets
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
-from slosched.solvers.cpsat_continuous import _Queue, _solve, solve_continuous_fixed
 from slosched.core.result import Status
+from slosched.solvers.cpsat_continuous import _Queue, _solve, solve_continuous_fixed
 
 pytest.importorskip("ortools")
 

@@ -7,12 +7,10 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError
 from slosched.solvers.static import textbook
-
-Floats = NDArray[np.float64]
 
 
 def jobs(seed: int, n: int = 6) -> tuple[Floats, Floats, Floats]:

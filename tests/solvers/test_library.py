@@ -17,10 +17,10 @@ from slosched.core.presets import preset
 from slosched.core.request import Request
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
+from slosched.lab.overload import capture, overload, usual_load
 from slosched.solvers.continuous_problem import ContinuousProblem
 from slosched.solvers.instances import Instance, read, write
 from slosched.solvers.library import check, folder, library, store, submit, with_best_known
-from slosched.lab.overload import capture, overload, usual_load
 from slosched.solvers.solve import solve
 
 RTX = "rtx4090-llama-3.1-8b"

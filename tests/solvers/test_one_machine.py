@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slosched.core.errors import InputError
-from slosched.planner.one_machine import (
+from slosched.solvers.static.one_machine import (
     batch_list,
     best_insertion,
     lawler_moore,

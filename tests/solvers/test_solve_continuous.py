@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Ints
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
+from slosched.core.result import Status
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
-from slosched.core.table import Ints
 from slosched.planner import model as c
 from slosched.planner import reference
 from slosched.solvers.annealing import anneal
 from slosched.solvers.continuous_problem import OBJECTIVES, ContinuousProblem
-from slosched.core.result import Status
 from slosched.solvers.solve import solve
 from slosched.solvers.solve_continuous import ALIASES, EXACT, SOLVERS
 from slosched.solvers.static.problem import StaticProblem
@@ -173,7 +174,8 @@ def test_snapshot_is_continuous_by_default_and_static_on_request() -> None:
 
 def test_prefill_limit_reaches_the_model() -> None:
     """A limit on prompt tokens per step delays first tokens."""
-    free, paced = problem(4), problem(4, prefill_tokens=16.0)
+    free = problem(4)
+    paced = dataclasses.replace(free, prefill_tokens=16.0)
     order = np.arange(4)
     assert paced.evaluate(order).prediction.ttft_s.min() > free.evaluate(order).prediction.ttft_s.min()
 

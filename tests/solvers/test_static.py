@@ -16,16 +16,25 @@ from hypothesis import strategies as st
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
+from slosched.core.result import Score, Status
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
+from slosched.solvers.solve import EXACT, SOLVERS, solve
 from slosched.solvers.static import constructive
 from slosched.solvers.static import kernels as static
-from slosched.solvers.static.annealing import anneal_static, records, seed_words, sigma_s, tpot_records
+from slosched.solvers.static.annealing import (
+    anneal_static,
+    budget_of,
+    case_of,
+    records,
+    seed_words,
+    sigma_s,
+    tpot_records,
+)
+from slosched.solvers.static.delta import anneal
 from slosched.solvers.static.generated import generate
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import BatchCost, StaticProblem
-from slosched.core.result import Score, Status
-from slosched.solvers.solve import EXACT, SOLVERS, solve
 from slosched.solvers.static.reference import evaluate, evaluate_fast, full_batches, score_lists
 
 OBJECTIVES = list(Objective)
@@ -93,10 +102,9 @@ def test_delta_equals_full_recomputation(n: int, batch: int, mode: int) -> None:
         size = min(batch, n)
         start = random_plan(dataclasses.replace(problem, max_batch=size), np.random.default_rng(seed))
         scale = sigma_s(records(problem), size)
-        found = static.anneal(
-            records(problem), problem.elapsed_total_s, size, *start, static.THRESHOLDS, mode, 5000, 0, -1,
-            seed_words(seed), 25 * scale, 20 * scale, 0.003 * scale, 64, 1, True,
-        )  # fmt: skip
+        cooling = static.Cooling(lam=25 * scale, hot=20 * scale, cold=0.003 * scale, stages=64, cycles=1)
+        case, budget = case_of(problem, mode), budget_of(5000, None, 0)
+        found = anneal(case, *start, budget, cooling, static.THRESHOLDS, seed_words(seed), True)
         accepted, weight_error, latency_error = found[5:]
         moved += accepted
         assert weight_error < 1e-9

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from slosched.core.errors import InputError
-from slosched.solvers.static import bench
-from slosched.solvers.static.generated import generate, name_of, named, suite
+from slosched.solvers import bench
 from slosched.solvers.instances import Instance, read, write
 from slosched.solvers.library import build, check, library, submit
 from slosched.solvers.solve import solve
+from slosched.solvers.static.generated import generate, name_of, named, suite
 
 
 def synthetic() -> list[Instance]:

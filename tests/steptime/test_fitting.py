@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError
 from slosched.core.fitting import fit, fit_file, plot_fit
-from slosched.core.steptime import Floats, StepTimeModel
+from slosched.core.steptime import StepTimeModel
 
 TRUTH = StepTimeModel(
     base_s=0.008, prefill_token_s=1.5e-5, attention_work_s=9e-10, sequence_s=6e-5, kv_token_s=5e-8,

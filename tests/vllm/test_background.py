@@ -13,7 +13,7 @@ from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
-from slosched.integrations.vllm.background import Background
+from slosched.integrations.vllm.background import PlansAhead
 from slosched.policies import policy
 from slosched.testing.virtual_clock import VirtualEngine
 
@@ -50,7 +50,7 @@ class Beside(VirtualEngine):
     def use_policy(self, *args: Any, **kwargs: Any) -> None:
         super().use_policy(*args, **kwargs)
         planner = self.scheduler.slosched.planner
-        planner.background = Background(planner._decide)
+        planner.background = PlansAhead(planner._decide)
 
     def schedule(self) -> Any:
         background = self.scheduler.slosched.planner.background

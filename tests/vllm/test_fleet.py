@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Ints
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
-from slosched.core.table import Ints
 from slosched.core.workload import Workload
 from slosched.policies.base import Policy
 from slosched.policies.registry import policy_of

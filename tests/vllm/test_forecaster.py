@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError
-from slosched.core.table import Floats
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.forecaster import PATIENCE, Forecaster

@@ -11,15 +11,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
-from slosched.integrations.vllm import planner as planner_module
-from slosched.integrations.vllm.background import Background
+from slosched.integrations.vllm import guarded_policy as planner_module
+from slosched.integrations.vllm.background import PlansAhead
 from slosched.integrations.vllm.config import GuardsConfig
+from slosched.integrations.vllm.guarded_policy import GuardedPolicy
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.planner import Planner
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
 
@@ -74,7 +75,7 @@ BAD: dict[str, Callable[[Snapshot], Plan]] = {
 def test_a_bad_plan_leaves_the_step_to_the_engine_and_opens_the_breaker(kind: str) -> None:
     """Counted each time; after the configured number in a row the policy is off."""
     stats = Stats()
-    planner = Planner(Scripted(BAD[kind]), GuardsConfig(breaker_failures=3), stats, boxed=False)
+    planner = GuardedPolicy(Scripted(BAD[kind]), GuardsConfig(breaker_failures=3), stats, boxed=False)
     for failures in range(1, 4):
         assert not planner.open
         assert planner.decide(_snapshot()) is None
@@ -91,7 +92,7 @@ def test_one_good_plan_forgives_earlier_failures() -> None:
     def sometimes(snapshot: Snapshot) -> Plan:
         return _raises(snapshot) if next(turns) else _plan(snapshot)
 
-    planner = Planner(Scripted(sometimes), GuardsConfig(breaker_failures=3), Stats(), boxed=False)
+    planner = GuardedPolicy(Scripted(sometimes), GuardsConfig(breaker_failures=3), Stats(), boxed=False)
     made = [planner.decide(_snapshot()) is not None for _ in range(15)]
     assert made == [False, False, True] * 5
     assert not planner.open
@@ -109,7 +110,7 @@ class NanKeys(KeyPolicy):
 def test_keys_that_are_not_numbers_are_a_failure() -> None:
     """NaN has no place in an order."""
     stats = Stats()
-    assert Planner(NanKeys(), GuardsConfig(), stats, boxed=False).decide(_snapshot()) is None
+    assert GuardedPolicy(NanKeys(), GuardsConfig(), stats, boxed=False).decide(_snapshot()) is None
     assert stats.fallbacks == {"policy": 1}
 
 
@@ -121,7 +122,7 @@ def test_slow_plans_move_to_the_background_and_are_used_from_there() -> None:
         return _plan(snapshot, order=snapshot.waiting[::-1].copy())
 
     stats = Stats()
-    planner = Planner(Scripted(slow), GuardsConfig(time_box_us=1000), stats)
+    planner = GuardedPolicy(Scripted(slow), GuardsConfig(time_box_us=1000), stats)
     try:
         for _ in range(2):  # it may be the processor that they wait for
             assert planner.decide(_snapshot()) is not None
@@ -170,7 +171,7 @@ class Busy(Policy):
 def test_a_share_of_a_slow_step_is_free_for_planning() -> None:
     """A plan of a millisecond is too long beside steps of 5 ms, and nothing beside steps of 100 ms."""
     for step_s, background in ((0.005, True), (0.1, False)):
-        planner = Planner(Busy(0.001), GuardsConfig(), Stats())
+        planner = GuardedPolicy(Busy(0.001), GuardsConfig(), Stats())
         planner.step_s = step_s
         try:
             for _ in range(3):
@@ -191,7 +192,7 @@ def test_a_machine_that_takes_the_processor_away_is_no_overrun(monkeypatch: pyte
     clock = SimpleNamespace(perf_counter=lambda: now[0], thread_time=lambda: now[0] / 30, sleep=time.sleep)
     monkeypatch.setattr(planner_module, "time", clock)
     stats = Stats()
-    planner = Planner(Scripted(preempted), GuardsConfig(time_box_us=1000), stats)
+    planner = GuardedPolicy(Scripted(preempted), GuardsConfig(time_box_us=1000), stats)
     assert all(planner.decide(_snapshot()) is not None for _ in range(20))
     assert planner.background is None
     assert stats.fallbacks == {}
@@ -207,9 +208,9 @@ def test_failing_background_plans_open_the_breaker() -> None:
         time.sleep(0.005)
         return _plan(snapshot)
 
-    planner = Planner(Scripted(fails_later), GuardsConfig(time_box_us=500, breaker_failures=4), Stats())
+    planner = GuardedPolicy(Scripted(fails_later), GuardsConfig(time_box_us=500, breaker_failures=4), Stats())
     try:
-        planner.background = Background(planner._decide)
+        planner.background = PlansAhead(planner._decide)
         for _ in range(8):
             planner.launch(_snapshot())
             _await(planner)
@@ -241,7 +242,7 @@ def test_ranking_a_shortlist_gives_the_head_of_ranking_everybody() -> None:
     first = Snapshot.of([request(i) for i in range(2000)])
     table = first.table
     queued = np.ones(table.capacity, dtype=np.bool_)
-    planner = Planner(Deadline(), GuardsConfig(time_box_us=1e6), Stats())
+    planner = GuardedPolicy(Deadline(), GuardsConfig(time_box_us=1e6), Stats())
     joined: list[int] = []
     made = 2000
     for _ in range(80):

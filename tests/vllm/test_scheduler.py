@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
-from slosched.core.table import Floats, Ints
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from slosched.core.limits import EngineLimits
+from slosched.integrations.vllm.guarded_policy import GuardedPolicy
 from slosched.integrations.vllm.ledger import Ledger
-from slosched.integrations.vllm.planner import Planner
 from slosched.integrations.vllm.queue import SloQueue
 from slosched.policies.base import Policy
 
@@ -47,7 +47,7 @@ class Asking:
     def __init__(
         self,
         policy: Policy,
-        planner: Planner,
+        planner: GuardedPolicy,
         queue: SloQueue,
         ledger: Ledger,
         prefilling: Prefilling,
@@ -86,11 +86,9 @@ class Asking:
         whole = getattr(scheduler, "scheduler_reserve_full_isl", False)
         if whole or budget > free_tokens:
             first = line.rows[0]
-            if table.prompt_tokens[first] + table.generated_tokens[first] > free_tokens:
-                rows = line.rows
-                need = table.prompt_tokens[rows] + table.generated_tokens[rows] - table.cached_tokens[rows]
-                if need.min() > free_tokens:
-                    return False
+            whole_tokens = table.prompt_tokens[first] + table.generated_tokens[first]
+            if whole_tokens > free_tokens and table.missing_tokens(line.rows).min() > free_tokens:
+                return False
         if self._limits.long_prefill_token_threshold or not self._prefilling.count():
             return True
         demand: int = sum(r.num_tokens - r.num_computed_tokens for r in running)

@@ -118,8 +118,8 @@ class ForecastConfig(_Section):
 
 
 class ThinkingConfig(_Section):
-    """The mark that ends thinking: one token, as a number, or as text that the model's tokenizer knows as one,
-    such as ``</think>``. The first token after it is the first answer token.
+    """The mark that ends thinking: one token, as a number, or as text that is one token of the model, such as
+    ``</think>``. The first token after it is the first answer token.
     """
 
     end: int | str
@@ -190,7 +190,9 @@ class Config(_Section):
             raise ValueError(f"must be one of the classes {known}, got {self.default_class!r}")
         for name, promised in self.classes.items():
             if promised.ttfat_ms is not None and self.thinking is None:
-                raise ValueError(f"class {name!r} has ttfat_ms: thinking.end must name the mark that ends thinking")
+                raise ValueError(
+                    f"class {name!r} has ttfat_ms: thinking.end must name the mark that ends thinking"
+                )
         return self
 
     def weight_of(self, promised: ClassConfig, tenant: str, claimed: float) -> float:

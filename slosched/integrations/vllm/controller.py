@@ -16,10 +16,10 @@ from slosched.integrations.vllm.carrying import Carrying
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.decision import NOBODY, Decision
+from slosched.integrations.vllm.guarded_policy import GuardedPolicy
 from slosched.integrations.vllm.handover import Handover
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.planner import Planner
 from slosched.integrations.vllm.preemption import Preemption
 from slosched.integrations.vllm.prefix_hits import PrefixPeek
 from slosched.integrations.vllm.queue import SloQueue
@@ -71,7 +71,7 @@ class Controller:
         self.ledger.forecaster.reads(scheduler)
         self.ledger.thinking.reads(self.ledger.forecaster.tokenizer)
         self.queue = SloQueue(self.ledger)
-        self.planner = Planner(policy, config.guards, self.stats, boxed=not clock.virtual)
+        self.planner = GuardedPolicy(policy, config.guards, self.stats, boxed=not clock.virtual)
         self.watch = StepWatch(learned, measure=not clock.virtual, log=config.step_log)
         self.planner.step_s = self.watch.decode_s
         self.peek = PrefixPeek(scheduler, self.ledger, self.stats)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from slosched.core.arrays import Floats
 from slosched.core.forecast import LengthForecast
-from slosched.core.table import Floats
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.slo_fields import Claim
@@ -76,7 +76,9 @@ class Forecaster:
         if config.forecast.ranker is not None:
             named = config.forecast.ranker
             digest = digest_of(FOLDER if str(named) == PRIOR else named)
-            learned.sources = dict.fromkeys(("ranker", "light") if quick is not None else (self._name,), digest)
+            learned.sources = dict.fromkeys(
+                ("ranker", "light") if quick is not None else (self._name,), digest
+            )
         self._model: Any = None
         self._tokenizer: Any = None
         if config.forecast.trust > 0:

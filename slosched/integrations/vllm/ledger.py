@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Ints
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
-from slosched.core.table import Ints, RequestTable
+from slosched.core.table import RequestTable
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.forecaster import Forecaster, running_of
@@ -286,10 +287,15 @@ class Ledger:
             natural=natural,
             refused=refused,
             limits_s=(
-                float(t.ttft_s[row]), float(t.tpot_s[row]), float(t.own_e2e_s[row]), float(t.ttfat_s[row])
+                float(t.ttft_s[row]),
+                float(t.tpot_s[row]),
+                float(t.own_e2e_s[row]),
+                float(t.ttfat_s[row]),
             ),
             measured_s=(
-                first_s - arrival_s, (now_s - first_s) / max(1, tokens - 1), now_s - arrival_s,
+                first_s - arrival_s,
+                (now_s - first_s) / max(1, tokens - 1),
+                now_s - arrival_s,
                 answer_s - arrival_s,
             ),
             predicted_s=(float(self.predicted_ttft_s[row]), float(self.predicted_tpot_s[row])),

@@ -162,7 +162,12 @@ class Stats:
             "reorder_places": ("Waiting requests that the first of a new order passes.", self.reorder),
             "wait_measured_over_stated": ("Time to the first token over what was stated.", self.wait_ratio),
         }
-        names = {"ttft": "Time to the first token.", "tpot": "Time per further token.", "e2e": "Whole time.", "ttfat": "Time to the first answer token."}
+        names = {
+            "ttft": "Time to the first token.",
+            "tpot": "Time per further token.",
+            "e2e": "Whole time.",
+            "ttfat": "Time to the first answer token.",
+        }
         for kind, text in names.items():
             found[f"{kind}_seconds"] = text, self.seconds[kind]
         for kind, histogram in self.ratio.items():

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from slosched.core.table import Ints
+from slosched.core.arrays import Ints
+from slosched.core.remaining import remaining_tokens
 from slosched.integrations.vllm.capability import FULL, Capability
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
-from slosched.core.remaining import remaining_tokens
 
 
 class Preemption:

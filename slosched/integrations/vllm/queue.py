@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slosched.core.table import Ints
+from slosched.core.arrays import Ints
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.passing import adapter_of
 from slosched.integrations.vllm.waiting_rows import ArrivalLine

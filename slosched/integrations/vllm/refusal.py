@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slosched.core.table import Ints
+from slosched.core.arrays import Ints
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.refusal_reason import REASON
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from slosched.core.arrays import Ints
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints, RequestTable
+from slosched.core.table import RequestTable
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.decision import NOBODY
 from slosched.integrations.vllm.ledger import Ledger

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slosched.core.drift import OnlineStepTime
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
+from slosched.core.presets import find_engine
 from slosched.core.steptime import StepTimeModel
 from slosched.integrations.vllm.publishing import write_whole
 from slosched.predictors.blend import Blend
 from slosched.predictors.history import ClassHistory
 from slosched.predictors.prior import PRIOR
-from slosched.core.drift import OnlineStepTime
-from slosched.core.presets import find_engine
 
 FORMAT, LENGTHS_ONLY = 3, 2
 """Format of the state file, and an older one that knows of lengths and step time only."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from slosched.integrations.vllm.state import Learned
 from slosched.core.drift import OnlineStepTime
 from slosched.core.fitting import evaluate, fit
 from slosched.core.steplog import StepLogWriter
+from slosched.integrations.vllm.state import Learned
 
 EVERY_FIRST = 256
 """Every step is looked at until so many have been."""

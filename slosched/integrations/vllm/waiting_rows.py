@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from slosched.core.table import Floats, Ints, RequestTable
+from slosched.core.arrays import Floats, Ints
+from slosched.core.table import RequestTable
 
 MOST_LEFT = 256
 """Rows that have left before all of them are dropped at once."""

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.policies.fill import admissible, fill
+from slosched.policies.fill import fill
 from slosched.policies.pace import first_and_pace_s, in_decode, next_due_s, paced_due_s
 
 
@@ -56,7 +56,7 @@ class FairBatching(Policy):
         line = rows[np.lexsort((t.serial[rows], t.arrival_s[rows], slack, group))]
         waits = np.isin(line, waiting)
         order = line[waits]
-        filled = fill(snapshot, line[~waits | np.isin(line, admissible(snapshot, order))], budget_s)
+        filled = fill(snapshot, line[~waits | np.isin(line, snapshot.admissible(order))], budget_s)
         return Plan(
             snapshot=snapshot,
             policy=self.name,

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
 from slosched.solvers.solve import solve

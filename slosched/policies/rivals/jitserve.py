@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.estimate import decode_step_s, prefill_s, remaining_s
 from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.policies.orders import blocked

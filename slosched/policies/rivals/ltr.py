@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
 
@@ -81,18 +81,16 @@ class Ltr(Policy):
         theirs = self._score(snapshot, running, quantum)
         worst = running[np.argsort(-theirs, kind="stable")]
         theirs = -np.sort(-theirs)
-        t, block = snapshot.table, snapshot.limits.block_tokens
+        needed, held = snapshot.needed_blocks(order), snapshot.held_blocks(worst)
         slots, blocks = snapshot.free_seqs, snapshot.free_blocks
         victims: list[int] = []
-        for mine, row in zip(score.tolist(), order.tolist(), strict=True):
-            need = -(-int(t.prompt_tokens[row] + t.generated_tokens[row]) // block)
+        for mine, need in zip(score.tolist(), needed.tolist(), strict=True):
             while (slots <= 0 or blocks < need) and len(victims) < min(self.most_preemptions, len(worst)):
                 if theirs[len(victims)] <= mine:
                     return np.array(victims, dtype=np.int64)
-                victim = int(worst[len(victims)])
-                victims.append(victim)
                 slots += 1
-                blocks += -(-int(t.computed_tokens[victim]) // block)
+                blocks += int(held[len(victims)])
+                victims.append(int(worst[len(victims)]))
             if slots <= 0 or blocks < need:
                 break
             slots -= 1

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
-from slosched.policies.fill import admissible, fill, todo_tokens
+from slosched.policies.fill import fill, todo_tokens
 from slosched.policies.pace import first_and_pace_s, in_decode, paced_due_s
 
 PACE_SHARE = 0.65
@@ -61,7 +61,7 @@ class ProServe(Policy):
         line, budget_s = self.line(snapshot, rows)
         waits = np.isin(line, snapshot.waiting)
         order, ranked = line[waits], line[~waits]
-        now = line[~waits | np.isin(line, admissible(snapshot, order))]
+        now = line[~waits | np.isin(line, snapshot.admissible(order))]
         filled = fill(snapshot, now, budget_s)
         return Plan(
             snapshot=snapshot,

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import KeyPolicy
 from slosched.policies.departures import Departures

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
 
@@ -95,8 +95,4 @@ class Slai(Policy):
 
     def _new_tokens(self, snapshot: Snapshot, waiting: Ints) -> int:
         """Prompt tokens of those who could enter now, by slots and memory."""
-        t, block = snapshot.table, snapshot.limits.block_tokens
-        first = waiting[: max(0, snapshot.free_seqs)]
-        todo = t.prompt_tokens[first] + t.generated_tokens[first] - t.cached_tokens[first]
-        fits = np.cumsum(-(-todo // block)) <= snapshot.free_blocks
-        return int(todo[fits].sum())
+        return int(snapshot.table.missing_tokens(snapshot.admissible(waiting)).sum())

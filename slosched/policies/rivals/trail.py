@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import require
 from slosched.core.estimate import decode_step_s
 from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Ints
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
 from slosched.policies.orders import blocked
@@ -86,10 +86,9 @@ class Trail(Policy):
             return young[:0]
         left = remaining_tokens(t.atoms, young, t.generated_tokens)
         if self.memory:
-            block, computed = snapshot.limits.block_tokens, t.computed_tokens[young]
-            wanted = t.prompt_tokens[head] + t.generated_tokens[head] - t.cached_tokens[head]
-            makes_room = -(-wanted // block) <= snapshot.free_blocks + -(-computed // block)
-            again = snapshot.step_time.prefill_token_s * computed / decode_step_s(snapshot)
+            need = snapshot.needed_blocks(np.array([head]))[0]
+            makes_room = need <= snapshot.free_blocks + snapshot.held_blocks(young)
+            again = snapshot.step_time.prefill_token_s * t.computed_tokens[young] / decode_step_s(snapshot)
             left = np.where(makes_room, left - again, -np.inf)
         worst = int(np.argmax(left))
         return young[worst : worst + 1] if mine + self.margin_tokens < left[worst] else young[:0]

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats
+from slosched.core.result import Score
 from slosched.solvers.static import kernels as static
+from slosched.solvers.static.delta import anneal
+from slosched.solvers.static.kernels import Budget, Case, Cooling
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.core.result import Score
-from slosched.solvers.static.reference import evaluate_fast, full_batches
+from slosched.solvers.static.reference import Batched, evaluate_fast, full_batches
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Plan = tuple[Ints, Ints]
-"""A sequence and the sizes of its batches."""
 CYCLE_MOVES = 300
 """Moves a request in one cycle from hot to cold."""
 MOVES_PER_MS = 7000
@@ -62,6 +61,13 @@ class Schedule:
         hot = 5.0 if n <= 100 else 2.0 if n <= 200 else 0.2 if n <= 500 else 0.05
         return cls(hot=hot, cold=0.003, weight_worth=worth, cycles=cycles)
 
+    def seconds(self, sigma: float, mean_weight: float) -> Cooling:
+        """The schedule in seconds, for a scale of energy and a mean weight of a request."""
+        return Cooling(
+            lam=self.weight_worth * sigma / mean_weight, hot=self.hot * sigma, cold=self.cold * sigma,
+            stages=self.stages, cycles=self.cycles,
+        )  # fmt: skip
+
 
 def records(problem: StaticProblem) -> Floats:
     """Records for the kernels, shape (n, 8): u, v, c, a, c2, a2, weight, bmax."""
@@ -80,6 +86,20 @@ def records(problem: StaticProblem) -> Floats:
         table[:, k] = column
     np.clip(table, static.NEVER, static.ALWAYS, out=table)
     return table
+
+
+def case_of(problem: StaticProblem, mode: int) -> Case:
+    """What a kernel must know of a problem; `mode` is one of the kernels' modes of comparison."""
+    return Case(
+        rec=records(problem), elapsed_total_s=float(problem.elapsed_total_s),
+        max_batch=min(problem.max_batch, problem.n), mode=mode,
+    )  # fmt: skip
+
+
+def budget_of(moves: int | None, budget_ms: float | None, begin_ns: int) -> Budget:
+    """A kernel's budget: proposals, milliseconds from `begin_ns` on, or both; None for no such limit."""
+    length_ns = -1 if budget_ms is None else int(budget_ms * 1e6)
+    return Budget(moves=-1 if moves is None else moves, begin_ns=begin_ns, length_ns=length_ns)
 
 
 def tpot_records(problem: StaticProblem) -> Floats:
@@ -102,7 +122,7 @@ def seed_words(seed: int, chain: int = 0) -> NDArray[np.uint64]:
 
 def anneal_static(
     problem: StaticProblem,
-    start: Plan,
+    start: Batched,
     objective: Objective = Objective.LEX,
     *,
     moves: int | None = None,
@@ -111,7 +131,7 @@ def anneal_static(
     seed: int = 0,
     chains: int = 1,
     schedule: Schedule | None = None,
-) -> tuple[Plan, int]:
+) -> tuple[Batched, int]:
     """Improve a plan by annealing with delta evaluation.
 
     Parameters
@@ -138,21 +158,14 @@ def anneal_static(
         The plan and the moves evaluated, all chains together.
     """
     begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
-    table = records(problem)
+    case = case_of(problem, static.G if objective is Objective.G else static.LEX)
+    budget = budget_of(moves, budget_ms, begin_ns)
     expected = moves if moves is not None else MOVES_PER_MS * (budget_ms or 0.0)
     schedule = schedule or Schedule.of(problem.n, objective, expected)
-    sigma = sigma_s(table, min(problem.max_batch, problem.n))
-    mean_weight = float(problem.weight.mean()) or 1.0
-    mode = static.G if objective is Objective.G else static.LEX
-    elapsed_total_s = problem.elapsed_total_s
+    cooling = schedule.seconds(sigma_s(case.rec, case.max_batch), float(problem.weight.mean()) or 1.0)
 
-    def chain(k: int) -> tuple[Plan, float, float, int]:
-        found = static.anneal(
-            table, elapsed_total_s, min(problem.max_batch, problem.n), start[0], start[1], static.THRESHOLDS,
-            mode, -1 if moves is None else moves, begin_ns, -1 if budget_ms is None else int(budget_ms * 1e6),
-            seed_words(seed, k), schedule.weight_worth * sigma / mean_weight, schedule.hot * sigma,
-            schedule.cold * sigma, schedule.stages, schedule.cycles, False,
-        )  # fmt: skip
+    def chain(k: int) -> tuple[Batched, float, float, int]:
+        found = anneal(case, *start, budget, cooling, static.THRESHOLDS, seed_words(seed, k), False)
         return (found[0], found[1]), found[2], found[3], found[4]
 
     if chains == 1:
@@ -174,26 +187,24 @@ def anneal_static(
 
 def tardiness_annealing(
     problem: StaticProblem,
-    start: Plan,
+    start: Batched,
     *,
     moves: int | None = None,
     budget_ms: float | None = None,
     begin_ns: int | None = None,
     seed: int = 0,
-) -> tuple[Plan, int]:
+) -> tuple[Batched, int]:
     """Improve a plan's weighted tardiness by annealing with full evaluation of every move.
 
     Parameters and the promise are those of `anneal_static`.
     """
     begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
-    table = records(problem)
-    size = min(problem.max_batch, problem.n)
-    scale = sigma_s(table, size) * (float(problem.weight.mean()) or 1.0)
+    case, budget = case_of(problem, static.TARDINESS), budget_of(moves, budget_ms, begin_ns)
+    scale = sigma_s(case.rec, case.max_batch) * (float(problem.weight.mean()) or 1.0)
+    cooling = Cooling(lam=0.0, hot=scale, cold=1e-3 * scale, stages=64, cycles=1)
     found = static.anneal_full(
-        table, tpot_records(problem), problem.elapsed_total_s, size, start[0], start[1], static.THRESHOLDS,
-        static.TARDINESS, -1 if moves is None else moves, begin_ns,
-        -1 if budget_ms is None else int(budget_ms * 1e6), seed_words(seed), 0.0, scale, 1e-3 * scale, False,
-    )  # fmt: skip
+        case, tpot_records(problem), *start, budget, cooling, static.THRESHOLDS, seed_words(seed), False
+    )
     plan = (found[0], found[1])
     before, after = evaluate_fast(problem, *start), evaluate_fast(problem, *plan)
     return (plan if after.tardiness_s < before.tardiness_s else start), found[5]
@@ -201,7 +212,7 @@ def tardiness_annealing(
 
 def huang_annealing(
     problem: StaticProblem, *, seed: int = 0, scaled: bool = False, last: bool = False
-) -> tuple[Plan, int]:
+) -> tuple[Batched, int]:
     """The published annealing, for comparison.
 
     Starts from shortest first, or arrival order if that has the larger G, in full batches; returns at once if

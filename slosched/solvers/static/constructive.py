@@ -10,16 +10,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.planner import one_machine
+from slosched.core.arrays import Floats, Ints
+from slosched.core.result import Score
 from slosched.solvers.static import kernels as static
-from slosched.solvers.static.annealing import Plan, records, tpot_records
+from slosched.solvers.static import one_machine
+from slosched.solvers.static.annealing import records, tpot_records
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.core.result import Score
-from slosched.solvers.static.reference import full_batches
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from slosched.solvers.static.reference import Batched, full_batches
 
 LAWLER_MOORE_CELLS = 4_000_000
 """Most (request, weight) cells of the portfolio's Lawler-Moore."""
@@ -29,7 +27,7 @@ def _size(problem: StaticProblem) -> int:
     return min(problem.max_batch, max(1, problem.n))
 
 
-def _cut(problem: StaticProblem, order: Ints) -> Plan:
+def _cut(problem: StaticProblem, order: Ints) -> Batched:
     return order, full_batches(problem.n, problem.max_batch)
 
 
@@ -63,7 +61,7 @@ def sjf_key(problem: StaticProblem) -> Floats:
     return problem.exec_s(_size(problem))
 
 
-def dispatch(problem: StaticProblem, key: Floats, *, demote: bool = False) -> Plan:
+def dispatch(problem: StaticProblem, key: Floats, *, demote: bool = False) -> Batched:
     """Full batches in ascending key, ties by index; with `demote` the hopeless go last, shortest first."""
     order = _by(key)
     if demote:
@@ -95,19 +93,19 @@ def moore_hodgson_order(problem: StaticProblem, phi: float = 1.0, shortest: Ints
     return _kept_first(kept, processing, due, by_due, _by(processing) if shortest is None else shortest)
 
 
-def moore_hodgson(problem: StaticProblem, phi: float = 1.0) -> Plan:
+def moore_hodgson(problem: StaticProblem, phi: float = 1.0) -> Batched:
     """`moore_hodgson_order` in full batches; at max_batch 1 exact for unit weights."""
     return _cut(problem, moore_hodgson_order(problem, phi))
 
 
-def lawler_moore(problem: StaticProblem, phi: float = 1.0) -> Plan:
+def lawler_moore(problem: StaticProblem, phi: float = 1.0) -> Batched:
     """As `moore_hodgson` with the exact weighted set of the fluid problem; whole weights only."""
     processing, due = fluid(problem, phi)
     kept = one_machine.lawler_moore(processing, due, problem.weight)
     return _cut(problem, _kept_first(kept, processing, due, _by(due), _by(processing)))
 
 
-def best_fit(problem: StaticProblem, kappa: float = 1.0) -> Plan:
+def best_fit(problem: StaticProblem, kappa: float = 1.0) -> Batched:
     """Insertion of each request where it lengthens the plan least without making another late.
 
     Requests are taken by latest start plus `kappa` times execution, both over their means.
@@ -119,7 +117,7 @@ def best_fit(problem: StaticProblem, kappa: float = 1.0) -> Plan:
     run = problem.exec_s(size)
     scale = float(np.abs(latest).mean()) or 1.0
     order = _by(latest / scale + kappa * run / float(run.mean()))
-    plan: Plan = static.best_fit(records(problem), size, order)
+    plan: Batched = static.best_fit(records(problem), size, order)
     return plan
 
 
@@ -133,7 +131,7 @@ def _sorted_in_windows(order: Ints, key: Floats, window: int) -> Ints:
     return out
 
 
-def batch_list(problem: StaticProblem, phi: float = 1.5, patience: float = 1.0) -> Plan:
+def batch_list(problem: StaticProblem, phi: float = 1.5, patience: float = 1.0) -> Batched:
     """`one_machine.batch_list`: batches of like length around the most urgent of Moore-Hodgson's kept set."""
     size = _size(problem)
     cap = np.clip(problem.bmax, 1, size)
@@ -143,7 +141,7 @@ def batch_list(problem: StaticProblem, phi: float = 1.5, patience: float = 1.0) 
     return one_machine.batch_list(run, latest, problem.weight, cap, size, phi=phi, patience=patience)
 
 
-def candidates(problem: StaticProblem, *, budget_ms: float | None = None) -> list[Plan]:
+def candidates(problem: StaticProblem, *, budget_ms: float | None = None) -> list[Batched]:
     """Plans of the portfolio: shortest first, and what else fits a share of a budget, the most useful first.
 
     The share is 40 %, up to 50 requests 5 %: there annealing is so hot at first that its start hardly counts.
@@ -155,7 +153,7 @@ def candidates(problem: StaticProblem, *, budget_ms: float | None = None) -> lis
     shortest = _by(run)
     plans = [_cut(problem, shortest)]
     left_ms = math.inf if budget_ms is None else (0.4 if n > 50 else 0.05) * budget_ms
-    recipes: list[tuple[float, Callable[[], list[Plan]]]] = []
+    recipes: list[tuple[float, Callable[[], list[Batched]]]] = []
     if size == 1:
         plans.append(moore_hodgson(problem))
         equal = n == 0 or np.ptp(problem.weight) == 0
@@ -167,7 +165,7 @@ def candidates(problem: StaticProblem, *, budget_ms: float | None = None) -> lis
     else:
         list_ms, fit_ms, window_ms = 0.05 + 6e-4 * n, 0.03 + 3e-4 * n, 0.06 + 2e-4 * n
 
-        def windows(phi: float) -> list[Plan]:
+        def windows(phi: float) -> list[Batched]:
             order = moore_hodgson_order(problem, phi, shortest)
             sorted_ = (_sorted_in_windows(order, run, k * size) for k in (2, 4))
             return [_cut(problem, one) for one in (order, *sorted_)]
@@ -194,11 +192,11 @@ def candidates(problem: StaticProblem, *, budget_ms: float | None = None) -> lis
     return plans
 
 
-def best_of(problem: StaticProblem, plans: list[Plan], objective: Objective = Objective.LEX) -> Plan:
+def best_of(problem: StaticProblem, plans: list[Batched], objective: Objective = Objective.LEX) -> Batched:
     """The best of some plans by the objective, ties to the earlier one."""
     table, elapsed = records(problem), problem.elapsed_total_s
     tpot = tpot_records(problem) if objective is Objective.TARDINESS else np.empty((0, 3))
-    best: tuple[Plan, Score, float] | None = None
+    best: tuple[Batched, Score, float] | None = None
     for plan in plans:
         weight, latency, tardiness = static.evaluate_plan(table, tpot, elapsed, *plan, len(plan[1]))
         score = Score(weight, latency)
@@ -210,6 +208,6 @@ def best_of(problem: StaticProblem, plans: list[Plan], objective: Objective = Ob
 
 def portfolio(
     problem: StaticProblem, objective: Objective = Objective.LEX, *, budget_ms: float | None = None
-) -> Plan:
+) -> Batched:
     """The best of `candidates` by the objective."""
     return best_of(problem, candidates(problem, budget_ms=budget_ms), objective)

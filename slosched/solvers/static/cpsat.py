@@ -18,18 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats
 from slosched.core.errors import InputError, MissingExtraError, require
+from slosched.core.result import WEIGHT_TOLERANCE, Result, Score, Status
 from slosched.solvers.static.labelling import annealed_start
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.core.result import WEIGHT_TOLERANCE, Result, Score, Status
-from slosched.solvers.static.reference import IntsLike, check_plan, evaluate, full_batches
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Plan = tuple[Ints, Ints]
+from slosched.solvers.static.reference import Batched, IntsLike, check_plan, evaluate, full_batches
 
 MAX_REQUESTS = 200
 FINEST_S = 1e-7
@@ -75,6 +71,7 @@ class _Rounded:
 
     @classmethod
     def of(cls, problem: StaticProblem, resolution_s: float, max_batches: int | None) -> _Rounded:
+        """The problem in whole units of time, rounded so that nothing feasible is lost."""
         n, largest = problem.n, min(problem.max_batch, problem.n)
         runs = [[0] * (largest + 1) for _ in range(n)]
         latest = [[-1] * (largest + 1) for _ in range(n)]
@@ -169,7 +166,7 @@ class _Model:
         """Weight on time, in whole units."""
         return sum(worth * self.on_time(i) for i, worth in enumerate(self.r.weight))
 
-    def hint(self, plan: Plan) -> None:
+    def hint(self, plan: Batched) -> None:
         """Give CP-SAT a value for every variable, from a plan; a plan with too many rows gives none."""
         r, model = self.r, self.model
         met = evaluate(r.problem, *plan).prediction.met
@@ -197,7 +194,7 @@ class _Model:
                     model.add_hint(self.latency[i], clock + r.runs[i][len(group)])
             clock += span
 
-    def plan(self, solver: Any) -> Plan:
+    def plan(self, solver: Any) -> Batched:
         """The plan that the solver holds; requests it did not place follow, shortest first."""
         problem = self.r.problem
         groups = [
@@ -221,7 +218,7 @@ class _Run:
     deadline: float
     workers: int
     seed: int
-    best: Plan
+    best: Batched
     score: Score
     branches: int = 0
 

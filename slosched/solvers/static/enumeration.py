@@ -9,15 +9,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import InputError, require
+from slosched.core.result import Result, Score, Status
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.core.result import Result, Score, Status
 from slosched.solvers.static.reference import IntsLike, check_plan, evaluate, full_batches
-
-Ints = NDArray[np.int64]
 
 MAX_REQUESTS = 8
 

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, require
-from slosched.core.jit import njit
+from slosched.core.jit import BORROWED, ZERO, njit
 from slosched.core.result import LATENCY_TOLERANCE, WEIGHT_TOLERANCE, Result, Score, Status
 from slosched.solvers.static.annealing import anneal_static
 from slosched.solvers.static.constructive import portfolio
@@ -32,8 +34,6 @@ from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
 from slosched.solvers.static.reference import IntsLike, check_plan, evaluate
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Ints32 = NDArray[np.int32]
 
 MAX_REQUESTS = 22
@@ -47,16 +47,87 @@ _DONE, _MORE, _FULL = 0, 1, 2
 _USED, _FREE, _MASK, _MOVES = 0, 1, 2, 3
 
 
-@njit(nogil=True, cache=True)
-def _tabulate(
-    exec_s: Floats, latest_s: Floats, weight: Floats, largest: int,
-    masks: Ints, index: Ints32, size: Ints, span: Floats, run: Floats, gain: Floats, tight: Floats,
-) -> int:  # fmt: skip
-    """Fill the tables of all batches up to `largest`; the batch of mask m has row ``index[m]``.
+class Requests(NamedTuple):
+    """The requests, numbered by latest start."""
 
-    span: seconds it lasts; run: sum of its members' execution; gain: weight of members that can be on time in
-    a batch of this size at all; tight: time up to which all of these are.
-    """
+    shortest: Floats
+    """Execution in a batch of one, shape (n,)."""
+    latest: Floats
+    """Latest start in a batch of one, shape (n,)."""
+    latest_s: Floats
+    """Latest start by batch size, shape (n, largest + 1)."""
+    weight: Floats
+    by_exec: Ints
+    """Requests, the shortest first."""
+    largest: int
+    """Largest batch."""
+    low: Floats
+    high: Floats
+    """Weight of a set by its lower and by its upper bits, shape (2^11,) each."""
+
+
+class Batches(NamedTuple):
+    """All batches up to the largest size; the batch of mask m has row ``row_of[m]``."""
+
+    masks: Ints
+    row_of: Ints32
+    size: Ints
+    span: Floats
+    """Seconds it lasts."""
+    run: Floats
+    """Sum of its members' execution."""
+    gain: Floats
+    """Weight of members that can be on time in a batch of this size at all."""
+    tight: Floats
+    """Time up to which all of these are."""
+
+
+class Sets(NamedTuple):
+    """By set of finished requests, shape (2^n,)."""
+
+    floors: Floats
+    """Least latency of the requests in the set, negative until it is asked for."""
+    head: Ints32
+    """Its first label."""
+    held: Ints32
+    """How many labels it has."""
+
+
+class Labels(NamedTuple):
+    """Labels: what they stand for, where they come from, the next one of the same set or of the free ones."""
+
+    ends: Floats
+    weights: Floats
+    latencies: Floats
+    parent: Ints32
+    batch: Ints32
+    following: Ints32
+
+
+class Incumbent(NamedTuple):
+    """The best plan so far and the comparison."""
+
+    best: Floats
+    """Weight and latency."""
+    best_from: Ints
+    """Its last label and batch; -1: the caller's start."""
+    ratio: bool
+    """Whether weight over latency counts."""
+
+
+class Scratch(NamedTuple):
+    """Room to work in: two floats a request, batches, requests, a stack."""
+
+    packed: Floats
+    chosen: Floats
+    fitting: Ints
+    members: Ints
+    stack: Ints
+
+
+@njit()
+def _tabulate(exec_s: Floats, latest_s: Floats, weight: Floats, largest: int, batches: Batches) -> int:
+    """Fill the tables of all batches up to `largest`; returns how many there are."""
     n = len(weight)
     chosen = np.empty(largest, np.int64)
     depth = following = count = mask = 0
@@ -75,13 +146,13 @@ def _tabulate(
                 if latest_s[i, depth] >= 0.0:
                     worth += weight[i]
                     limit = min(limit, latest_s[i, depth])
-            masks[count] = mask
-            index[mask] = count
-            size[count] = depth
-            span[count] = longest
-            run[count] = total
-            gain[count] = worth
-            tight[count] = limit
+            batches.masks[count] = mask
+            batches.row_of[mask] = count
+            batches.size[count] = depth
+            batches.span[count] = longest
+            batches.run[count] = total
+            batches.gain[count] = worth
+            batches.tight[count] = limit
             count += 1
         elif depth > 0:
             depth -= 1
@@ -91,7 +162,7 @@ def _tabulate(
             return count
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _latency_floor(left: int, shortest: Floats, by_exec: Ints, largest: int, packed: Floats) -> float:
     """Least execution plus waiting, from now on, of the requests in mask `left`; `packed` is scratch."""
     floor = 0.0
@@ -105,7 +176,7 @@ def _latency_floor(left: int, shortest: Floats, by_exec: Ints, largest: int, pac
     return floor
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _weight_ceiling(
     now: float, left: int, shortest: Floats, latest: Floats, weight: Floats,
     by_exec: Ints, largest: int, packed: Floats, chosen: Floats,
@@ -138,7 +209,7 @@ def _weight_ceiling(
     return total
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _hopeless(ceiling: float, floor: float, best_weight: float, best_latency: float, ratio: bool) -> bool:
     """Whether no plan with at most `ceiling` weight and at least `floor` latency beats the incumbent."""
     if ratio:
@@ -149,182 +220,243 @@ def _hopeless(ceiling: float, floor: float, best_weight: float, best_latency: fl
     return tie and floor >= best_latency - LATENCY_TOLERANCE * max(1.0, best_latency)
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
+def _dominated(front: Any, size: int, weight: float, latency: float) -> bool:
+    """Whether a label that ends earlier has no less weight and no more latency."""
+    for f in range(size):  # noqa: SIM110
+        if front[0, f] >= weight and front[1, f] <= latency:
+            return True
+    return False
+
+
+@njit(**BORROWED)
+def _narrowed(front: Any, size: int, weight: float, latency: float) -> int:
+    """Drop what a new label makes superfluous of the front; returns how many are left."""
+    f = 0
+    for g in range(size):
+        if front[0, g] > weight or front[1, g] < latency:
+            front[0, f] = front[0, g]
+            front[1, f] = front[1, g]
+            f += 1
+    return f
+
+
+@njit()
+def _pareto(
+    requests: Requests, sets: Sets, labels: Labels, incumbent: Incumbent, scratch: Scratch, done: int,
+    cursor: Ints,
+) -> Ints:  # fmt: skip
+    """Sort the labels of a set by end time, drop the dominated and the hopeless; returns those left."""
+    n = len(requests.weight)
+    left = ((1 << n) - 1) ^ done
+    remaining = n - _bits(done)
+    rows = np.empty(sets.held[done], np.int64)
+    row = sets.head[done]
+    for k in range(len(rows)):
+        rows[k] = row
+        row = labels.following[row]
+    if len(rows) > 1:
+        rows = rows[np.argsort(labels.ends[rows])]
+    front = np.empty((2, 64))
+    kept = size = ZERO
+    for k in range(len(rows)):
+        row = rows[k]
+        weight, latency, end = labels.weights[row], labels.latencies[row], labels.ends[row]
+        dropped = _dominated(front, size, weight, latency)
+        if not dropped:
+            ceiling = weight + _weight_ceiling(
+                end, left, requests.shortest, requests.latest, requests.weight, requests.by_exec,
+                requests.largest, scratch.packed, scratch.chosen,
+            )  # fmt: skip
+            floor = latency + remaining * end + sets.floors[left]
+            dropped = _hopeless(ceiling, floor, incumbent.best[0], incumbent.best[1], incumbent.ratio)
+        if dropped:
+            labels.following[row] = cursor[_FREE]
+            cursor[_FREE] = row
+            continue
+        rows[kept] = row
+        kept += 1
+        size = _narrowed(front, size, weight, latency)
+        if size == front.shape[1]:
+            more = np.empty((2, 2 * size))
+            more[:, :size] = front
+            front = more
+        front[0, size], front[1, size] = weight, latency
+        size += 1
+    sets.held[done] = kept
+    for k in range(kept):
+        labels.following[rows[k]] = rows[k + 1] if k + 1 < kept else -1
+    if kept > 0:
+        sets.head[done] = rows[0]
+    return rows[:kept]
+
+
+@njit(**BORROWED)
+def _formable(batches: Batches, scratch: Scratch, left: int, n: int, largest: int) -> int:
+    """Write the rows of all batches that mask `left` can form to `scratch.fitting`; returns how many."""
+    members, stack = scratch.members, scratch.stack
+    remaining = 0
+    for i in range(n):
+        if (left >> i) & 1:
+            members[remaining] = i
+            remaining += 1
+    fits = depth = position = mask = 0
+    while True:
+        if position < remaining and depth < largest:
+            stack[depth] = position
+            mask |= 1 << members[position]
+            depth += 1
+            position += 1
+            scratch.fitting[fits] = batches.row_of[mask]
+            fits += 1
+        elif depth > 0:
+            depth -= 1
+            position = stack[depth] + 1
+            mask ^= 1 << members[stack[depth]]
+        else:
+            return fits
+
+
+@njit(**BORROWED)
+def _on_time(requests: Requests, batches: Batches, s: int, now: float) -> float:
+    """Weight of the members of batch `s` that are on time if it starts now."""
+    if now <= batches.tight[s]:
+        return float(batches.gain[s])
+    total = 0.0
+    bits = batches.masks[s]
+    i = 0
+    while bits:
+        if bits & 1 and now <= requests.latest_s[i, batches.size[s]]:
+            total += requests.weight[i]
+        bits >>= 1
+        i += 1
+    return total
+
+
+@njit(**BORROWED)
+def _able_weight(requests: Requests, rest: int, end: float) -> float:
+    """Weight of mask `rest` that can still start at `end`."""
+    lo, hi = 0, len(requests.latest)  # requests from `lo` on can
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        if requests.latest[middle] >= end:
+            hi = middle
+        else:
+            lo = middle + 1
+    able = (rest >> lo) << lo
+    return float(requests.low[able & ((1 << _HALF) - 1)] + requests.high[able >> _HALF])
+
+
+@njit(**BORROWED)
+def _seen(sets: Sets, labels: Labels, target: int, end: float, weight: float, latency: float) -> bool:
+    """Whether one of the newest labels of the set dominates: saves most of the room for dominated ones."""
+    other = sets.head[target] if sets.held[target] > 0 else -1
+    looked = 0
+    while other >= 0 and looked < _LOOK:
+        if (
+            labels.ends[other] <= end
+            and labels.weights[other] >= weight
+            and labels.latencies[other] <= latency
+        ):
+            return True
+        other = labels.following[other]
+        looked += 1
+    return False
+
+
+@njit(**BORROWED)
+def _free_label(labels: Labels, cursor: Ints) -> int:
+    """A label to write to, -1 if all are in use."""
+    new = cursor[_FREE]
+    if new >= 0:
+        cursor[_FREE] = labels.following[new]
+        return int(new)
+    if cursor[_USED] < len(labels.ends):
+        cursor[_USED] += 1
+        return int(cursor[_USED]) - 1
+    return -1
+
+
+@njit(**BORROWED)
+def _extend(
+    requests: Requests, batches: Batches, sets: Sets, labels: Labels, incumbent: Incumbent, scratch: Scratch,
+    cursor: Ints, done: int, row: int, fits: int, remaining: int,
+) -> bool:  # fmt: skip
+    """Extend one label by each of the first `fits` batches of `scratch.fitting`; False if labels ran out."""
+    left = ((1 << len(requests.weight)) - 1) ^ done
+    best, ratio = incumbent.best, incumbent.ratio
+    now, weight, latency_now = labels.ends[row], labels.weights[row], labels.latencies[row]
+    for f in range(fits):
+        s = scratch.fitting[f]
+        end = now + batches.span[s]
+        rest = left ^ batches.masks[s]
+        reached = weight + _on_time(requests, batches, s, now)
+        latency = latency_now + batches.size[s] * now + batches.run[s]
+        if rest == 0:
+            if not _hopeless(reached, latency, best[0], best[1], ratio):
+                best[0], best[1] = reached, latency
+                incumbent.best_from[0], incumbent.best_from[1] = row, batches.masks[s]
+            continue
+        ceiling = reached + _able_weight(requests, rest, end)
+        if not ratio and ceiling < best[0] - WEIGHT_TOLERANCE:
+            continue
+        if sets.floors[rest] < 0.0:
+            sets.floors[rest] = _latency_floor(
+                rest, requests.shortest, requests.by_exec, requests.largest, scratch.packed
+            )
+        floor = latency + (remaining - batches.size[s]) * end + sets.floors[rest]
+        if _hopeless(ceiling, floor, best[0], best[1], ratio):
+            continue
+        target = done | batches.masks[s]
+        if _seen(sets, labels, target, end, reached, latency):
+            continue
+        new = _free_label(labels, cursor)
+        if new < 0:
+            return False
+        labels.ends[new], labels.weights[new], labels.latencies[new] = end, reached, latency
+        labels.parent[new], labels.batch[new] = row, batches.masks[s]
+        labels.following[new] = sets.head[target]
+        sets.head[target] = new
+        sets.held[target] += 1
+    return True
+
+
+@njit()
 def _advance(
-    shortest: Floats, latest: Floats, latest_s: Floats, weight: Floats, by_exec: Ints, largest: int,
-    low: Floats, high: Floats,
-    masks: Ints, index: Ints32, size: Ints, span: Floats, run: Floats, gain: Floats, tight: Floats,
-    floors: Floats, head: Ints32, count: Ints32,
-    ends: Floats, weights: Floats, latencies: Floats, parent: Ints32, batch: Ints32, following: Ints32,
-    best: Floats, best_from: Ints, cursor: Ints, ratio: bool, work: int,
+    requests: Requests, batches: Batches, sets: Sets, labels: Labels, incumbent: Incumbent, scratch: Scratch,
+    cursor: Ints, work: int,
 ) -> int:  # fmt: skip
     """Visit sets until all are done, the labels are full or `work` extensions have been looked at.
 
-    Requests are numbered by latest start. `cursor` holds labels used, head of the list of free ones, the next
-    set and the extensions so far; `best` the incumbent's weight and latency, `best_from` its last label and
-    batch (-1: the caller's start). Interrupted within a set, the call may be repeated: labels that are made
-    twice dominate each other.
+    `cursor` holds labels used, head of the list of free ones, the next set and the extensions so far.
+    Interrupted within a set, the call may be repeated: labels that are made twice dominate each other.
     """
-    n = len(weight)
+    n = len(requests.weight)
     everything = (1 << n) - 1
-    half = (1 << _HALF) - 1
-    packed, chosen = np.empty(n), np.empty(n)
-    fitting = np.empty(len(masks), np.int64)
-    members, stack = np.empty(n, np.int64), np.empty(largest, np.int64)
-    front_weight, front_latency = np.empty(64), np.empty(64)
     stop = cursor[_MOVES] + work
     while cursor[_MASK] < everything:
         done = cursor[_MASK]
-        if count[done] == 0:
+        if sets.held[done] == 0:
             cursor[_MASK] += 1
             continue
         if cursor[_MOVES] >= stop:
             return _MORE
-        left = everything ^ done
-
-        # 1. Sort the labels of this set by end time; drop the dominated and the hopeless.
-        rows = np.empty(count[done], np.int64)
-        row = head[done]
-        for k in range(count[done]):
-            rows[k] = row
-            row = following[row]
-        if len(rows) > 1:
-            rows = rows[np.argsort(ends[rows])]
-        kept = front = 0
-        for k in range(len(rows)):
-            row = rows[k]
-            dropped = False
-            for f in range(front):
-                if front_weight[f] >= weights[row] and front_latency[f] <= latencies[row]:
-                    dropped = True
-                    break
-            if not dropped:
-                remaining = n - _bits(done)
-                floor = latencies[row] + remaining * ends[row] + floors[left]
-                ceiling = weights[row] + _weight_ceiling(
-                    ends[row], left, shortest, latest, weight, by_exec, largest, packed, chosen
-                )
-                dropped = _hopeless(ceiling, floor, best[0], best[1], ratio)
-            if dropped:
-                following[row] = cursor[_FREE]
-                cursor[_FREE] = row
-                continue
-            rows[kept] = row
-            kept += 1
-            f = 0
-            for g in range(front):
-                if front_weight[g] > weights[row] or front_latency[g] < latencies[row]:
-                    front_weight[f] = front_weight[g]
-                    front_latency[f] = front_latency[g]
-                    f += 1
-            if f == len(front_weight):
-                more_weight, more_latency = np.empty(2 * f), np.empty(2 * f)
-                more_weight[:f], more_latency[:f] = front_weight, front_latency
-                front_weight, front_latency = more_weight, more_latency
-            front_weight[f] = weights[row]
-            front_latency[f] = latencies[row]
-            front = f + 1
-        count[done] = kept
-        for k in range(kept):
-            following[rows[k]] = rows[k + 1] if k + 1 < kept else -1
-        if kept == 0:
-            cursor[_MASK] += 1
-            continue
-        head[done] = rows[0]
-
-        # 2. The batches that can be formed of what is left.
-        remaining = 0
-        for i in range(n):
-            if (left >> i) & 1:
-                members[remaining] = i
-                remaining += 1
-        fits = depth = position = mask = 0
-        while True:
-            if position < remaining and depth < largest:
-                stack[depth] = position
-                mask |= 1 << members[position]
-                depth += 1
-                position += 1
-                fitting[fits] = index[mask]
-                fits += 1
-            elif depth > 0:
-                depth -= 1
-                position = stack[depth] + 1
-                mask ^= 1 << members[stack[depth]]
-            else:
-                break
-
-        # 3. Extend every label by every such batch.
-        for k in range(kept):
-            row = rows[k]
-            now = ends[row]
-            cursor[_MOVES] += fits
-            for f in range(fits):
-                s = fitting[f]
-                end = now + span[s]
-                rest = left ^ masks[s]
-                reached = weights[row]
-                if now <= tight[s]:
-                    reached += gain[s]
-                else:
-                    bits = masks[s]
-                    i = 0
-                    while bits:
-                        if bits & 1 and now <= latest_s[i, size[s]]:
-                            reached += weight[i]
-                        bits >>= 1
-                        i += 1
-                latency = latencies[row] + size[s] * now + run[s]
-                if rest == 0:
-                    if not _hopeless(reached, latency, best[0], best[1], ratio):
-                        best[0], best[1] = reached, latency
-                        best_from[0], best_from[1] = row, masks[s]
-                    continue
-                lo, hi = 0, n  # requests from `lo` on can still start at `end`
-                while lo < hi:
-                    middle = (lo + hi) >> 1
-                    if latest[middle] >= end:
-                        hi = middle
-                    else:
-                        lo = middle + 1
-                able = (rest >> lo) << lo
-                ceiling = reached + low[able & half] + high[able >> _HALF]
-                if not ratio and ceiling < best[0] - WEIGHT_TOLERANCE:
-                    continue
-                if floors[rest] < 0.0:
-                    floors[rest] = _latency_floor(rest, shortest, by_exec, largest, packed)
-                floor = latency + (remaining - size[s]) * end + floors[rest]
-                if _hopeless(ceiling, floor, best[0], best[1], ratio):
-                    continue
-                target = done | masks[s]
-                # A look at the newest labels of the set saves most of the room for dominated ones.
-                other = head[target] if count[target] > 0 else -1
-                seen = 0
-                while other >= 0 and seen < _LOOK:
-                    if ends[other] <= end and weights[other] >= reached and latencies[other] <= latency:
-                        break
-                    other = following[other]
-                    seen += 1
-                if other >= 0 and seen < _LOOK:
-                    continue
-                new = cursor[_FREE]
-                if new >= 0:
-                    cursor[_FREE] = following[new]
-                elif cursor[_USED] < len(ends):
-                    new = cursor[_USED]
-                    cursor[_USED] += 1
-                else:
+        rows = _pareto(requests, sets, labels, incumbent, scratch, done, cursor)
+        if len(rows) > 0:
+            fits = _formable(batches, scratch, everything ^ done, n, requests.largest)
+            remaining = n - _bits(done)
+            for k in range(len(rows)):
+                cursor[_MOVES] += fits
+                if not _extend(
+                    requests, batches, sets, labels, incumbent, scratch, cursor, done, rows[k], fits,
+                    remaining,
+                ):  # fmt: skip
                     return _FULL
-                ends[new], weights[new], latencies[new] = end, reached, latency
-                parent[new], batch[new] = row, masks[s]
-                following[new] = head[target]
-                head[target] = new
-                count[target] += 1
         cursor[_MASK] += 1
     return _DONE
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _bits(mask: int) -> int:
     count = 0
     while mask:
@@ -338,15 +470,17 @@ class _Search:
     """Tables of one problem, its requests renumbered by latest start (`order` maps back), and its labels."""
 
     order: Ints
-    tables: tuple[Any, ...]
-    by_set: tuple[Any, ...]
-    labels: tuple[NDArray[Any], ...]
-    best: Floats
-    best_from: Ints
+    requests: Requests
+    batches: Batches
+    sets: Sets
+    labels: Labels
+    incumbent: Incumbent
+    scratch: Scratch
     cursor: Ints
 
     @classmethod
-    def of(cls, problem: StaticProblem, largest: int, start: Score, max_labels: int) -> _Search:
+    def of(cls, problem: StaticProblem, largest: int, start: Score, max_labels: int, ratio: bool) -> _Search:
+        """The search before its first step, with a plan to beat."""
         n = problem.n
         order = np.argsort(problem.latest_start_s(1), kind="stable")
         exec_s, latest_s = np.zeros((n, largest + 1)), np.full((n, largest + 1), -math.inf)
@@ -355,11 +489,12 @@ class _Search:
             latest_s[:, size] = problem.latest_start_s(size)[order]
         weight = np.ascontiguousarray(problem.weight[order])
         subsets = _subset_count(n, largest)
-        index = np.full(1 << n, -1, dtype=np.int32)
-        masks, size_of = np.zeros(subsets, dtype=np.int64), np.zeros(subsets, dtype=np.int64)
-        span, run, gain, tight = (np.zeros(subsets) for _ in range(4))
-        batches = (masks, index, size_of, span, run, gain, tight)
-        _tabulate(exec_s, latest_s, weight, largest, *batches)
+        batches = Batches(
+            masks=np.zeros(subsets, dtype=np.int64), row_of=np.full(1 << n, -1, dtype=np.int32),
+            size=np.zeros(subsets, dtype=np.int64), span=np.zeros(subsets), run=np.zeros(subsets),
+            gain=np.zeros(subsets), tight=np.zeros(subsets),
+        )  # fmt: skip
+        _tabulate(exec_s, latest_s, weight, largest, batches)
         low, high = np.zeros(1 << _HALF), np.zeros(1 << _HALF)
         for i in range(n):
             table, bit = (low, i) if i < _HALF else (high, i - _HALF)
@@ -370,66 +505,82 @@ class _Search:
         floors[-1] = _latency_floor((1 << n) - 1, shortest, by_exec, largest, np.empty(n))
         search = cls(
             order=order,
-            tables=(shortest, latest, latest_s, weight, by_exec, largest, low, high, *batches),
-            by_set=(floors, np.full(1 << n, -1, dtype=np.int32), np.zeros(1 << n, dtype=np.int32)),
-            labels=(*(np.empty(0) for _ in range(3)), *(np.empty(0, dtype=np.int32) for _ in range(3))),
-            best=np.array([start.weight, start.latency_s]),
-            best_from=np.array([-1, 0], dtype=np.int64),
+            requests=Requests(shortest, latest, latest_s, weight, by_exec, largest, low, high),
+            batches=batches,
+            sets=Sets(floors, np.full(1 << n, -1, dtype=np.int32), np.zeros(1 << n, dtype=np.int32)),
+            labels=_labels(0),
+            incumbent=Incumbent(
+                np.array([start.weight, start.latency_s]), np.array([-1, 0], dtype=np.int64), ratio
+            ),
+            scratch=Scratch(
+                np.empty(n),
+                np.empty(n),
+                np.empty(subsets, np.int64),
+                np.empty(n, np.int64),
+                np.empty(largest, np.int64),
+            ),
             cursor=np.array([1, -1, 0, 0], dtype=np.int64),
         )
         search.grow(min(FIRST_LABELS, max_labels))
-        ends, weights, latencies, parent, batch, following = search.labels
-        ends[0] = weights[0] = 0.0
-        latencies[0] = problem.elapsed_total_s
-        parent[0], batch[0], following[0] = -1, 0, -1
-        search.by_set[1][0], search.by_set[2][0] = 0, 1
+        first = search.labels
+        first.ends[0] = first.weights[0] = 0.0
+        first.latencies[0] = problem.elapsed_total_s
+        first.parent[0], first.batch[0], first.following[0] = -1, 0, -1
+        search.sets.head[0], search.sets.held[0] = 0, 1
         return search
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` labels."""
-        old, self.labels = self.labels, tuple(np.empty(capacity, dtype=a.dtype) for a in self.labels)
-        for before, after in zip(old, self.labels, strict=True):
+        old, self.labels = self.labels, _labels(capacity)
+        arrays: Iterator[tuple[Any, Any]] = zip(old, self.labels, strict=True)
+        for before, after in arrays:
             after[: len(before)] = before
 
-    def run(self, ratio: bool, deadline: float, max_labels: int) -> bool:
+    def run(self, deadline: float, max_labels: int) -> bool:
         """Search to the end; False if time or memory ran out first."""
         work = 20_000
         while True:
             code = _advance(
-                *self.tables, *self.by_set, *self.labels,
-                self.best, self.best_from, self.cursor, ratio, work,
+                self.requests, self.batches, self.sets, self.labels, self.incumbent, self.scratch,
+                self.cursor, work,
             )  # fmt: skip
             if code == _DONE:
                 return True
             if code == _FULL:
-                if len(self.labels[0]) >= max_labels:
+                if len(self.labels.ends) >= max_labels:
                     return False
-                self.grow(min(4 * len(self.labels[0]), max_labels))
+                self.grow(min(4 * len(self.labels.ends), max_labels))
             if time.perf_counter() >= deadline:
                 return False
             work = 1_000_000
 
     def root_bounds(self) -> tuple[float, float]:
         """Most weight and least latency of any plan, from the bounds at the empty set."""
-        shortest, latest, _, weight, by_exec, largest = self.tables[:6]
-        n = len(self.order)
-        everything = (1 << n) - 1
+        r, everything = self.requests, (1 << len(self.order)) - 1
         ceiling = _weight_ceiling(
-            0.0, everything, shortest, latest, weight, by_exec, largest, np.empty(n), np.empty(n)
-        )
-        return float(ceiling), float(self.labels[2][0] + self.by_set[0][everything])
+            0.0, everything, r.shortest, r.latest, r.weight, r.by_exec, r.largest, self.scratch.packed,
+            self.scratch.chosen,
+        )  # fmt: skip
+        return float(ceiling), float(self.labels.latencies[0] + self.sets.floors[everything])
 
     def plan(self) -> tuple[Ints, Ints] | None:
         """The best plan found, None if it is the start."""
-        label, mask = (int(x) for x in self.best_from)
+        label, mask = (int(x) for x in self.incumbent.best_from)
         if label < 0:
             return None
         groups: list[list[int]] = []
         while mask:
             groups.append([int(self.order[i]) for i in range(len(self.order)) if mask >> i & 1])
-            mask, label = int(self.labels[4][label]), int(self.labels[3][label])
+            mask, label = int(self.labels.batch[label]), int(self.labels.parent[label])
         groups.reverse()
         return np.concatenate(groups), np.array([len(group) for group in groups])
+
+
+def _labels(capacity: int) -> Labels:
+    """Room for so many labels."""
+    floats: list[Any] = [np.empty(capacity) for _ in range(3)]
+    ints: list[Any] = [np.empty(capacity, np.int32) for _ in range(3)]
+    return Labels(*floats, *ints)
 
 
 def _subset_count(n: int, largest: int) -> int:
@@ -493,8 +644,8 @@ def solve_static(
     first = evaluate(problem, sequence, batches)
     if problem.n == 0:
         return _result(problem, goal, Status.OPTIMAL, sequence, batches, None, 0, began)
-    search = _Search.of(problem, largest, first.score, max_labels)
-    finished = search.run(goal is Objective.G, began + budget_s, max_labels)
+    search = _Search.of(problem, largest, first.score, max_labels, goal is Objective.G)
+    finished = search.run(began + budget_s, max_labels)
     found = search.plan()
     if found is not None:
         sequence, batches = found

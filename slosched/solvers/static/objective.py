@@ -6,8 +6,8 @@ import dataclasses
 from enum import Enum
 
 from slosched.core.errors import InputError
-from slosched.solvers.static.problem import StaticProblem
 from slosched.core.result import LATENCY_TOLERANCE, Score
+from slosched.solvers.static.problem import StaticProblem
 
 
 class Objective(Enum):

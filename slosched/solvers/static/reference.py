@@ -10,25 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slosched.core.arrays import Ints
 from slosched.core.errors import InputError
+from slosched.core.result import Expected, Score
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import StaticProblem
-from slosched.core.result import Prediction, Score
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Batched = tuple[Ints, Ints]
+"""A plan of static batches: a sequence and the sizes of its batches."""
+
 IntsLike = Sequence[int] | Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evaluation:
+class BatchedValue:
     """Score, weighted tardiness in seconds and the latencies expected of each request."""
 
     score: Score
     tardiness_s: float
-    prediction: Prediction
+    prediction: Expected
 
     def value(self, objective: Objective) -> float:
         """The objective's value; for goodput the evaluation must be of the reweighted problem."""
@@ -69,7 +70,7 @@ def full_batches(n: int, max_batch: int) -> Ints:
     return np.array(sizes, dtype=np.int64)
 
 
-def evaluate(problem: StaticProblem, sequence: IntsLike, batches: IntsLike) -> Evaluation:
+def evaluate(problem: StaticProblem, sequence: IntsLike, batches: IntsLike) -> BatchedValue:
     """Run a plan on paper.
 
     Parameters
@@ -83,7 +84,7 @@ def evaluate(problem: StaticProblem, sequence: IntsLike, batches: IntsLike) -> E
 
     Returns
     -------
-    Evaluation
+    BatchedValue
         Tardiness counts the seconds of start after the latest start plus, where the TPOT limit is broken, the
         seconds of decode beyond TPOT limit times output tokens.
 
@@ -126,11 +127,11 @@ def evaluate(problem: StaticProblem, sequence: IntsLike, batches: IntsLike) -> E
                 late += max(0.0, decode - float(problem.tpot_s[i] * out))
             tardiness += float(problem.weight[i]) * late
         clock += longest
-    prediction = Prediction(start_s=start_s, ttft_s=ttft_s, tpot_s=tpot_s, e2e_s=e2e_s, met=met)
-    return Evaluation(score=Score(weight, latency), tardiness_s=tardiness, prediction=prediction)
+    prediction = Expected(start_s=start_s, ttft_s=ttft_s, tpot_s=tpot_s, e2e_s=e2e_s, met=met)
+    return BatchedValue(score=Score(weight, latency), tardiness_s=tardiness, prediction=prediction)
 
 
-def evaluate_fast(problem: StaticProblem, sequence: Ints, batches: Ints) -> Evaluation:
+def evaluate_fast(problem: StaticProblem, sequence: Ints, batches: Ints) -> BatchedValue:
     """The same as `evaluate` in numpy, rounding alike, without checking the plan."""
     size_at = np.repeat(batches, batches)
     u, v = problem.u[sequence], problem.v[sequence]
@@ -159,10 +160,10 @@ def evaluate_fast(problem: StaticProblem, sequence: Ints, batches: Ints) -> Eval
         by_request = np.empty(problem.n, dtype=column.dtype)
         by_request[sequence] = column
         columns.append(by_request)
-    return Evaluation(
+    return BatchedValue(
         score=Score(float(weight[met].sum()), float((waited + start + run).sum())),
         tardiness_s=float((weight * (np.maximum(0.0, start - latest) + excess)).sum()),
-        prediction=Prediction(
+        prediction=Expected(
             start_s=columns[0], ttft_s=columns[1], tpot_s=columns[2], e2e_s=columns[3], met=columns[4]
         ),
     )

@@ -19,12 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.core.jit import njit
 from slosched.core.result import Status
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 PATIENCE = 100
 """Kicks without a new best before the search returns to the best."""

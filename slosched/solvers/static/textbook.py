@@ -14,8 +14,8 @@ import heapq
 import numpy as np
 import numpy.typing as npt
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, require
-from slosched.core.table import Floats, Ints
 
 MAX_SUBSET_JOBS = 20
 
@@ -217,7 +217,7 @@ def single_machine_subsets(
     Raises
     ------
     InputError
-        If there are more than 20 jobs: use `slosched.solvers.static.labelling` or `slosched.solvers.static.cpsat`.
+        If there are more than 20 jobs: use `slosched.solvers.static.labelling` or its `cpsat`.
 
     References
     ----------

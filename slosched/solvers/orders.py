@@ -7,18 +7,23 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError
-from slosched.core.remaining import remaining_tokens
+from slosched.core.estimate import (
+    deadline_s,
+    decode_step_s,
+    hopeless,
+    latest_start_s,
+    prefill_s,
+    remaining_s,
+)
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
-from slosched.planner.one_machine import moore_hodgson
+from slosched.solvers.static.one_machine import moore_hodgson
 
 PHIS = (0.85, 1.0)
 """Scales of the fluid surrogate's processing times that Moore-Hodgson is tried with."""
 
-CONSTRUCTIVE = (
-    "edf+d", "least-laxity+d", "sjf+d", "density+d", *(f"moore-hodgson {phi:g}" for phi in PHIS)
-)  # fmt: skip
+CONSTRUCTIVE = ("edf+d", "least-laxity+d", "sjf+d", "density+d", *(f"moore-hodgson {phi:g}" for phi in PHIS))
 """The orders worth comparing, all with hopeless requests last."""
 
 PLAIN = ("fcfs", "edf", "least-laxity", "sjf")
@@ -41,29 +46,21 @@ class QueueOrders:
     """
 
     def __init__(self, snapshot: Snapshot, rows: Ints) -> None:
-        # Here, not above: the policies import the planner, which imports this module.
-        from slosched.core.estimate import decode_step_s, prefill_s
-
         t = snapshot.table
         step_s = decode_step_s(snapshot)
         prefill = prefill_s(snapshot, rows)
-        arrival = t.arrival_s[rows]
-        old = t.generated_tokens[rows] > 0
-        self.service = prefill + (remaining_tokens(t.atoms, rows, t.generated_tokens) - 1.0) * step_s
-        first_due = np.where(old, np.inf, arrival + t.ttft_s[rows])
-        self.start = np.minimum(first_due - prefill, arrival + t.e2e_s[rows] - self.service)
-        self.lost = (self.start < snapshot.now_s) | (old & (t.first_token_s[rows] - arrival > t.ttft_s[rows]))
+        self.arrival = t.arrival_s[rows]
+        self.service = remaining_s(snapshot, rows, step_s)
+        self.start = latest_start_s(snapshot, rows, step_s)
+        self.lost = hopeless(snapshot, rows, step_s)
         self._snapshot, self._rows = snapshot, rows
         self.weight = np.maximum(t.weight[rows], 1e-9)
         together = max(1, min(snapshot.limits.max_num_seqs, len(snapshot.running) + 1))
         self.fluid = prefill + (self.service - prefill) / together
-        self.arrival = arrival
 
     @cached_property
     def deadline(self) -> Floats:
         """Clock time by which the next thing is due, shape (n,)."""
-        from slosched.core.estimate import deadline_s
-
         due: Floats = deadline_s(self._snapshot, self._rows)
         return due
 

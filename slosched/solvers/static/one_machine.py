@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
-from slosched.core.jit import njit
+from slosched.core.jit import BORROWED, njit
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 LAWLER_MOORE_CELLS = 50_000_000
@@ -88,6 +87,54 @@ def _moore_hodgson(order: Any, p: Any, d: Any, key: Any) -> Any:
     return kept
 
 
+@njit(**BORROWED)
+def _keep(
+    due: Any, dues: Any, free: Any, kept: Any, latest: Any, p: Any, key: Any, clock: Any, heap: Any
+) -> Any:  # fmt: skip
+    """Moore-Hodgson from `clock` on, over the first `dues` of `due` that could still be on time.
+
+    `due` shrinks to these; returns how many they are.
+    """
+    count, total, alive = 0, 0.0, 0
+    for x in range(dues):
+        i = due[x]
+        kept[i] = False
+        if not free[i] or latest[i] < clock:
+            continue
+        due[alive] = i
+        alive += 1
+        room = latest[i] + p[i] - clock
+        count = _push(heap, count, key, i)
+        kept[i] = True
+        total += p[i]
+        while total > room:
+            count = _pop(heap, count, key)
+            gone = heap[count]
+            kept[gone] = False
+            total -= p[gone]
+            if gone == i:
+                break
+    return alive
+
+
+@njit(**BORROWED)
+def _fill_up(by_run: Any, free: Any, b: Any, sequence: Any, size: Any, rows: Any, at: Any) -> Any:
+    """Write the requests that are left to full batches, the shortest first; returns how many batches."""
+    room = 0
+    for x in range(len(by_run)):
+        i = by_run[x]
+        if free[i]:
+            if room == 0:
+                size[rows] = 0
+                rows += 1
+                room = b
+            sequence[at] = i
+            at += 1
+            size[rows - 1] += 1
+            room -= 1
+    return rows
+
+
 @njit(nogil=True, cache=True)
 def _batch_list(
     run: Any, latest: Any, p: Any, key: Any, cap: Any, by_due: Any, by_run: Any, b: Any, patience: Any,
@@ -105,27 +152,9 @@ def _batch_list(
             last = max(last, latest[i])
     clock, rows, at, since = 0.0, 0, 0, replan
     while True:
-        if since >= replan:  # Moore-Hodgson from here on, over all that could still be on time
-            since, head, count, total, alive = 0, 0, 0, 0.0, 0
-            for x in range(dues):
-                i = due[x]
-                kept[i] = False
-                if not free[i] or latest[i] < clock:
-                    continue
-                due[alive] = i
-                alive += 1
-                room = latest[i] + p[i] - clock
-                count = _push(heap, count, key, i)
-                kept[i] = True
-                total += p[i]
-                while total > room:
-                    count = _pop(heap, count, key)
-                    gone = heap[count]
-                    kept[gone] = False
-                    total -= p[gone]
-                    if gone == i:
-                        break
-            dues, alive = alive, 0
+        if since >= replan:
+            since, head, alive = 0, 0, 0
+            dues = _keep(due, dues, free, kept, latest, p, key, clock, heap)
             for x in range(lengths):
                 i = length[x]
                 if free[i] and latest[i] >= clock:
@@ -185,18 +214,7 @@ def _batch_list(
         rows += 1
         since += 1
         clock += duration
-    room_left = 0
-    for x in range(n):
-        i = by_run[x]
-        if free[i]:
-            if room_left == 0:
-                size[rows] = 0
-                rows += 1
-                room_left = b
-            sequence[at] = i
-            at += 1
-            size[rows - 1] += 1
-            room_left -= 1
+    rows = _fill_up(by_run, free, b, sequence, size, rows, at)
     return sequence, size[:rows].copy()
 
 

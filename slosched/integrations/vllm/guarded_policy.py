@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
-from slosched.integrations.vllm.background import Background, Refresh
+from slosched.integrations.vllm.background import PlansAhead, Refresh
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.decision import NOBODY, Decision, checked
 from slosched.integrations.vllm.metrics import Stats
@@ -48,7 +48,7 @@ QUICK = 200
 """Background plans in a row within half the time box until planning moves back to the engine's thread."""
 
 
-class Planner:
+class GuardedPolicy:
     """One policy under guard.
 
     Policies that sort by a key are asked for their keys and only the head of the queue is sorted. Others are
@@ -84,7 +84,7 @@ class Planner:
         self.by_key = isinstance(policy, KeyPolicy) and type(policy).plan is KeyPolicy.plan
         self._failures = self._quick = 0
         self._overruns = self.step_s = 0.0
-        self.background: Background | None = None
+        self.background: PlansAhead | None = None
         self._shortlist, self._serial = NOBODY, NOBODY
         self._newest, self._age = -1, FULL_RANKING_STEPS
 
@@ -123,7 +123,7 @@ class Planner:
             self._fail("policy", error)
             return
         if self._boxed and not self.by_key and min(seconds) > self.box_s:
-            self.background = Background(self._decide)
+            self.background = PlansAhead(self._decide)
 
     def decide(
         self, snapshot: Snapshot, joined: Sequence[int] = (), queued: NDArray[np.bool_] | None = None
@@ -160,7 +160,7 @@ class Planner:
             self._overruns += 1.0 if own > self.box_s else WAITING_OVERRUN
             self._stats.failure("overrun")
             if self._overruns >= (OVERRUNS_BY_KEY if self.by_key else OVERRUNS):
-                self.background, self._quick = Background(self._decide), 0
+                self.background, self._quick = PlansAhead(self._decide), 0
         return decision
 
     @property
@@ -204,7 +204,7 @@ class Planner:
         if self.background is not None and not self.open:
             self.background.submit(snapshot, refresh)
 
-    def _collect(self, worker: Background) -> None:
+    def _collect(self, worker: PlansAhead) -> None:
         """Count the plan the thread has made; go back to the engine's thread if plans have become quick."""
         seconds, worker.seconds = worker.seconds, 0.0
         if worker.error is not None:
