@@ -15,7 +15,6 @@ from slosched.core.arrays import Floats, Ints
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
 from slosched.core.snapshot import Snapshot
-from slosched.core.table import Floats, Ints
 from slosched.integrations.vllm import guarded_policy as planner_module
 from slosched.integrations.vllm.background import PlansAhead
 from slosched.integrations.vllm.config import GuardsConfig
@@ -144,7 +143,7 @@ def test_slow_plans_move_to_the_background_and_are_used_from_there() -> None:
         planner.close()
 
 
-def _await(planner: Planner) -> None:
+def _await(planner: GuardedPolicy) -> None:
     """Until the background thread has made its plan."""
     for _ in range(4000):
         if planner.background is None or planner.background.idle:

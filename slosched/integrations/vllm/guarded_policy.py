@@ -36,8 +36,8 @@ OVERRUNS, OVERRUNS_BY_KEY = 3.0, 30.0
 sort that is cut short soon fits again."""
 
 WAITING_BOXES, WAITING_OVERRUN = 4, 0.1
-"""A plan that lasts so many time boxes, though its processor time fits, waits for something. It counts as this
-share of an overrun, since on a busy machine what it waits for is mostly the processor."""
+"""A plan that lasts so many time boxes, though its processor time fits, waits for something. It counts as
+this share of an overrun, since on a busy machine what it waits for is mostly the processor."""
 
 REHEARSALS = 4
 

@@ -77,8 +77,8 @@ class Reader(Protocol):
     together: bool
 
     def newest(self, states: Any) -> Any:
-        """What is wanted of newest tokens' states: a tensor (n, hidden size) in, one (n, ·) out, on the device
-        where the states are. What is not wanted need not be copied to the host.
+        """What is wanted of newest tokens' states: a tensor (n, hidden size) in, one (n, ·) out, on the
+        device where the states are. What is not wanted need not be copied to the host.
         """
         ...
 

@@ -34,8 +34,8 @@ class _Answer:
 
 
 class Collector:
-    """Writes states and answer lengths to files of about `SHARD_BYTES`, the rest at exit; of several layers to
-    a folder each, ``layer-K``.
+    """Writes states and answer lengths to files of about `SHARD_BYTES`, the rest at exit; of several layers
+    to a folder each, ``layer-K``.
     """
 
     together = False
