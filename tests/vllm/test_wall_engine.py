@@ -1,0 +1,59 @@
+"""The real-time engine serves everybody, keeps time, and lets slosched learn what a step takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slosched.core.engine import Engine
+from slosched.core.limits import EngineLimits
+from slosched.core.steptime import StepTimeModel
+from slosched.core.workload import Workload
+from slosched.integrations.vllm.config import Config
+from slosched.testing.wall_engine import Shared, serve_in_real_time
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+ENGINE = Engine(
+    limits=EngineLimits(
+        max_num_seqs=4, max_num_batched_tokens=128, kv_blocks=500, block_tokens=16, max_model_len=512,
+        prefix_cache=False,
+    ),
+    step_time=StepTimeModel(base_s=0.03, prefill_token_s=1e-4, sequence_s=1e-3),
+)  # fmt: skip
+
+
+def work() -> Workload:
+    rng = np.random.default_rng(0)
+    n = 16
+    made = Workload.plain(np.sort(rng.uniform(0, 1, n)), rng.integers(20, 80, n), rng.integers(8, 16, n))
+    return replace(made, ttft_s=np.full(n, 2.0), tpot_s=np.full(n, 0.2))
+
+
+@pytest.mark.parametrize("stock", ["fcfs", None])
+def test_steps_last_at_least_as_long_as_the_model_says(stock: str | None) -> None:
+    run, controller = serve_in_real_time(work(), Config(policy="edf"), engine=ENGINE, stock=stock)
+    out = run.outcomes
+    assert out.finished.all()
+    assert np.nanmin(out.tpot_s) >= 0.03
+    assert run.log.wall_s > 1.0
+    assert (controller is None) == (stock is not None)
+
+
+def test_slosched_learns_the_step_time_of_an_engine_it_was_not_told_of() -> None:
+    """The preset has steps of 6 ms, these are of 30 ms; on a busy machine they may be longer, never shorter."""
+    run, controller = serve_in_real_time(work(), Config(), engine=ENGINE)
+    assert run.outcomes.finished.all()
+    assert controller.watch.decode_s > 0.02
+    assert not controller.stats.errors
+
+
+def test_a_shared_machine_is_slower_every_other_while() -> None:
+    shared = Shared(0, spread=0.0, stall=0.0, slow=3.0, every_s=10.0)
+    assert [shared(t) for t in (1.0, 11.0, 21.0)] == [1.0, 3.0, 1.0]
+    noisy = Shared(0)
+    factors = np.array([noisy(1.0) for _ in range(2000)])
+    assert 0.01 < (factors > 4.0).mean() < 0.04
+    assert abs(np.median(factors) - 1.0) < 0.05
