@@ -43,7 +43,7 @@ def test_steps_last_at_least_as_long_as_the_model_says(stock: str | None) -> Non
 
 
 def test_slosched_learns_the_step_time_of_an_engine_it_was_not_told_of() -> None:
-    """The preset has steps of 6 ms, these are of 30 ms; on a busy machine they may be longer, never shorter."""
+    """The preset has steps of 6 ms, these have 30 ms, or more on a busy machine, but never less."""
     run, controller = serve_in_real_time(work(), Config(), engine=ENGINE)
     assert run.outcomes.finished.all()
     assert controller.watch.decode_s > 0.02
