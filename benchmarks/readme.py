@@ -138,7 +138,8 @@ def groups_table(
 
 def load_of(draw: dict[str, Any]) -> str:
     """The bin of a draw's load."""
-    return next(f"{low:g} to {high:g}" for low, high in BINS if low <= draw["load"] < high)
+    low, high = next((b for b in BINS if draw["load"] < b[1]), BINS[-1])
+    return f"{low:g} to {high:g}"
 
 
 KINDS = ("TTFT only", "TTFT and TPOT", "e2e only", "several kinds")
