@@ -222,8 +222,8 @@ def test_attainment_is_over_requests_with_limits(clock: VirtualClock) -> None:
     unpromised, inf = Stats(), float("inf")
     for limit in (1.0, inf):
         unpromised.finished(
-            slo_class="chat", natural=False, refused=True, limits_s=(limit, inf, inf), measured_s=(1, 1, 1),
-            predicted_s=(1, 1), tokens=0, predicted_tokens=1,
+            slo_class="chat", natural=False, refused=True, limits_s=(limit, inf, inf, inf),
+            measured_s=(1, 1, 1, 1), predicted_s=(1, 1), tokens=0, predicted_tokens=1,
         )  # fmt: skip
     assert (unpromised.rejected, unpromised.missed) == (2, {("chat", "all"): 1})
     assert stats.attainment() == 0.0
