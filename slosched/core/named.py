@@ -84,6 +84,8 @@ def make(
     >>> make("half", Fraction, {"numerator": 1, "denominator": 2}, kind="number", base=Fraction)
     Fraction(1, 2)
     """
+    if isinstance(factory, type) and not issubclass(factory, base):
+        raise _stranger(name, factory, kind, base)
     known = parameters_of(factory)
     chosen = dict(parameters)
     if known is not None:
@@ -103,11 +105,14 @@ def make(
         own_words = ", ".join(known or ()) or "none"
         raise InputError(f"parameters of {kind} {name!r} ({own_words}): {error}") from None
     if not isinstance(made, base):
-        wanted = f"{base.__module__.removesuffix('.base')}.{base.__name__}"
-        raise InputError(
-            f"{kind} {name!r} must make a {wanted}, got {type(made).__name__}: derive its class from that."
-        )
+        raise _stranger(name, type(made), kind, base)
     return made
+
+
+def _stranger(name: str, made: type, kind: str, base: type[Any]) -> InputError:
+    wanted = f"{base.__module__.removesuffix('.base')}.{base.__name__}"
+    words = f"{kind} {name!r} must make a {wanted}, got {made.__name__}"
+    return InputError(f"{words}: its class must be derived from {base.__name__}.")
 
 
 def load(place: str, kind: str, base: type) -> Callable[..., Any]:
@@ -123,7 +128,7 @@ def load(place: str, kind: str, base: type) -> Callable[..., Any]:
         module = _import(module_name)
     except Exception as error:
         raise InputError(
-            f"{kind} must name a module that can be imported, got {place!r} "
+            f"{kind} must name a module that can be imported (package.module:Class), got {place!r} "
             f"({type(error).__name__}: {error})."
         ) from error
     found: Any = module
@@ -137,7 +142,7 @@ def load(place: str, kind: str, base: type) -> Callable[..., Any]:
         ]
         known = ", ".join(own) or "none"
         raise InputError(
-            f"{kind} must name a class of {module_name} (of this kind: {known}), got {place!r}."
+            f"{kind} must name a class of {module_name} (package.module:Class; there: {known}), got {place!r}."
             + near(attribute, own)
         )
     made: Callable[..., Any] = found
