@@ -142,7 +142,7 @@ def load(place: str, kind: str, base: type) -> Callable[..., Any]:
         ]
         known = ", ".join(own) or "none"
         raise InputError(
-            f"{kind} must name a class of {module_name} (package.module:Class; there: {known}), got {place!r}."
+            f"{kind} must name a class of {module_name} (package.module:Class: {known}), got {place!r}."
             + near(attribute, own)
         )
     made: Callable[..., Any] = found
