@@ -177,6 +177,8 @@ def test_prefill_limit_reaches_the_model() -> None:
     free = problem(4)
     paced = dataclasses.replace(free, prefill_tokens=16.0)
     order = np.arange(4)
+    with pytest.raises(InputError, match="prefill_tokens must be at least 1"):
+        dataclasses.replace(free, prefill_tokens=0.5)
     assert paced.evaluate(order).prediction.ttft_s.min() > free.evaluate(order).prediction.ttft_s.min()
 
 
@@ -248,7 +250,6 @@ def test_enumeration_out_of_time_claims_nothing() -> None:
         ("tpot_s", [math.nan, 1]),
         ("weight", [math.inf, 1]),
         ("running", 3),
-        ("prefill_tokens", 0.5),
     ],
 )
 def test_bad_columns_are_refused(field: str, value: object) -> None:
