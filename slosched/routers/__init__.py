@@ -35,7 +35,7 @@ def router(name: str, *, seed: int = 0, **parameters: object) -> Router:
     Parameters
     ----------
     name
-        One of `ROUTERS`, with parameters perhaps (``slosched:tolerance=0.2``), or ``package.module:Class``.
+        One of `ROUTERS`, with parameters perhaps (``slosched:refuse=true``), or ``package.module:Class``.
     seed
         Seed of a router that draws random numbers; others ignore it.
     parameters

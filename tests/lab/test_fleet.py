@@ -78,7 +78,7 @@ def test_the_study_compares_routers(tmp_path: Path) -> None:
     assert found[policies[0]] != found[policies[1]]
     assert len({c.family for c in config.contenders}) == 2
     assert Contender.parse("slosched").family == "slosched"
-    assert Contender.parse("slosched, router=slosched:tolerance=0.2").family == "slosched"
+    assert Contender.parse("slosched, router=slosched:refuse=true").family == "slosched"
 
 
 def test_the_command_draws_fleets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
