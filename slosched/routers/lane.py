@@ -20,8 +20,8 @@ from slosched.core.jit import njit
 # Columns of `Lanes.jobs`: tokens, except for limits in seconds and the weight.
 PROMPT, TODO, LENGTH, GENERATED, FIRST_DUE, TPOT, E2E_DUE, WEIGHT, WIDTH = range(9)
 
-# Columns of `Lanes.engines`: seconds of the step-time model, requests, tokens.
-BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKEN, SLOTS, KV_TOKENS, ENGINE_WIDTH = range(9)
+# Columns of `Lanes.engines`: seconds of the step-time model.
+BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKEN, ENGINE_WIDTH = range(7)
 
 OUTLIVED_GROWTH = 0.25
 """Share of its present length that an answer goes on which has outlived its forecast, as in the planner."""
@@ -40,10 +40,9 @@ class Lanes(NamedTuple):
 
 def engine_columns(engine: Engine) -> list[float]:
     """One engine's row of `Lanes.engines`."""
-    s, limits = engine.step_time, engine.limits
+    s = engine.step_time
     return [
-        s.base_s, s.prefill_token_s, s.attention_work_s, s.sequence_s, s.kv_token_s, s.knee_token_s,
-        float(limits.max_num_seqs), float(limits.kv_tokens),
+        s.base_s, s.prefill_token_s, s.attention_work_s, s.sequence_s, s.kv_token_s, s.knee_token_s
     ]  # fmt: skip
 
 
@@ -56,15 +55,14 @@ def prompt_s(jobs: Floats, row: int, engine: Floats, todo: float) -> float:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def work_s(jobs: Floats, row: int, engine: Floats, todo: float) -> float:
-    """Seconds of an engine that a request still takes: its prompt, and its share of every step of its answer.
+    """Seconds that a request still adds to an engine's steps: its prompt, and each token of its answer.
 
-    The constant part of a step is shared by as many such requests as slots and memory hold.
+    The constant part of a step is left out: it is there whoever runs.
     """
     done = jobs[row, GENERATED]
     left = max(1.0, jobs[row, LENGTH] - done, OUTLIVED_GROWTH * done)
     context = jobs[row, PROMPT] + done + 0.5 * left
-    together = max(1.0, min(engine[SLOTS], engine[KV_TOKENS] / context))
-    token_s = engine[BASE] / together + engine[SEQUENCE] + engine[KV_TOKEN] * context
+    token_s = engine[SEQUENCE] + engine[KV_TOKEN] * context
     return float(prompt_s(jobs, row, engine, todo) + left * token_s)
 
 
@@ -106,16 +104,20 @@ def increases(lanes: Lanes, extra: int, todo: Floats, open_: Ints, now_s: float)
         e = open_[i]
         engine = lanes.engines[e]
         own_s, weight = work_s(jobs, extra, engine, todo[e]), max(1e-9, jobs[extra, WEIGHT])
-        lost = late(jobs, extra, engine, todo[e], now_s)
         ahead_s, behind, prompts_s = 0.0, 0.0, 0.0
         for x in range(lanes.runs[e]):
-            ahead_s += work_s(jobs, lanes.running[e, x], engine, 0.0)
+            row = lanes.running[e, x]
+            its_s, its_weight = work_s(jobs, row, engine, 0.0), max(1e-9, jobs[row, WEIGHT])
+            if its_s * weight <= own_s * its_weight:
+                ahead_s += its_s
+            else:
+                behind += its_weight
         for x in range(lanes.waits[e]):
             row = lanes.waiting[e, x]
             if late(jobs, row, engine, jobs[row, TODO], now_s):
                 continue
             its_s, its_weight = work_s(jobs, row, engine, jobs[row, TODO]), max(1e-9, jobs[row, WEIGHT])
-            if lost or its_s * weight <= own_s * its_weight:
+            if its_s * weight <= own_s * its_weight:
                 ahead_s += its_s
                 prompts_s += prompt_s(jobs, row, engine, jobs[row, TODO])
             else:
