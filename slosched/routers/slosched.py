@@ -18,9 +18,9 @@ class Slosched(Router):
     An engine under our policy serves, roughly, the least work per weight first, and parks requests whose
     limits are lost. So at each engine the newcomer waits for those with less work per weight, and delays
     those with more, decoding ones by what is left of them. The increase is its weight times the work before
-    it, plus its work times the weight behind it (`slosched.routers.lane`). Lost requests count on neither side: an engine with many of them is
-    not a loaded one. Prompt tokens that an engine has cached are no work there, and a slow engine makes more
-    of the same request. The first of equals is taken.
+    it, plus its work times the weight behind it (`slosched.routers.lane`). Lost requests count on neither
+    side: an engine with many of them is not a loaded one. Prompt tokens that an engine has cached are no work
+    there, and a slow engine makes more of the same request. The first of equals is taken.
 
     It keeps no constants of its own, and holds nobody.
 

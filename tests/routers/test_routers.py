@@ -294,7 +294,7 @@ def test_prefix_index_against_sets() -> None:
         ("slosched:tolerance=1", "must be one of refuse, got 'tolerance'"),
         ("slosched:refuse=maybe", "true or false"),
         ("polyserve:ratio=1", "ratio"),
-        ("slosched:refuse", "package.module:Class"),
+        ("slosched:refuse", "must name a class of slosched"),
         ("slosched.routers.base:EngineView", "derived from Router"),
     ],
 )
