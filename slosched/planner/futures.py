@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.forecast import OUTLIVED_GROWTH
+from slosched.core.forecast import FORECAST_ATOMS, OUTLIVED_GROWTH
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner import rollout as r
 
-WINDOW_S = 60.0
+WINDOW_S = 300.0
 """Seconds of the past that are remembered: a few times the longest horizon, so that spikes recur."""
 
 MOST_REMEMBERED = 4096
@@ -38,8 +38,8 @@ class Futures:
     def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng([seed, 0x5105C])
         self._jobs: Floats = np.empty((0, r.COLUMNS))
-        self._atoms: Floats = np.empty((0, 1))
-        self._labels: Ints = np.empty(0, dtype=np.int64)
+        self.atoms: Floats = np.empty((0, FORECAST_ATOMS))
+        self.labels: Ints = np.empty(0, dtype=np.int64)
         self._seen = -1
         self._begin_s = np.nan
 
@@ -55,27 +55,26 @@ class Futures:
         rows = rows[np.lexsort((t.serial[rows], t.arrival_s[rows]))]
         self._seen = int(t.serial[rows].max())
         self._begin_s = min(self._begin_s, float(t.arrival_s[rows[0]]))
-        jobs = gather(snapshot, rows, 0, np.ones(int(t.class_index.max(initial=0)) + 1))
+        jobs = gather(snapshot, rows, 0, np.ones(len(rows)))
         # As they came: nothing computed, nothing answered.
         jobs[:, r.TODO] = np.maximum(1, t.prompt_tokens[rows] - t.cached_tokens[rows])
         jobs[:, r.HAVE] = t.prompt_tokens[rows] - jobs[:, r.TODO]
         jobs[:, r.GENERATED], jobs[:, r.FIRST] = 0.0, np.nan
         atoms = t.atoms[rows]
         jobs[:, r.LEFT] = np.maximum(1.0, atoms.mean(axis=1))
-        self._labels = np.concatenate([self._labels, t.class_index[rows]])[-MOST_REMEMBERED:]
+        self.labels = np.concatenate([self.labels, t.class_index[rows]])[-MOST_REMEMBERED:]
         self._jobs = np.concatenate([self._jobs, jobs])[-MOST_REMEMBERED:]
-        first = len(self._atoms) == 0
-        self._atoms = (atoms if first else np.concatenate([self._atoms, atoms]))[-MOST_REMEMBERED:]
+        self.atoms = np.concatenate([self.atoms, atoms])[-MOST_REMEMBERED:]
         keep = np.searchsorted(self._jobs[:, r.ARRIVAL], snapshot.now_s - WINDOW_S)
         if keep > len(self._jobs) // 2:
-            self._jobs, self._atoms, self._labels = self._jobs[keep:], self._atoms[keep:], self._labels[keep:]
+            self._jobs, self.atoms, self.labels = self._jobs[keep:], self.atoms[keep:], self.labels[keep:]
 
     @property
     def remembered(self) -> Floats:
         """Jobs of the window as they came, by arrival."""
         return self._jobs
 
-    def draw(self, now_s: float, horizon_s: float, latest: bool, scale: Floats) -> Floats:
+    def draw(self, now_s: float, horizon_s: float, latest: bool) -> tuple[Floats, Ints]:
         """Jobs that may arrive within `horizon_s`, by ascending RELEASE, with lengths drawn from forecasts.
 
         Parameters
@@ -86,13 +85,11 @@ class Futures:
             Seconds to look ahead, above 0.
         latest
             Whether the latest stretch is played again, or one from anywhere in the window.
-        scale
-            Factor on the forecasts of each class, shape (classes,).
         """
         begin = max(self._begin_s, now_s - WINDOW_S)
         known_s = now_s - begin
         if len(self._jobs) == 0 or not known_s >= SHORTEST_S:
-            return np.empty((0, r.COLUMNS))
+            return np.empty((0, r.COLUMNS)), np.empty(0, dtype=np.int64)
         spare_s = known_s - horizon_s
         start = now_s - min(horizon_s, known_s)
         if spare_s > 0 and not latest:
@@ -112,11 +109,7 @@ class Futures:
             jobs[:, column] += shift
         jobs = jobs[jobs[:, r.RELEASE] < now_s + horizon_s]
         rows = rows[: len(jobs)]
-        atom = self._rng.integers(0, self._atoms.shape[1], len(jobs))
-        factor = scale[self._labels[rows]]
-        jobs[:, r.LEFT] *= factor
-        jobs[:, r.TRUTH] = np.maximum(1.0, np.rint(self._atoms[rows, atom] * factor))
-        return jobs
+        return jobs, rows
 
 
 def gather(snapshot: Snapshot, rows: Ints, running: int, scale: Floats) -> Floats:
@@ -124,7 +117,7 @@ def gather(snapshot: Snapshot, rows: Ints, running: int, scale: Floats) -> Float
     t = snapshot.table
     jobs: Floats = r.gather(
         rows, running, t.prompt_tokens, t.generated_tokens, t.computed_tokens, t.cached_tokens, t.atoms,
-        t.arrival_s, t.ttft_s, t.tpot_s, t.e2e_s, t.first_token_s, t.weight, t.class_index, scale,
+        t.arrival_s, t.ttft_s, t.tpot_s, t.e2e_s, t.first_token_s, t.weight, scale,
         OUTLIVED_GROWTH,
     )  # fmt: skip
     return jobs

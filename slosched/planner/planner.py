@@ -17,14 +17,18 @@ from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner import rollout as r
 from slosched.planner.beliefs import Beliefs
+from slosched.planner.clock import Clock
 from slosched.planner.futures import Futures, engine_of, gather
-from slosched.planner.rules import Leader
+from slosched.planner.rules import FADE_S, Leader
 from slosched.planner.thread import Background
 
 LIMITS_AHEAD = 2.0
 """Horizon in median limits: those who wait now are decided, and those who come while they wait."""
 
-HORIZON_S = (5.0, 30.0)
+ANSWERS_AHEAD = 1.0
+"""And at least so many mean answers, since those who enter fill slots and memory until they end."""
+
+HORIZON_S = (5.0, 300.0)
 """Least and most seconds of a horizon."""
 
 MOST_PLANNED = 512
@@ -78,7 +82,7 @@ class Planned(NamedTuple):
     running_order
         All running rows: those that decode, then those in prefill, as planned.
     skip
-        Running rows in prefill that let another go first, and answers that sit the step out.
+        Running rows in prefill that let another go first.
     """
 
     order: Ints
@@ -118,6 +122,7 @@ class Planner:
         self.leader = Leader(seed)
         self.certificate: Certificate | None = None
         self._futures, self._beliefs = Futures(seed), Beliefs()
+        self._clock = Clock()
         self._rng = np.random.default_rng([seed, 0x7A11])
         self._together = 1.0
         self._keys: Floats = np.empty(0)  # sort keys of waiting rows in a long queue
@@ -128,11 +133,13 @@ class Planner:
     def plan(self, snapshot: Snapshot) -> Planned:
         """One step of the leading rule."""
         self._futures.watch(snapshot)
-        scale = self._beliefs.watch(snapshot)
+        self._beliefs.watch(snapshot)
         running = len(snapshot.running)
         self._together += TOGETHER_FADE * (running - self._together)
         engine = engine_of(snapshot, self._together)
-        rows = np.concatenate([snapshot.running, self._head(snapshot, engine, scale)])
+        engine[list(r.TIMES)] *= self._clock.watch(snapshot)
+        rows = np.concatenate([snapshot.running, self._head(snapshot, engine)])
+        scale = self._scale(snapshot, rows)
         jobs = gather(snapshot, rows, running, scale)
         if self.params.comparisons > 0 and (
             snapshot.now_s >= self._next_s or self._next_s > snapshot.now_s + HORIZON_S[1]
@@ -149,7 +156,12 @@ class Planner:
         if self._background is not None:
             self._background.close()
 
-    def _head(self, snapshot: Snapshot, engine: Floats, scale: Floats) -> Ints:
+    def _scale(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        """Corrections of the forecasts of table rows."""
+        t = snapshot.table
+        return self._beliefs.factors(t.class_index[rows], t.atoms[rows].mean(axis=1), t.e2e_s[rows])
+
+    def _head(self, snapshot: Snapshot, engine: Floats) -> Ints:
         """The waiting rows to plan with: all, or the `MOST_PLANNED` first by the leading rule.
 
         Keys are kept from step to step; newcomers get theirs at once, of the others an equal part each step.
@@ -163,7 +175,8 @@ class Planner:
         fresh = self._keyed[waiting] != table.serial[waiting]
         part = np.arange(len(waiting)) % KEY_TURNS == snapshot.step % KEY_TURNS
         rows = waiting[fresh | part]
-        self._keys[rows] = r.ranks(gather(snapshot, rows, 0, scale), engine, self.leader.rule)
+        jobs = gather(snapshot, rows, 0, self._scale(snapshot, rows))
+        self._keys[rows] = r.ranks(jobs, engine, self.leader.rule)
         self._keyed[rows] = table.serial[rows]
         first = np.argpartition(self._keys[waiting], MOST_PLANNED)[:MOST_PLANNED]
         return np.asarray(waiting[np.sort(first)])
@@ -172,18 +185,25 @@ class Planner:
         self, snapshot: Snapshot, rows: Ints, jobs: Floats, running: int, engine: Floats, scale: Floats
     ) -> None:
         """Draw futures and compare the rules on them, here or in the background."""
-        horizon_s = self._horizon_s()
+        horizon_s = self._horizon_s(float(engine[r.STEP]))
         self._next_s = snapshot.now_s + horizon_s / self.params.comparisons
         t, present = snapshot.table, len(rows)
-        generated, atoms = t.generated_tokens[rows], t.atoms[rows] * scale[t.class_index[rows], None]
-        alive = (atoms > generated[:, None]).sum(axis=1)
+        label, generated = t.class_index[rows], t.generated_tokens[rows].astype(np.float64)
+        atoms = t.atoms[rows] * scale[:, None]
         starts = []
         for turn in range(self.params.futures):
-            later = self._futures.draw(snapshot.now_s, horizon_s, turn % 2 == 0, scale)
+            later, at = self._futures.draw(snapshot.now_s, horizon_s, turn % 2 == 0)
+            labels, lengths = self._futures.labels[at], self._futures.atoms[at]
+            factor = self._beliefs.factors(
+                labels, lengths.mean(axis=1), later[:, r.E2E_DUE] - later[:, r.ARRIVAL]
+            )
+            later[:, r.LEFT] *= factor
             start = np.concatenate([jobs, later])
-            pick = atoms.shape[1] - 1 - self._rng.integers(0, 1 << 30, present) % np.maximum(1, alive)
-            drawn = np.maximum(1.0, np.rint(atoms[np.arange(present), pick] - generated))
-            start[:present, r.TRUTH] = np.where(alive > 0, drawn, jobs[:, r.LEFT])
+            lengths = np.concatenate([atoms, lengths * factor[:, None]])
+            start[:, r.TRUTH] = self._beliefs.draw(
+                np.concatenate([label, labels]), lengths.mean(axis=1), lengths,
+                np.concatenate([generated, np.zeros(len(at))]), start[:, r.LEFT], self._rng,
+            )  # fmt: skip
             starts.append(start)
         task = Comparison(
             starts, running, present, engine, self.leader.candidates(), snapshot.now_s, horizon_s
@@ -193,13 +213,17 @@ class Planner:
         else:
             self._compare(task)
 
-    def _horizon_s(self) -> float:
-        """Seconds to look ahead."""
+    def _horizon_s(self, step_s: float) -> float:
+        """Seconds to look ahead, with decode steps of `step_s`."""
         seen = self._futures.remembered
+        if len(seen) == 0:
+            return HORIZON_S[0]
         limit = np.minimum(seen[:, r.FIRST_DUE], seen[:, r.E2E_DUE]) - seen[:, r.ARRIVAL]
         limit = limit[np.isfinite(limit)]
-        typical = float(np.median(limit)) if len(limit) else HORIZON_S[0]
-        return float(np.clip(LIMITS_AHEAD * typical, *HORIZON_S))
+        typical = float(np.median(limit)) if len(limit) else 0.0
+        left = seen[:, r.LEFT]
+        answer_s = float((left * left).sum() / left.sum()) * step_s
+        return float(np.clip(max(LIMITS_AHEAD * typical, ANSWERS_AHEAD * answer_s), *HORIZON_S))
 
     def _compare(self, task: Comparison) -> None:
         """Roll the candidates forward on the same futures; the best one leads from now on."""
@@ -211,16 +235,15 @@ class Planner:
                     start, task.running, task.present, task.engine, self.leader.rules[rule], until_s, work
                 )
                 stake += float(start[:, r.WEIGHT].sum()) if place == 0 else 0.0
-            if place == 0 and value[0] >= SETTLED * stake:
-                value, candidates = value[:1], task.candidates[:1]
+            if rule == 0 and value[0] >= SETTLED * stake:
+                value = value[: place + 1]
                 break
-        else:
-            candidates = task.candidates
+        candidates = task.candidates[: len(value)]
         if stake > 0:
             value = value / stake
             rival = float(value[1:].max(initial=-np.inf))
             self.certificate = Certificate(float(value[0]), rival, len(candidates), len(task.starts))
-            self.leader.learn(candidates, value, task.now_s)
+            self.leader.learn(candidates, value, task.now_s, max(FADE_S, task.horizon_s))
 
 
 class Comparison(NamedTuple):
@@ -257,21 +280,24 @@ def _carried_out(
         behind = running + np.argpartition(work.key[running : len(rows)], MOST_ORDERED)[:MOST_ORDERED]
     behind = behind[np.lexsort((behind, work.key[behind], work.met[behind]))]
     entering = chosen[fresh]
-    if len(entering):
-        behind = behind[~np.isin(behind, entering)]
+    enters = np.zeros(len(rows), dtype=np.bool_)
+    enters[entering] = True
+    behind = behind[~enters[behind]]
     budget = float(engine[r.BUDGET]) - float(decodes.sum())
     complete = len(entering) + int(served.size) == len(rows) - int(decodes.sum()) and bool(
         np.all(given >= jobs[chosen, r.TODO])
     )
     natural = tokens >= budget or complete
     # A step without a prompt still holds a token for one: nobody may take it.
-    held = rows[running:] if tokens < 1.0 else rows[running:][work.met[running : len(rows)] > 0.0]
-    if natural and tokens >= 1.0:
-        held = held[~np.isin(held, rows[entering])]
+    held = rows[:0]
+    if tokens < 1.0:
+        held = rows[running:]
+    elif natural:
+        held = rows[running:][(work.met[running : len(rows)] > 0.0) & ~enters[running:]]
     return Planned(
         order=rows[np.concatenate([entering, behind])],
         prefill_tokens=None if natural else max(1, int(tokens)),
-        hold=held if natural or tokens < 1.0 else rows[:0],
+        hold=held,
         running_order=rows[order],
-        skip=rows[np.flatnonzero(passed | (work.sits[:running] & decodes))],
+        skip=rows[np.flatnonzero(passed)],
     )

@@ -11,7 +11,8 @@ One engine step of the model:
 1. Requests that have arrived by now join the queue.
 2. The pace: the tightest time per token with which a running answer still keeps its limits. Answers that
    cannot keep them at all do not count. The step is to take `SAFE` of it.
-3. The step's room: the most prompt tokens with which the step takes that long, at least `least`.
+3. The step's room: the most prompt tokens with which the step takes that long, at least
+   `LEAST_TOKENS`, at most the rule's cap.
 4. The queue in the order of the rule's key fills the room; a newcomer needs a slot and memory, and none may
    enter whose decoding alone would break the tightest pace. A prompt that has begun competes by its key, too.
 5. Every answer that does not sit out gets a token; prompts that are complete get their first.
@@ -27,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.jit import njit
+from slosched.core.jit import BORROWED, ZERO, njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -35,14 +36,15 @@ Ints = NDArray[np.int64]
 SAFE = 0.9
 """Share of the tightest pace that a step may take; the rest is for errors of the step-time model."""
 
+LEAST_TOKENS = 16.0
+"""Prompt tokens that a step may always hold: one KV block, so that no prompt stands still."""
+
 PARKED = 1e15
 """Added to the sort key of a parked request: more than any due time."""
 
-PACE_STEPS = 4.0
-"""Steps from one look at the paces of answers to the next in a rollout: they change by little in a few."""
-
-AHEAD_STEPS = 2.0
-"""Steps ahead of its pace that an answer must be to sit one out: one for the step itself, one for errors."""
+LATENCY = 0.01
+"""What waiting for the first token costs, as a share of the weight for a wait as long as the limit allows: it
+decides between rules that keep the same limits."""
 
 # Entries of `engine`: seconds, tokens and requests of the step-time model and the limits; free KV tokens; the
 # present; seconds of a decode step as it is now and of its share that one more answer takes.
@@ -51,11 +53,14 @@ AHEAD_STEPS = 2.0
     NOW, STEP, SHARE, ENGINE_SIZE,
 ) = range(14)  # fmt: skip
 
+TIMES = (BASE, SEQUENCE, KV_TOKEN, PREFILL_TOKEN, ATTENTION, KNEE_TOKEN, STEP, SHARE)
+"""Entries of `engine` in seconds."""
+
 # Entries of `Work.counts`: waiting, parked, begun prompts, and those with tokens in this step.
 WAITING, ASIDE, OPEN, CHOSEN = range(4)
 
 # Entries of a rule.
-URGENCY, PRICE, PARK, HOLD, SIT, WHOLE, CAUTION, ANSWER, LEAST, SPREAD, RULE_SIZE = range(11)
+URGENCY, PRICE, SLOW, WHOLE, CAUTION, ANSWER, CAP, SPREAD, RULE_SIZE = range(9)
 
 # Columns of `jobs`, one row a request: running ones first, then waiting ones, then those yet to come.
 (
@@ -85,12 +90,9 @@ class Rule(NamedTuple):
     price
         Seconds that a second of engine work per unit of weight counts in the sort key, at least 0. Urgency 1
         and price 0 is earliest due first; urgency 0 is most weight per work first.
-    park
-        Work per weight in seconds above which a request is parked; infinity for none.
-    hold
-        Whether newcomers wait whose decoding would break the tightest pace.
-    sit
-        Whether answers ahead of their pace sit a step out where prompts wait.
+    slow
+        A request is parked as lost once its answer, at this many times the present decode step a token, would
+        end too late; 0 takes the step of an engine that it has for itself.
     whole
         Whether end-to-end limits pace running answers, as TPOT limits do.
     caution
@@ -98,21 +100,19 @@ class Rule(NamedTuple):
         late, at least 1.
     answer
         What a second of decoding counts as work, 0 or 1; a second of prompt counts 1.
-    least
-        Prompt tokens that a step may always hold, at least 1.
+    cap
+        Prompt tokens that a step holds at most, at least 1; infinity for none.
     spread
         Whether an answer that is ahead of its pace spends that evenly on all tokens to come, or at once.
     """
 
     urgency: float
     price: float
-    park: float
-    hold: float
-    sit: float
+    slow: float
     whole: float
     caution: float
     answer: float
-    least: float
+    cap: float
     spread: float
 
 
@@ -127,7 +127,6 @@ class Work(NamedTuple):
     decoding: Ints  # jobs that decode
     chosen: Ints  # jobs that get prompt tokens in this step
     tokens: Floats  # how many
-    sits: NDArray[np.bool_]  # whether a job sits this step out
     seen: Floats  # decode step up to which a job is brought up to date
     met: Floats  # 1 kept, 0 missed, between for a guess at the horizon
     counts: Ints  # lengths of the queues, see `WAITING`
@@ -138,16 +137,16 @@ def work_for(n: int) -> Work:
     heap, parked, begun, decoding, chosen = (np.empty(n, dtype=np.int64) for _ in range(5))
     return Work(
         np.empty((n, COLUMNS)), np.empty(n), heap, parked, begun, decoding, chosen, np.empty(n),
-        np.zeros(n, dtype=np.bool_), np.empty(n), np.empty(n), np.zeros(4, dtype=np.int64),
+        np.empty(n), np.empty(n), np.zeros(4, dtype=np.int64),
     )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def room_tokens(
-    engine: Floats, decoding: float, context: float, token_s: float, step_s: float, least: float
+    engine: Floats, decoding: float, context: float, token_s: float, step_s: float, cap: float
 ) -> float:
     """Prompt tokens of `token_s` seconds each with which a step beside these answers takes `step_s`."""
-    most = engine[BUDGET] - decoding
+    most = min(engine[BUDGET] - decoding, cap)
     if step_s == np.inf:
         return float(max(1.0, most))
     alone_s = engine[BASE] + engine[SEQUENCE] * decoding + engine[KV_TOKEN] * context
@@ -156,10 +155,10 @@ def room_tokens(
     room = left_s / token_s
     if room > below:
         room = max(below, (left_s + engine[KNEE_TOKEN] * below) / (token_s + engine[KNEE_TOKEN]))
-    return float(max(1.0, min(most, max(least, np.floor(room)))))
+    return float(max(1.0, min(most, max(LEAST_TOKENS, np.floor(room)))))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def pace_s(jobs: Floats, j: int, now_s: float, whole: float, spread: float) -> float:
     """Seconds per token that a running answer may take from now on; infinity if no limit binds."""
     own = np.inf
@@ -174,20 +173,20 @@ def pace_s(jobs: Floats, j: int, now_s: float, whole: float, spread: float) -> f
     return float(own)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def token_cost_s(engine: Floats, jobs: Floats, j: int) -> float:
     """Seconds for each prompt token of a job, beyond the knee."""
     return float(engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[j, HAVE] + 0.5 * jobs[j, TODO]))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def work_s(engine: Floats, jobs: Floats, j: int, answer: float) -> float:
     """Engine seconds that a job takes: its prompt, and its share of the steps in which it decodes."""
     prompt = jobs[j, TODO] * (token_cost_s(engine, jobs, j) + engine[KNEE_TOKEN])
     return float(prompt + answer * jobs[j, LEFT] * engine[SHARE])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def due_s(engine: Floats, jobs: Floats, j: int) -> float:
     """Clock time by which the first token is due if all limits are to be kept; infinity for best effort."""
     due = jobs[j, FIRST_DUE] if jobs[j, GENERATED] == 0.0 else np.inf
@@ -199,8 +198,8 @@ def due_s(engine: Floats, jobs: Floats, j: int) -> float:
     return float(due)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float) -> bool:
+@njit(**BORROWED, error_model="numpy")
+def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float, slow: float) -> bool:
     """Whether a job without a running answer will miss a limit whatever is done."""
     if jobs[j, GENERATED] > 0.0 and jobs[j, FIRST] > jobs[j, FIRST_DUE]:
         return True
@@ -209,12 +208,12 @@ def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float) -> 
     if jobs[j, GENERATED] == 0.0 and first > jobs[j, FIRST_DUE]:
         return True
     alone = engine[BASE] + engine[SEQUENCE] + engine[KV_TOKEN] * (jobs[j, HAVE] + jobs[j, TODO])
-    if first + (jobs[j, LEFT] - 1.0) * alone > jobs[j, E2E_DUE]:
+    if first + (jobs[j, LEFT] - 1.0) * slow * alone > jobs[j, E2E_DUE]:
         return True
     return bool(alone > jobs[j, TPOT] and jobs[j, LEFT] > 1.5)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def rule_key(engine: Floats, jobs: Floats, j: int, rule: Floats) -> float:
     """Sort key of a job, smaller first."""
     key = 0.0
@@ -226,7 +225,7 @@ def rule_key(engine: Floats, jobs: Floats, j: int, rule: Floats) -> float:
     return float(key)
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _push(heap: Ints, size: int, key: Floats, job: int) -> None:
     i = size
     while i > 0:
@@ -239,7 +238,7 @@ def _push(heap: Ints, size: int, key: Floats, job: int) -> None:
     heap[i] = job
 
 
-@njit(nogil=True, cache=True)
+@njit(**BORROWED)
 def _pop(heap: Ints, size: int, key: Floats) -> None:
     size -= 1
     job = heap[size]
@@ -260,7 +259,17 @@ def _pop(heap: Ints, size: int, key: Floats) -> None:
     heap[i] = job
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
+def _slack(jobs: Floats, j: int, now: float) -> float:
+    """Seconds that the rest of an answer, as long as it is in this future, may take."""
+    slack = jobs[j, E2E_DUE] - now
+    if jobs[j, TPOT] < np.inf:
+        whole = max(1.0, jobs[j, GENERATED] + jobs[j, TRUTH] - 1.0)
+        slack = min(slack, jobs[j, TPOT] * whole - (now - jobs[j, FIRST]))
+    return float(slack)
+
+
+@njit(**BORROWED, error_model="numpy")
 def _kept(jobs: Floats, j: int, finish_s: float) -> bool:
     """Whether a job that ends now kept all its limits; GENERATED is its whole answer."""
     if jobs[j, FIRST] > jobs[j, FIRST_DUE] or finish_s > jobs[j, E2E_DUE]:
@@ -272,20 +281,9 @@ def _kept(jobs: Floats, j: int, finish_s: float) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _aloof(engine: Floats, jobs: Floats, j: int, now: float, rule: Floats) -> bool:
-    """Whether a rule parks a waiting job."""
-    if lost(engine, jobs, j, now, rule[CAUTION]):
-        return True
-    if rule[PARK] == np.inf:
-        return False
-    return bool(work_s(engine, jobs, j, rule[ANSWER]) > rule[PARK] * max(1e-9, jobs[j, WEIGHT]))
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def _fill(
-    W: Work, engine: Floats, rule: Floats, now: float, limit: float, tight: float, alone: float, b: float,
-    k: float, answers: int, free: float,
+    W: Work, engine: Floats, rule: Floats, now: float, tight: float, answers: int, context: float, free: float
 ) -> tuple[float, float, int, float]:  # fmt: skip
     """Fill one step with prompts in the order of the rule's key.
 
@@ -297,12 +295,10 @@ def _fill(
         that end in this step stand behind the first `answers` entries of `W.decoding`.
     engine, rule, now
         As in `rollout`.
-    limit, tight
-        Seconds the step may take, and the tightest pace of an answer.
-    alone, b, k
-        Seconds of a step without prompts; answers that take part in this one, and their context.
-    answers
-        Running requests that decode.
+    tight
+        The tightest pace of an answer, seconds per token.
+    answers, context
+        Running requests that decode, and their tokens of context.
     free
         KV tokens free.
 
@@ -316,19 +312,19 @@ def _fill(
     waiting, aside, open_ = counts[WAITING], counts[ASIDE], counts[OPEN]
     room, filled, seconds = -1.0, 0.0, 0.0
     joined, chosen = 0, 0
-    base = engine[BASE] + engine[SEQUENCE] * b + engine[KV_TOKEN] * k
+    alone = engine[BASE] + engine[SEQUENCE] * answers + engine[KV_TOKEN] * context
     soonest = np.inf  # when the first tokens of this step are due
     while True:
         job, place, aloof = -1, -1, False
         for x in range(open_):
             j = begun[x]
-            gone = lost(engine, jobs, j, now, 1.0)
+            gone = lost(engine, jobs, j, now, 1.0, 0.0)
             if job < 0 or (gone, key[j], j) < (aloof, key[job], job):
                 job, place, aloof = j, x, gone
         behind = aloof
         while waiting > 0:
             head = heap[0]
-            if not _aloof(engine, jobs, head, now, rule):
+            if not lost(engine, jobs, head, now, rule[CAUTION], rule[SLOW]):
                 break
             _pop(heap, waiting, key)
             waiting -= 1
@@ -344,7 +340,7 @@ def _fill(
             running = answers + open_ + joined
             enters = running < engine[SLOTS]
             enters = enters and (jobs[head, HAVE] + jobs[head, TODO] <= free or running == 0)
-            if enters and (rule[HOLD] > 0.0 or idle) and answers + joined > 0:
+            if enters and answers + joined > 0:
                 more = alone + engine[SEQUENCE] * (joined + 1.0)
                 more += engine[KV_TOKEN] * (jobs[head, HAVE] + jobs[head, TODO])
                 enters = more <= SAFE * min(tight, max(jobs[head, TPOT], alone / SAFE))
@@ -353,14 +349,15 @@ def _fill(
         if job < 0:
             break
         if room < 0.0:
-            room = room_tokens(engine, b, k, token_cost_s(engine, jobs, job), limit, rule[LEAST])
+            cost = token_cost_s(engine, jobs, job)
+            room = room_tokens(engine, answers, context, cost, SAFE * tight, rule[CAP])
         take = min(room - filled, jobs[job, TODO])
         due = jobs[job, FIRST_DUE] if jobs[job, GENERATED] == 0.0 and not idle else np.inf
         if chosen > 0 and min(soonest, due) < np.inf:
             # First tokens come as the step ends: nobody joins who makes another's late, or its own.
             cost = engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[job, HAVE] + 0.5 * take)
-            over = max(0.0, b + filled + take - engine[KNEE_TOKENS])
-            late = now + base + seconds + take * cost + engine[KNEE_TOKEN] * over - soonest
+            over = max(0.0, answers + filled + take - engine[KNEE_TOKENS])
+            late = now + alone + seconds + take * cost + engine[KNEE_TOKEN] * over - soonest
             if late > 0.0:
                 take -= np.ceil(late / (cost + engine[KNEE_TOKEN]))
             elif take == jobs[job, TODO] and late + soonest > due:
@@ -386,7 +383,7 @@ def _fill(
         chosen += 1
         if jobs[job, TODO] > 0.0:
             break
-        if now + base + seconds <= due:
+        if now + alone + seconds <= due:
             soonest = min(soonest, due)
         open_ -= 1
         begun[place] = begun[open_]
@@ -396,27 +393,7 @@ def _fill(
     return filled, seconds, joined, free
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _seat(W: Work, engine: Floats, limit: float, now: float, answers: int) -> int:
-    """Mark answers that can sit out a step of `limit` seconds in `W.sits`; returns how many.
-
-    An answer can whose next token, at `SAFE` of its TPOT limit, is not due before `AHEAD_STEPS` such steps,
-    unless its end-to-end limit would suffer if all its tokens came that slowly.
-    """
-    jobs, count = W.jobs, 0
-    for x in range(answers):
-        j = W.decoding[x]
-        W.sits[j] = False
-        if jobs[j, TPOT] < np.inf:
-            due = jobs[j, FIRST] + SAFE * jobs[j, TPOT] * jobs[j, GENERATED]
-            slow = now + AHEAD_STEPS * limit * jobs[j, LEFT]
-            if due >= now + AHEAD_STEPS * limit and slow <= jobs[j, E2E_DUE]:
-                W.sits[j] = True
-                count += 1
-    return count
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def _tightest(W: Work, alone: float, now: float, answers: int, rule: Floats) -> float:
     """The tightest pace that a running answer can still keep beside no prompt at all."""
     tight = np.inf
@@ -427,7 +404,7 @@ def _tightest(W: Work, alone: float, now: float, answers: int, rule: Floats) -> 
     return float(tight)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def _advance(jobs: Floats, j: int, tokens: float) -> None:
     """Give an answer so many tokens."""
     jobs[j, GENERATED] += tokens
@@ -436,7 +413,7 @@ def _advance(jobs: Floats, j: int, tokens: float) -> None:
     jobs[j, HAVE] += tokens
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def rollout(
     start: Floats, running: int, present: int, engine: Floats, rule: Floats, until_s: float, W: Work
 ) -> float:
@@ -462,11 +439,11 @@ def rollout(
         Sum of weight times `W.met`.
     """
     jobs, key, heap, parked, begun, decoding = W.jobs, W.key, W.heap, W.parked, W.begun, W.decoding
-    sits, met, counts, seen = W.sits, W.met, W.counts, W.seen
+    met, counts, seen = W.met, W.counts, W.seen
     n = len(start)
     now, free = engine[NOW], engine[FREE]
-    B, K = 0, 0.0
-    waiting, aside, open_, later = 0, 0, 0, present
+    B, K = ZERO, 0.0
+    waiting, aside, open_, later = ZERO, ZERO, ZERO, present
     half_s, late_steps = 0.5 * (now + until_s), 0.0
     ended, kept = 0.0, 0.0
     for j in range(n):
@@ -502,7 +479,7 @@ def rollout(
         if clock >= look:
             # Bring the answers up to date: who has ended, how soon the next one does, the tightest pace.
             alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
-            tight, first_end, y = np.inf, np.inf, 0
+            tight, first_end, y = np.inf, np.inf, ZERO
             for x in range(B):
                 j = decoding[x]
                 _advance(jobs, j, clock - seen[j])
@@ -521,8 +498,7 @@ def rollout(
                 if SAFE * own >= alone:
                     tight = min(tight, own)
             B = y
-            ahead = 1.0 if rule[SIT] > 0.0 else PACE_STEPS
-            look = clock + (min(ahead, first_end) if prompts else first_end)
+            look = clock + (1.0 if prompts else first_end)
             while free < 0.0 and B > 1:
                 # Memory is short: the newest answer is preempted and computed again.
                 B -= 1
@@ -549,17 +525,8 @@ def rollout(
                 look = min(look, clock)  # a prompt may come: look at the paces then
             continue
         # The step, as the rule decides it.
-        limit = SAFE * tight
-        b, k, seated = float(B), K, 0
-        if rule[SIT] > 0.0 and limit < np.inf and (waiting > 0 or open_ > 0):
-            seated = _seat(W, engine, limit, now, B)
-            if seated > 0:
-                for x in range(B):
-                    if sits[decoding[x]]:
-                        b -= 1.0
-                        k -= jobs[decoding[x], HAVE]
         counts[WAITING], counts[ASIDE], counts[OPEN] = waiting, aside, open_
-        filled, seconds, joined, free = _fill(W, engine, rule, now, limit, tight, alone, b, k, B, free)
+        filled, seconds, joined, free = _fill(W, engine, rule, now, tight, B, K, free)
         waiting, aside, open_ = counts[WAITING], counts[ASIDE], counts[OPEN]
         if B == 0 and filled == 0.0:
             # Nobody can enter and nobody runs: on to the next arrival.
@@ -567,17 +534,12 @@ def rollout(
                 break
             now = max(now, jobs[later, RELEASE])
             continue
-        step = engine[BASE] + engine[SEQUENCE] * b + engine[KV_TOKEN] * k + seconds
-        step += engine[KNEE_TOKEN] * max(0.0, b + filled - engine[KNEE_TOKENS])
+        step = alone + seconds + engine[KNEE_TOKEN] * max(0.0, B + filled - engine[KNEE_TOKENS])
         now += step
         clock += 1.0
         late_steps += 1.0 if now > half_s else 0.0
-        K += b
-        free -= b
-        if seated > 0:
-            for x in range(B):
-                if sits[decoding[x]]:
-                    seen[decoding[x]] += 1.0  # this step gave it nothing
+        K += B
+        free -= B
         for x in range(B, B + joined):
             j = decoding[x]
             _advance(jobs, j, 1.0)
@@ -600,24 +562,29 @@ def rollout(
         limited = jobs[j, TPOT] < np.inf or jobs[j, E2E_DUE] < np.inf
         ok = jobs[j, FIRST] <= jobs[j, FIRST_DUE] and now <= jobs[j, E2E_DUE]
         if ok and limited:
-            met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (pace_s(jobs, j, now, 1.0, 1.0) / step_s - 1.0)))
+            met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (_slack(jobs, j, now) / (jobs[j, TRUTH] * step_s) - 1.0)))
         else:
             met[j] = 1.0 if ok else 0.0
     for x in range(open_):
-        met[begun[x]] = 0.0 if lost(engine, jobs, begun[x], now, 1.0) else luck
+        met[begun[x]] = 0.0 if lost(engine, jobs, begun[x], now, 1.0, 0.0) else luck
     for x in range(waiting):
-        met[heap[x]] = 0.0 if lost(engine, jobs, heap[x], now, 1.0) else 0.5 * luck
+        met[heap[x]] = 0.0 if lost(engine, jobs, heap[x], now, 1.0, 0.0) else 0.5 * luck
     for x in range(aside):
         met[parked[x]] = 0.0
     total = 0.0
     for j in range(n):
         total += jobs[j, WEIGHT] * met[j]
+        due = min(jobs[j, FIRST_DUE], jobs[j, E2E_DUE])
+        if start[j, GENERATED] == 0.0 and due < np.inf:
+            first = now if np.isnan(jobs[j, FIRST]) else jobs[j, FIRST]
+            wait = (first - jobs[j, ARRIVAL]) / max(1e-9, due - jobs[j, ARRIVAL])
+            total -= LATENCY * jobs[j, WEIGHT] * min(1.0, wait)
     return float(total)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**BORROWED, error_model="numpy")
 def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -> tuple[int, float]:
-    """The next step under a rule: `W.chosen`, `W.tokens`, `W.sits`; all keys; `W.met` is 1 for parked ones.
+    """The next step under a rule: `W.chosen`, `W.tokens`; all keys; `W.met` is 1 for parked ones.
 
     Parameters
     ----------
@@ -632,11 +599,10 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
     n = len(start)
     jobs, key = W.jobs, W.key
     now, free = engine[NOW], engine[FREE]
-    B, K, waiting, open_ = 0, 0.0, 0, 0
+    B, K, waiting, open_ = ZERO, 0.0, ZERO, ZERO
     for j in range(n):
         for c in range(COLUMNS):
             jobs[j, c] = start[j, c]
-        W.sits[j] = False
         key[j] = rule_key(engine, jobs, j, rule)
     for j in range(running):
         if jobs[j, TODO] == 0.0:
@@ -649,21 +615,11 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
     for j in range(running, n):
         _push(W.heap, waiting, key, j)
         waiting += 1
-        W.met[j] = 1.0 if _aloof(engine, jobs, j, now, rule) else 0.0
+        W.met[j] = 1.0 if lost(engine, jobs, j, now, rule[CAUTION], rule[SLOW]) else 0.0
     alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
     tight = _tightest(W, alone, now, B, rule)
-    limit = SAFE * tight
-    b, k = float(B), K
-    seated = 0
-    if rule[SIT] > 0.0 and limit < np.inf and (waiting > 0 or open_ > 0):
-        seated = _seat(W, engine, limit, now, B)
-    if seated > 0:
-        for x in range(B):
-            if W.sits[W.decoding[x]]:
-                b -= 1.0
-                k -= jobs[W.decoding[x], HAVE]
     W.counts[WAITING], W.counts[ASIDE], W.counts[OPEN] = waiting, 0, open_
-    filled, _, _, _ = _fill(W, engine, rule, now, limit, tight, alone, b, k, B, free)
+    filled, _, _, _ = _fill(W, engine, rule, now, tight, B, K, free)
     return W.counts[CHOSEN], filled
 
 
@@ -673,7 +629,7 @@ def ranks(jobs: Floats, engine: Floats, rule: Floats) -> Floats:
     out = np.empty(len(jobs))
     for j in range(len(jobs)):
         out[j] = rule_key(engine, jobs, j, rule)
-        if _aloof(engine, jobs, j, engine[NOW], rule):
+        if lost(engine, jobs, j, engine[NOW], rule[CAUTION], rule[SLOW]):
             out[j] += PARKED
     return out
 
@@ -681,7 +637,7 @@ def ranks(jobs: Floats, engine: Floats, rule: Floats) -> Floats:
 @njit(nogil=True, cache=True, error_model="numpy")
 def gather(
     rows: Ints, running: int, prompt: Ints, generated: Ints, computed: Ints, cached: Ints, atoms: Floats,
-    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats, label: Ints,
+    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats,
     scale: Floats, growth: float,
 ) -> Floats:  # fmt: skip
     """Jobs of some table rows, the first `running` of which run; TRUTH is left as believed.
@@ -690,10 +646,10 @@ def gather(
     ----------
     rows, running
         Table rows, and how many of them run.
-    prompt, generated, computed, cached, atoms, arrival, ttft, tpot, e2e, first, weight, label
-        Columns of the table; `label` is the class.
+    prompt, generated, computed, cached, atoms, arrival, ttft, tpot, e2e, first, weight
+        Columns of the table.
     scale
-        Factor on the forecasts of each class, shape (classes,).
+        Factor on the forecast of each row, shape (len(rows),).
     growth
         Share of its present length that an answer which has outlived its forecast is believed to go on.
 
@@ -715,7 +671,7 @@ def gather(
             todo = 0  # it decodes
         elif todo <= 0:
             todo, have = 1, max(0, have - 1)  # the last prompt token is always computed
-        factor = scale[label[row]]
+        factor = scale[i]
         total, alive = 0.0, 0
         for x in range(width - 1, -1, -1):
             ahead = atoms[row, x] * factor - generated[row]

@@ -14,7 +14,7 @@ from slosched.core.snapshot import Snapshot
 from slosched.core.table import Ints
 from slosched.planner.plan import Plan
 from slosched.planner.planner import Planner, PlannerParams
-from slosched.planner.rules import LEAST_TOKENS
+from slosched.planner.rollout import LEAST_TOKENS
 from slosched.planner.warmup import PLANNER_KERNELS
 from slosched.policies.base import Policy
 from slosched.policies.fallback import edf_demoted

@@ -38,7 +38,7 @@ def interrupted(arguments: list[str], folder: Path, after_s: float) -> tuple[int
         ["compare", "--policy", "fcfs", "--policy", "edf", "--rate", "8", "--seeds", "900", "--jobs", "2",
          "--duration", "300"],
         ["whatif", "--rate", "400", "--policy", "fcfs", "--policy", "edf", "--jobs", "2"],
-        ["capacity", "--policy", "fcfs", "--seeds", "200", "--jobs", "2"],
+        ["capacity", "--policy", "fcfs", "--seeds", "5000", "--jobs", "2"],
     ],
 )  # fmt: skip
 def test_workers_end_without_a_word(arguments: list[str], tmp_path: Path) -> None:

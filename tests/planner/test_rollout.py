@@ -32,8 +32,8 @@ ENGINE = Engine(limits=EngineLimits(max_num_seqs=16, max_num_batched_tokens=512)
 def rule(**parts: float) -> Floats:
     """Earliest first token due first, but for the parts given."""
     plain = {
-        "urgency": 1.0, "price": 0.0, "park": np.inf, "hold": 0.0, "sit": 0.0, "whole": 0.0, "caution": 1.0,
-        "answer": 1.0, "least": 16.0, "spread": 0.0,
+        "urgency": 1.0, "price": 0.0, "slow": 0.0, "whole": 0.0, "caution": 1.0, "answer": 1.0, "cap": np.inf,
+        "spread": 0.0,
     }  # fmt: skip
     return np.array(r.Rule(**(plain | parts)))
 
@@ -74,8 +74,9 @@ def test_a_rollout_is_what_the_simulator_does(seed: int, parts: dict[str, float]
     jobs, space = future_of(work), r.work_for(len(work))
     engine = engine_of(Snapshot.of([], engine=ENGINE), 1.0)
     value = r.rollout(jobs, 0, 0, engine, rule(**parts), 1e9, space)
-    assert value == pytest.approx(space.met.sum())
     seen, told = run.outcomes.first_token_s, space.jobs[:, r.FIRST]
+    waits = np.minimum(1.0, (told - work.arrival_s) / work.ttft_s)
+    assert value == pytest.approx(space.met.sum() - r.LATENCY * waits.sum())
     assert np.median(np.abs(seen - told)) < 0.02
     kept = (run.outcomes.ttft_s <= work.ttft_s) & (run.outcomes.tpot_s <= work.tpot_s * (1 + 1e-9))
     assert abs(float(kept.mean()) - float(space.met.mean())) < 0.08
@@ -116,10 +117,11 @@ def test_the_tightest_pace_bounds_the_step() -> None:
 
 def test_the_least_is_a_count_of_tokens_not_a_share_of_the_budget() -> None:
     """A larger token budget puts no more prompt into a step that a tight pace bounds."""
+    light = replace(ENGINE, step_time=replace(MODEL, kv_token_s=0.0))
     paced = request("a", generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0115))
     long = [request("long", prompt=40_000, arrival_s=0.5)]
     found = [
-        decided(long, [paced], rule(), ENGINE.with_limits(max_num_batched_tokens=budget))[0]["long"]
+        decided(long, [paced], rule(), light.with_limits(max_num_batched_tokens=budget))[0]["long"]
         for budget in (512, 8192)
     ]
     assert found == [16, 16]
@@ -148,13 +150,15 @@ def test_lost_requests_are_parked_behind_all_others() -> None:
 
 
 def test_a_newcomer_that_breaks_the_pace_is_held() -> None:
-    """With `hold`, nobody enters whose decoding alone would break the tightest pace; without, he does."""
+    """Nobody enters whose decoding alone would break the tightest pace; beside a looser one he does."""
     model = StepTimeModel(base_s=0.01, prefill_token_s=1e-6, sequence_s=2e-3)
     engine = Engine(limits=EngineLimits(max_num_seqs=16), step_time=model)
-    running = [request(str(i), generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0185)) for i in range(3)]
     queue = [request("new", prompt=10, arrival_s=1.0, slo=Slo(ttft_s=5.0))]
-    assert "new" in decided(queue, running, rule(), engine)[0]
-    assert "new" not in decided(queue, running, rule(hold=1.0), engine)[0]
+    for tpot_s, enters in ((0.0185, False), (0.04, True)):
+        running = [
+            request(str(i), generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=tpot_s)) for i in range(3)
+        ]
+        assert ("new" in decided(queue, running, rule(), engine)[0]) == enters
 
 
 def test_a_step_without_a_prompt_holds_a_long_queue_whole() -> None:
@@ -169,19 +173,21 @@ def test_a_step_without_a_prompt_holds_a_long_queue_whole() -> None:
     assert len(plan.hold) == 700
 
 
-def test_answers_ahead_of_their_pace_sit_out() -> None:
-    """With `sit`, an answer far ahead leaves the step to prompts."""
-    ahead = request("ahead", output=400, generated_tokens=200, arrival_s=0.9, slo=Slo(tpot_s=0.2))
-    tight = request("tight", generated_tokens=1, arrival_s=0.99, slo=Slo(tpot_s=0.0135))
-    snapshot = Snapshot.of(
-        [request("p", prompt=900, arrival_s=1.0)], [ahead, tight], now_s=1.0, engine=ENGINE
-    )
-    rows = np.concatenate([snapshot.running, snapshot.waiting])
-    jobs, space = gather(snapshot, rows, 2, np.ones(1)), r.work_for(3)
-    r.decide(jobs, 2, engine_of(snapshot, 2.0), rule(sit=1.0), space)
-    assert space.sits[:2].tolist() == [True, False]
-    r.decide(jobs, 2, engine_of(snapshot, 2.0), rule(), space)
-    assert not space.sits.any()
+def test_a_step_holds_at_most_the_cap() -> None:
+    """A rule may ask for small steps though no pace does."""
+    queue = [request("p", prompt=400, arrival_s=1.0, slo=Slo(ttft_s=5.0))]
+    assert decided(queue, [], rule())[0]["p"] == 400
+    assert decided(queue, [], rule(cap=128.0))[0]["p"] == 128
+
+
+@pytest.mark.parametrize(("slow", "parked"), [(0.5, False), (1.0, False), (2.0, True)])
+def test_an_answer_that_would_end_too_late_is_parked(slow: float, parked: bool) -> None:
+    """`slow` is a factor on the time that the answer takes alone: about 1 s here, and 1.5 s are left."""
+    one = request("one", output=100, arrival_s=0.0, slo=Slo(e2e_s=2.5))
+    snapshot = Snapshot.of([one], [], now_s=1.0, engine=ENGINE)
+    jobs = gather(snapshot, snapshot.waiting, 0, np.ones(1))
+    keys = r.ranks(jobs, engine_of(snapshot, 1.0), rule(slow=slow))
+    assert (keys[0] >= r.PARKED / 2) == parked
 
 
 def test_rules_of_the_family_differ() -> None:
