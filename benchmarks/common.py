@@ -73,6 +73,7 @@ def environment(*packages: str) -> dict[str, object]:
 
 
 MEASURED = {
+    "ablation": ("slosched.policies.slosched", "slosched.lab.population"),
     "cold_start": ("slosched.predictors.blend", "slosched.predictors.history", "slosched.predictors.ranker"),
     "continuous": ("slosched.solvers.solve_continuous",),
     "exact": ("slosched.solvers.static.cpsat",),
