@@ -75,7 +75,7 @@ class Futures:
         return self._jobs
 
     def draw(self, now_s: float, horizon_s: float, latest: bool) -> tuple[Floats, Ints]:
-        """Jobs that may arrive within `horizon_s`, by ascending RELEASE, with lengths drawn from forecasts.
+        """Jobs that may arrive within `horizon_s`, by ascending RELEASE, and which of those remembered they are.
 
         Parameters
         ----------
@@ -85,6 +85,11 @@ class Futures:
             Seconds to look ahead, above 0.
         latest
             Whether the latest stretch is played again, or one from anywhere in the window.
+
+        Returns
+        -------
+        tuple
+            Jobs, with LEFT and TRUTH as forecast, and their places in `labels` and `atoms`.
         """
         begin = max(self._begin_s, now_s - WINDOW_S)
         known_s = now_s - begin

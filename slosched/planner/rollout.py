@@ -1,7 +1,7 @@
 """A rule rolled forward, step by step, on one possible future of the engine.
 
 A *rule* (`Rule`) decides everything about a step from the state of the engine: who goes next, how many prompt
-tokens the step holds, who is held back, who is parked, which answers sit the step out. `rollout` plays the
+tokens the step holds, who is held back, who is parked. `rollout` plays the
 engine under a rule, from now until a horizon, against requests that wait or run now and requests that are
 expected to arrive, and adds up the weight of those that keep their limits. So a rule is judged as a policy,
 by what becomes of everybody, with later arrivals overtaking and with its own pacing at work.
@@ -15,7 +15,7 @@ One engine step of the model:
    `LEAST_TOKENS`, at most the rule's cap.
 4. The queue in the order of the rule's key fills the room; a newcomer needs a slot and memory, and none may
    enter whose decoding alone would break the tightest pace. A prompt that has begun competes by its key, too.
-5. Every answer that does not sit out gets a token; prompts that are complete get their first.
+5. Every answer gets a token; prompts that are complete get their first.
 
 Steps without prompts are jumped over in closed form. All kernels that share a constant stand in this file,
 since numba's cache looks only at a function's own file.

@@ -27,7 +27,7 @@ class Slosched(Policy):
     """Serves by the rule that keeps most weight within its limits on sampled futures.
 
     A rule decides a whole step: whose prompt goes next, how many prompt tokens the step holds so that answers
-    keep their pace, who is parked because its limits are lost, which answers sit the step out
+    keep their pace, who is parked because its limits are lost
     (`slosched.planner.rollout`). Many rules compete. Now and then they are rolled forward from the engine's
     present state against what may arrive, and the one that does best leads (`slosched.planner.planner`).
 
