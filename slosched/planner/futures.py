@@ -75,7 +75,7 @@ class Futures:
         return self._jobs
 
     def draw(self, now_s: float, horizon_s: float, latest: bool) -> tuple[Floats, Ints]:
-        """Jobs that may arrive within `horizon_s`, by ascending RELEASE, and which of those remembered they are.
+        """Jobs that may arrive within `horizon_s`, by ascending RELEASE, and where they are remembered.
 
         Parameters
         ----------
