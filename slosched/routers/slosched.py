@@ -50,7 +50,9 @@ class Slosched(Router):
             if self.refuse and late.all():
                 refuse.append(row)
             else:
-                best = int(open_[int(np.argmin(increase))])
+                # Where a newcomer adds equally little, it goes to the fewest: the lost ones take time, too.
+                lanes = self._books.lanes
+                best = int(open_[np.lexsort((lanes.waits[open_] + lanes.runs[open_], increase))[0]])
                 self._books.put(row, best, todo[best])
                 send.append((row, best))
         return Routing(send=tuple(send), refuse=tuple(refuse))
