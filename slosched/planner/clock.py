@@ -21,7 +21,6 @@ LEAST_ERROR = 0.35
 WORST_ERROR = float(np.log(16.0))
 """Largest logarithm of the factor, up or down."""
 
-
 MOST_APART = 0.5
 """Distance from the average, in logarithms, beyond which a step counts no more: some steps are odd."""
 
@@ -41,11 +40,11 @@ class Clock:
         elapsed_s, follows = snapshot.now_s - self._now_s, snapshot.step == self._step + 1
         if follows and elapsed_s > 0 and len(self._rows) and len(running):
             before = np.zeros(t.capacity, dtype=np.int64)
-            known = self._rows[self._rows < t.capacity]
-            same = t.serial[known] == self._serials[: len(known)]
-            before[known[same]] = self._computed[: len(known)][same]
+            there = self._rows < t.capacity  # the table may be another one
+            there[there] = t.serial[self._rows[there]] == self._serials[there]
+            before[self._rows[there]] = self._computed[there]
             fresh = np.ones(t.capacity, dtype=np.bool_)
-            fresh[known[same]] = False
+            fresh[self._rows[there]] = False
             start = np.where(fresh[running], t.cached_tokens[running], before[running])
             done = t.computed_tokens[running] - start
             decodes = (done == 1) & (start >= t.prompt_tokens[running])

@@ -1,10 +1,10 @@
 """A rule rolled forward, step by step, on one possible future of the engine.
 
 A *rule* (`Rule`) decides everything about a step from the state of the engine: who goes next, how many prompt
-tokens the step holds, who is held back, who is parked. `rollout` plays the
-engine under a rule, from now until a horizon, against requests that wait or run now and requests that are
-expected to arrive, and adds up the weight of those that keep their limits. So a rule is judged as a policy,
-by what becomes of everybody, with later arrivals overtaking and with its own pacing at work.
+tokens the step holds, who is held back, who is parked. `rollout` plays the engine under a rule, from now
+until a horizon, against requests that wait or run now and requests that are expected to arrive. It adds up
+the weight of those that keep their limits. So a rule is judged as a policy, by what becomes of everybody,
+with later arrivals overtaking and with its own pacing at work.
 
 One engine step of the model:
 
@@ -91,8 +91,8 @@ class Rule(NamedTuple):
         Seconds that a second of engine work per unit of weight counts in the sort key, at least 0. Urgency 1
         and price 0 is earliest due first; urgency 0 is most weight per work first.
     slow
-        A request is parked as lost once its answer, at this many times the present decode step a token, would
-        end too late; 0 takes the step of an engine that it has for itself.
+        A request is parked as lost once its answer, at this many times the time that it takes alone, would end
+        too late, at least 0.
     whole
         Whether end-to-end limits pace running answers, as TPOT limits do.
     caution
