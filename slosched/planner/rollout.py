@@ -91,8 +91,8 @@ class Rule(NamedTuple):
         Seconds that a second of engine work per unit of weight counts in the sort key, at least 0. Urgency 1
         and price 0 is earliest due first; urgency 0 is most weight per work first.
     slow
-        A request is parked as lost once its answer, at this many times the time that it takes alone, would end
-        too late, at least 0.
+        A request is parked as lost once its answer would end too late if it took so many times what it takes
+        alone, at least 0.
     whole
         Whether end-to-end limits pace running answers, as TPOT limits do.
     caution
