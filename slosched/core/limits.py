@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from slosched.core.errors import require
 
+LOOPS = ("0.32", "0.33")
+"""Releases of vLLM whose scheduling loops are known, oldest first; each stands for those until the next."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
@@ -29,6 +32,13 @@ class EngineLimits:
         Whether full blocks are kept and shared by content.
     long_prefill_token_threshold
         Most prompt tokens of one request per step; 0 for no such limit.
+    loop
+        Release of vLLM whose scheduling loop the engine follows, one of `LOOPS`. Since 0.33 a running request
+        that gives up its own memory under vLLM's priority order does not end the step for those behind it.
+    prefill_schedule_interval
+        Steps from one that computes prompts to the next that may, at least 1. Meanwhile answers have the
+        engine to themselves, unless nobody decodes or the queue is longer than one step admits. More than 1
+        needs a loop of 0.33: before, vLLM had it with data parallel only.
 
     Examples
     --------
@@ -44,13 +54,19 @@ class EngineLimits:
     chunked_prefill: bool = True
     prefix_cache: bool = False
     long_prefill_token_threshold: int = 0
+    loop: str = "0.32"
+    prefill_schedule_interval: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "kv_blocks", "block_tokens", "max_model_len"):
+        counts = ("max_num_seqs", "max_num_batched_tokens", "kv_blocks", "block_tokens", "max_model_len")
+        for name in (*counts, "prefill_schedule_interval"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, "an integer of at least 1", value)
         value = self.long_prefill_token_threshold
         require(isinstance(value, int) and value >= 0, "long_prefill_token_threshold", "at least 0", value)
+        require(self.loop in LOOPS, "loop", f"one of {', '.join(LOOPS)}", self.loop)
+        value = self.prefill_schedule_interval
+        require(value == 1 or self.loop != LOOPS[0], "prefill_schedule_interval", "1 with loop 0.32", value)
 
     @property
     def kv_tokens(self) -> int:

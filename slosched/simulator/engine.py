@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from slosched.core.arrays import Ints
 from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
+from slosched.core.limits import LOOPS, EngineLimits
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.presets import find_engine
 from slosched.core.snapshot import Snapshot
@@ -53,7 +53,8 @@ def simulate(
 ) -> Run:
     """Replay `workload` under `policy` and return what happened to every request.
 
-    The engine is a vLLM V1 scheduler whose steps last as its step-time model says. A turn of a session is
+    The engine is a vLLM V1 scheduler, of the release that `EngineLimits.loop` names, whose steps last as its
+    step-time model says. A turn of a session is
     sent when the answer before it has ended and its think time has passed; none follows a refused one. The
     policy sees forecasts, never true output lengths. The result depends on the arguments only, not on the
     machine: the clock is an integer and policies are given deterministic budgets.
@@ -189,6 +190,7 @@ class SimulatedEngine:
         self.state = _ints(k.STATE_SIZE)
         self.state[k.FREE] = limits.kv_blocks
         self.state[k.STRIDE] = 1
+        self.state[k.LAST_PROMPT] = -limits.prefill_schedule_interval  # the first step may compute prompts
         self.bounds = _bounds(policy, limits, record)
         self.coef = engine.step_time.coefficients_ps()
         self.plans = 0
@@ -369,7 +371,8 @@ def columns_of(workload: Workload) -> Columns:
     requests = k.Requests(
         arrival_ps=arrival_ps, arrival_s=table.arrival_s, next_turn=next_turn, think_ps=think_ps,
         prompt=table.prompt_tokens, output=workload.output_tokens,
-        computed=table.computed_tokens, cached=table.cached_tokens, generated=table.generated_tokens,
+        computed=table.computed_tokens, cached=table.cached_tokens, partial=_ints(n),
+        generated=table.generated_tokens,
         served=table.served_tokens, preemptions=table.preemptions, peak=_ints(n), recomputed=_ints(n),
         hit=_ints(n, -1), blocks=_ints(n), admitted_ps=_ints(n, -1), first_ps=_ints(n, -1),
         finish_ps=_ints(n, -1), first_token_s=table.first_token_s, key=np.zeros(n),
@@ -418,6 +421,8 @@ def _bounds(policy: Policy, limits: EngineLimits, record: bool) -> Ints:
     bounds[k.ASK_PREFILL] = policy.paces
     bounds[k.ASK_EACH] = policy.skips
     bounds[k.RECORD] = record
+    bounds[k.GOES_ON] = limits.loop != LOOPS[0]
+    bounds[k.INTERVAL] = limits.prefill_schedule_interval
     return bounds
 
 

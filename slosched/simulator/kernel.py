@@ -1,9 +1,10 @@
 """One engine step, and runs of steps, compiled.
 
-The step follows vLLM 0.32's V1 scheduler (``Scheduler.schedule`` and ``update_from_output``, synchronous, no
-speculation) decision by decision: running requests first, in list order, each allocated its KV blocks or
-preempting; then waiting requests while slots, token budget and memory last, head of line. Block identities
-are followed only with the prefix cache on, since only then does it matter which block is evicted.
+The step follows the V1 scheduler of vLLM 0.32, or of 0.33 where the limits say so (``Scheduler.schedule`` and
+``update_from_output``, synchronous, no speculation), decision by decision: running requests first, in list
+order, each allocated its KV blocks or preempting; then waiting requests while slots, token budget and memory
+last, head of line. Block identities are followed only with the prefix cache on, since only then does it
+matter which block is evicted.
 
 Time is an int64 count of picoseconds and step times are integer arithmetic, so a run of identical decode
 steps in closed form equals its steps one by one, to the bit.
@@ -39,8 +40,13 @@ from slosched.core.jit import BORROWED, ZERO, njit
     TICK,
     IDLE,
     SENT,  # turns sent since the engine was last asked for them
-) = range(17)
-STATE_SIZE = 17
+    EXECUTED,  # steps that computed something
+    LAST_PROMPT,  # the last of them that computed a prompt
+    PROMPT,  # whether this step does
+    PAUSE,  # whether prompts pause in this step, for the answers' sake
+    CROWDED,  # whether the last step without such a pause left somebody waiting
+) = range(22)
+STATE_SIZE = 22
 
 FOREVER = np.iinfo(np.int64).max
 """Horizon of an engine all of whose arrivals are known."""
@@ -59,8 +65,10 @@ FOREVER = np.iinfo(np.int64).max
     ASK_PREFILL,
     ASK_EACH,
     RECORD,
-) = range(12)
-LIMITS_SIZE = 12
+    GOES_ON,  # whether a request that preempted itself lets those behind it be served
+    INTERVAL,  # steps from a prompt to the next
+) = range(14)
+LIMITS_SIZE = 14
 
 # Why `advance` returned.
 DONE, NEED_PLAN, PAUSED, STUCK, LOG_FULL, BAD_PLAN, REACHED, TURNS = range(8)
@@ -86,6 +94,7 @@ class Requests(NamedTuple):
     output: Ints
     computed: Ints
     cached: Ints
+    partial: Ints  # 1 where the last step computed a part of the prompt that was not its end
     generated: Ints
     served: Ints
     preemptions: Ints
@@ -405,6 +414,9 @@ def _schedule_running(
         if skip > 0 and Q.mark[row] == skip:
             i += 1
             continue
+        if state[PAUSE] and R.partial[row]:
+            i += 1
+            continue
         new = R.prompt[row] + R.generated[row] - R.computed[row]
         if 0 < long_prefill < new:
             new = long_prefill
@@ -434,12 +446,15 @@ def _schedule_running(
                 fits = False
                 break
         if not fits:
+            if limits[VICTIM_WORST] and limits[GOES_ON]:
+                continue
             break
         if grows or limits[CACHE]:
             _allocate(R, P, state, limits, row, upto)
         Q.rows[state[SCHEDULED]] = row
         Q.tokens[state[SCHEDULED]] = new
         state[SCHEDULED] += 1
+        state[PROMPT] |= R.partial[row]
         budget -= new
         i += 1
     return budget, preempted
@@ -467,6 +482,8 @@ def _schedule_waiting(
             R.cached[row] = hit * block
         tokens = R.prompt[row] + R.generated[row]
         new = tokens - hit * block
+        if state[PAUSE] and new > 1:
+            break
         if 0 < long_prefill < new:
             new = long_prefill
         if not limits[CHUNKED] and new > budget:
@@ -484,6 +501,7 @@ def _schedule_waiting(
         Q.running[state[RUNNING]] = row
         state[RUNNING] += 1
         R.computed[row] = hit * block
+        state[PROMPT] |= tokens - hit * block > 1
         _allocate(R, P, state, limits, row, hit * block + new)
         if R.admitted_ps[row] < 0:
             R.admitted_ps[row] = state[NOW]
@@ -554,7 +572,8 @@ def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> 
             R.recomputed[row] += min(after, R.peak[row]) - before
         if after > R.peak[row]:
             R.peak[row] = after
-        if after == R.prompt[row] + R.generated[row]:
+        R.partial[row] = after < R.prompt[row] + R.generated[row]
+        if not R.partial[row]:
             R.generated[row] += 1
             if R.generated[row] == 1:
                 R.first_ps[row] = now
@@ -599,6 +618,33 @@ def _sample(Q: Queues, state: Ints) -> None:
 
 
 @njit(**BORROWED)
+def _prompts_pause(R: Requests, Q: Queues, state: Ints, limits: Ints) -> bool:
+    """Whether only answers are computed now: a prompt was a short while ago, and no queue has built up."""
+    since = state[EXECUTED] + 1 - state[LAST_PROMPT]
+    if since >= limits[INTERVAL] or state[CROWDED]:
+        return False
+    for i in range(state[RUNNING]):  # noqa: SIM110
+        if not R.partial[Q.running[i]]:
+            return True
+    return False
+
+
+@njit(**BORROWED)
+def _share_out(
+    R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, line: int, skip: int
+) -> None:
+    """Give a step's budget to running requests not marked `skip`, then to waiting ones if memory lasted."""
+    several = state[RUNNING] + state[WAITING] > 1
+    long_prefill = limits[LONG_PREFILL] if several else 0
+    state[PAUSE] = _prompts_pause(R, Q, state, limits)
+    left, preempted = _schedule_running(R, Q, P, state, limits, budget, long_prefill, skip)
+    if not preempted:
+        _schedule_waiting(R, Q, P, state, limits, left, long_prefill, line)
+        if not state[PAUSE]:
+            state[CROWDED] = state[WAITING] > 0
+
+
+@njit(**BORROWED)
 def _step(
     R: Requests,
     Q: Queues,
@@ -616,16 +662,13 @@ def _step(
     If that leaves nothing to run, the step is scheduled again with nobody passed over and the budget
     `skipless`.
     """
-    state[SCHEDULED] = 0
-    several = state[RUNNING] + state[WAITING] > 1
-    long_prefill = limits[LONG_PREFILL] if several else 0
-    left, preempted = _schedule_running(R, Q, P, state, limits, budget, long_prefill, skip)
-    if not preempted:
-        _schedule_waiting(R, Q, P, state, limits, left, long_prefill, line)
+    state[SCHEDULED] = state[PROMPT] = 0
+    _share_out(R, Q, P, state, limits, budget, line, skip)
     if skip > 0 and state[SCHEDULED] == 0:  # never an empty step while somebody runs
-        left, preempted = _schedule_running(R, Q, P, state, limits, skipless, long_prefill, 0)
-        if not preempted:
-            _schedule_waiting(R, Q, P, state, limits, left, long_prefill, line)
+        _share_out(R, Q, P, state, limits, skipless, line, 0)
+    state[EXECUTED] += state[SCHEDULED] > 0
+    if state[PROMPT]:
+        state[LAST_PROMPT] = state[EXECUTED]
     _sample(Q, state)
     if limits[RECORD]:
         for k in range(state[SCHEDULED]):
@@ -660,7 +703,7 @@ def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef
     a plain decode step of all running requests.
     """
     n = state[RUNNING]
-    if n == 0 or n > limits[BUDGET] or limits[RECORD]:
+    if n == 0 or n > limits[BUDGET] or limits[RECORD] or limits[INTERVAL] > 1:
         return False
     kv = 0
     steps = 1 << 40

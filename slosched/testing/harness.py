@@ -69,6 +69,20 @@ def make_scheduler(
     return (factory or base)(**keywords)
 
 
+@cache
+def installed_loop() -> str:
+    """The scheduling loop of the installed vLLM, for `EngineLimits.loop`: as the adapter finds it out.
+
+    Raises
+    ------
+    MissingExtraError
+        If vLLM is not installed.
+    """
+    from slosched.integrations.vllm.snapshots import limits_of
+
+    return limits_of(make_scheduler(EngineLimits(max_model_len=512))).loop
+
+
 def make_request(
     request_id: str,
     prompt: list[int],
@@ -131,6 +145,8 @@ def _vllm_config(limits: EngineLimits, asynchronous: bool, priority: bool) -> An
         "max_num_seqs": limits.max_num_seqs,
         "long_prefill_token_threshold": limits.long_prefill_token_threshold,
     }
+    if limits.prefill_schedule_interval > 1:  # releases before 0.24 do not know it
+        chosen["prefill_schedule_interval"] = limits.prefill_schedule_interval
     scheduler = _call(
         configs.SchedulerConfig, max_model_len=limits.max_model_len, is_encoder_decoder=False,
         policy="priority" if priority else "fcfs", max_num_partial_prefills=1, **chosen,

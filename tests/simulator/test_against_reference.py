@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.errors import InputError
+from slosched.core.limits import LOOPS, EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import PrefixBlocks, Workload
@@ -99,6 +101,7 @@ class Job:
     recomputed: int = 0
     most: int = 0
     hit: int = -1
+    partial: bool = False
 
     @property
     def known(self) -> int:
@@ -153,6 +156,8 @@ class Reference:
         self.now, self.step = 0, 0
         self.log: list[tuple[int, int, int]] = []
         self.busiest = 0
+        self.executed, self.last_prompt = 0, -limits.prefill_schedule_interval
+        self.pause = self.prompt = self.crowded = False
 
     def run(self) -> Reference:
         """Run until everybody has finished."""
@@ -229,16 +234,29 @@ class Reference:
         several = len(self.waiting) + len(self.running) > 1
         cap = self.limits.long_prefill_token_threshold if several else 0
         scheduled: dict[Job, int] = {}
-        preempted = self.serve_running(scheduled, budget, cap, skip)
-        if not preempted:
-            self.admit(scheduled, budget - sum(scheduled.values()), cap, line)
-        if skip and not scheduled and not self.serve_running(scheduled, skipless, cap, []):
-            self.admit(scheduled, skipless - sum(scheduled.values()), cap, line)
+        self.prompt = False
+        self.serve(scheduled, budget, cap, skip, line)
+        if skip and not scheduled:
+            self.serve(scheduled, skipless, cap, [], line)
+        self.executed += bool(scheduled)
+        if self.prompt:
+            self.last_prompt = self.executed
         self.log += [(self.step, job.row, tokens) for job, tokens in scheduled.items()]
         self.busiest = max(self.busiest, len(self.running))
         self.now += self.duration_ps(scheduled)
         self.step += 1
         self.hand_out(scheduled)
+
+    def serve(
+        self, scheduled: dict[Job, int], budget: int, cap: int, skip: list[Job], line: list[Job]
+    ) -> None:
+        """Running requests, then waiting ones unless memory ran short; prompts may have to pause."""
+        soon = self.executed + 1 - self.last_prompt < self.limits.prefill_schedule_interval
+        self.pause = soon and not self.crowded and not all(j.partial for j in self.running)
+        if not self.serve_running(scheduled, budget, cap, skip):
+            self.admit(scheduled, budget - sum(scheduled.values()), cap, line)
+            if not self.pause:
+                self.crowded = len(self.waiting) > 0
 
     def serve_running(self, scheduled: dict[Job, int], budget: int, cap: int, skip: list[Job]) -> bool:
         """Running requests in list order; whoever needs memory takes it from a victim."""
@@ -246,14 +264,15 @@ class Reference:
         place = 0
         while place < len(self.running) and sum(scheduled.values()) < budget:
             job = self.running[place]
-            if job in skip:
+            if job in skip or (self.pause and job.partial):
                 place += 1
                 continue
             tokens = job.known - job.computed
             if 0 < cap < tokens:
                 tokens = cap
             tokens = min(tokens, budget - sum(scheduled.values()))
-            while not self.allocate(job, job.computed + tokens):
+            fits = self.allocate(job, job.computed + tokens)
+            while not fits:
                 able = [j for j in self.running if j not in skip]
                 victim = able[-1]
                 if self.policy == "priority":
@@ -263,9 +282,14 @@ class Reference:
                 self.preempt(victim)
                 preempted = True
                 if victim is job:
-                    return True
-            scheduled[job] = tokens
-            place += 1
+                    break
+                fits = self.allocate(job, job.computed + tokens)
+            if not fits and (self.policy != "priority" or self.limits.loop == "0.32"):
+                return True
+            if fits:
+                scheduled[job] = tokens
+                self.prompt |= job.partial
+                place += 1
         return preempted
 
     def admit(self, scheduled: dict[Job, int], budget: int, cap: int, line: list[Job]) -> None:
@@ -281,6 +305,9 @@ class Reference:
                     break
                 hits.append(block)
             tokens = job.known - len(hits) * size
+            if self.pause and tokens > 1:
+                return
+            long = tokens > 1
             if 0 < cap < tokens:
                 tokens = cap
             if not self.limits.chunked_prefill and tokens > budget:
@@ -298,6 +325,7 @@ class Reference:
             self.waiting.remove(job)
             self.running.append(job)
             scheduled[job] = tokens
+            self.prompt |= long
             budget -= tokens
 
     def duration_ps(self, scheduled: dict[Job, int]) -> int:
@@ -324,6 +352,7 @@ class Reference:
             job.recomputed += max(0, min(after, job.most) - job.computed)
             job.most = max(job.most, after)
             job.computed = after
+            job.partial = after < job.known
             if after == job.known:
                 job.generated += 1
                 if job.first_ps < 0:
@@ -441,7 +470,10 @@ def cases(draw: st.DrawFn, prefix_cache: bool) -> tuple[Workload, EngineLimits]:
     blocks = draw(st.integers(4, 24))
     chunked = draw(st.booleans())
     budget = draw(st.integers(2, 40)) if chunked else draw(st.integers(blocks * size, blocks * size + 30))
+    interval = draw(st.sampled_from([1, 1, 1, 2, 5]))
     limits = EngineLimits(
+        loop=LOOPS[-1] if interval > 1 else draw(st.sampled_from(LOOPS)),
+        prefill_schedule_interval=interval,
         max_num_seqs=draw(st.integers(1, 6)),
         max_num_batched_tokens=budget,
         kv_blocks=blocks,
@@ -503,6 +535,45 @@ def test_fcfs_with_prefix_cache(case: tuple[Workload, EngineLimits]) -> None:
 def test_priority(case: tuple[Workload, EngineLimits]) -> None:
     """Priorities: the worst running request gives way, and gives back the tokens it got in the step."""
     compare(case, "priority", "priority")
+
+
+def test_a_request_that_gave_up_its_own_memory_lets_others_go_on_since_033() -> None:
+    """Before, its preemption ended the step for those behind it, which then waited for the next."""
+    plain = Workload.plain(0.003 * np.arange(3, dtype=np.float64), np.array([8, 7, 6]), np.array([9, 9, 12]))
+    work = replace(plain, priority=np.array([2, 0, 0]))
+    steps = []
+    for loop in LOOPS:
+        limits = EngineLimits(
+            max_num_seqs=3, max_num_batched_tokens=24, kv_blocks=6, block_tokens=4, loop=loop
+        )
+        compare((work, limits), "priority", "priority")
+        steps.append(simulate(work, "priority", engine=Engine(limits=limits, step_time=MODEL)).log.steps)
+    assert steps[1] < steps[0]
+
+
+def test_prompts_pause_for_answers_unless_a_queue_has_built_up() -> None:
+    """With an interval of 4 a newcomer waits while the first answers, and answers have steps of their own."""
+    work = Workload.plain(0.001 * np.arange(3, dtype=np.float64), np.array([4, 30, 4]), np.array([30, 9, 9]))
+    alone = []
+    for interval in (1, 4):
+        limits = EngineLimits(
+            max_num_seqs=3, max_num_batched_tokens=8, kv_blocks=40, block_tokens=4, loop="0.33",
+            prefill_schedule_interval=interval,
+        )  # fmt: skip
+        compare((work, limits), "fcfs", "fcfs")
+        logs: list[StepRecord] = []
+        simulate(work, "fcfs", engine=Engine(limits=limits, step_time=MODEL), record=logs)
+        prompts = np.unique(logs[0].step[logs[0].tokens > 1])
+        alone.append(int(np.diff(prompts).max()))
+    assert alone == [1, 4]
+
+
+def test_an_interval_needs_the_loop_that_has_it() -> None:
+    """Rather an error than an option without effect."""
+    with pytest.raises(InputError, match=r"prefill_schedule_interval must be 1 with loop 0\.32, got 4"):
+        EngineLimits(prefill_schedule_interval=4)
+    with pytest.raises(InputError, match=r"loop must be one of 0\.32, 0\.33, got '0\.31'"):
+        EngineLimits(loop="0.31")
 
 
 def test_tokens_of_a_victim_are_given_back() -> None:

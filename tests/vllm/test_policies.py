@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.limits import LOOPS, EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
@@ -31,6 +31,13 @@ SHORT_OF_MEMORY, SHORT_OF_SLOTS = (
 ONCE_STALE = ("hrrn-sglang",)
 """Policies that count tokens of prefill: vLLM forgets how far a preempted prompt had come, and between plans
 slosched does not look, so that what such a request got is known only approximately."""
+
+
+def installed() -> str:
+    """The loop of the vLLM that is installed."""
+    from slosched.testing.harness import installed_loop
+
+    return installed_loop()
 
 
 @cache
@@ -93,13 +100,28 @@ def agree(real: Run, model: Run) -> bool:
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_does_in_vllm_what_it_does_in_the_simulator(name: str, limits: EngineLimits) -> None:
     """Plans are asked for at the same instants and carried out alike, to the picosecond."""
+    short_of_memory = limits is SHORT_OF_MEMORY
+    limits = replace(limits, loop=installed())
     for seed in (0, 1):
         real = virtual(policy(name), limits, seed)
         model = simulate(overloaded(seed), name, engine=Engine(limits=limits, step_time=MODEL))
-        if name in ONCE_STALE and limits is SHORT_OF_MEMORY:
+        if name in ONCE_STALE and short_of_memory:
             assert real.outcomes.finish_s.max() == pytest.approx(model.outcomes.finish_s.max(), rel=0.05)
         else:
             assert agree(real, model)
+
+
+@pytest.mark.parametrize("limits", [SHORT_OF_MEMORY, SHORT_OF_SLOTS], ids=["memory", "slots"])
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in ONCE_STALE])
+def test_every_policy_lives_with_pauses_of_prompts_as_in_the_simulator(
+    name: str, limits: EngineLimits
+) -> None:
+    """With `prefill_schedule_interval`, which vLLM has without data parallel since 0.33."""
+    if (loop := installed()) == LOOPS[0]:
+        pytest.skip("the installed vLLM has the interval with data parallel only: 0.33 is wanted")
+    paused = replace(limits, loop=loop, prefill_schedule_interval=4)
+    real = virtual(policy(name), paused, 0)
+    assert agree(real, simulate(overloaded(0), name, engine=Engine(limits=paused, step_time=MODEL)))
 
 
 @pytest.mark.parametrize(("asynchronous", "depth"), [(False, 2), (True, 1), (True, 2)])

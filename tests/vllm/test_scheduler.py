@@ -12,7 +12,7 @@ import pytest
 
 from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.limits import LOOPS, EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
@@ -53,7 +53,9 @@ def _virtual(workload: Workload, **settings: Any) -> tuple[Run, StepRecord]:
 
 
 def _steps(record: StepRecord) -> list[tuple[int, int, int]]:
-    return sorted(zip(record.step.tolist(), record.row.tolist(), record.tokens.tolist(), strict=True))
+    from slosched.testing.parity import tokens_by_step
+
+    return tokens_by_step(record)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -87,21 +89,38 @@ def test_fcfs_and_priority_are_those_of_vllm(
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_the_simulator_schedules_as_vllm_does(seed: int, policy: str) -> None:
     """Step by step, request by request, token by token, to the picosecond."""
-    limits = replace(LIMITS, prefix_cache=bool(seed % 2), long_prefill_token_threshold=48 * (seed % 3 == 0))
-    work = _work(seed, prefix=bool(seed % 2))
-    real, steps = _virtual(work, stock=policy, limits=limits)
-    record: list[StepRecord] = []
-    model = simulate(work, policy, engine=Engine(limits=limits, step_time=STEPS), record=record)
-    assert _steps(steps) == _steps(record[0])
-    for name in (
-        "admitted_s",
-        "first_token_s",
-        "finish_s",
-        "preemptions",
-        "recomputed_tokens",
-        "cached_tokens",
-    ):
-        assert np.array_equal(getattr(real.outcomes, name), getattr(model.outcomes, name)), name
+    from slosched.testing.parity import differences
+
+    work, engine = _parity_case(seed, 1)
+    assert differences(work, engine, policy) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_prompts_pause_in_the_simulator_as_in_vllm(seed: int, policy: str) -> None:
+    """`prefill_schedule_interval` without data parallel, which vLLM has since 0.33; and it matters."""
+    from slosched.testing.harness import installed_loop
+    from slosched.testing.parity import differences
+
+    if installed_loop() == LOOPS[0]:
+        pytest.skip("the installed vLLM has the interval with data parallel only: 0.33 is wanted")
+    work, engine = _parity_case(seed, 2 + seed)
+    assert differences(work, engine, policy) == []
+    logs: list[StepRecord] = []
+    for one in (engine, _parity_case(seed, 1)[1]):
+        simulate(work, policy, engine=one, record=logs)
+    assert _steps(logs[0]) != _steps(logs[1])
+
+
+def _parity_case(seed: int, interval: int) -> tuple[Workload, Engine]:
+    """A workload, and an engine with the loop of the installed vLLM."""
+    from slosched.testing.harness import installed_loop
+
+    limits = replace(
+        LIMITS, prefix_cache=bool(seed % 2), long_prefill_token_threshold=48 * (seed % 3 == 0),
+        loop=installed_loop(), prefill_schedule_interval=interval,
+    )  # fmt: skip
+    return _work(seed, prefix=bool(seed % 2)), Engine(limits=limits, step_time=STEPS)
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority", "sjf", "edf", "srpt"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from slosched.core.arrays import Ints
 from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.limits import LOOPS, EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import RequestTable
 from slosched.integrations.vllm.clock import Clock
@@ -93,6 +93,7 @@ class Snapshots:
 def limits_of(scheduler: Any) -> EngineLimits:
     """The scheduler's capacity in slosched's terms."""
     config = scheduler.scheduler_config
+    interval = getattr(scheduler, "local_prefill_interval", None)  # since 0.33
     return EngineLimits(
         max_num_seqs=max(1, int(scheduler.max_num_running_reqs)),
         max_num_batched_tokens=max(1, int(scheduler.max_num_scheduled_tokens)),
@@ -103,4 +104,6 @@ def limits_of(scheduler: Any) -> EngineLimits:
         chunked_prefill=bool(getattr(config, "enable_chunked_prefill", True)),
         prefix_cache=bool(scheduler.cache_config.enable_prefix_caching),
         long_prefill_token_threshold=max(0, int(getattr(config, "long_prefill_token_threshold", 0) or 0)),
+        loop=LOOPS[interval is not None],
+        prefill_schedule_interval=max(1, int(interval or 1)),
     )
