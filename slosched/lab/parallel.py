@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar
 
 from slosched.core.errors import InputError, MissingExtraError
@@ -90,7 +91,8 @@ class Workers(Generic[Shared]):
             for index, cell in enumerate(cells):
                 yield index, task(self._shared, cell)
             return
-        futures = {self._pool.submit(_guarded, task, cell): i for i, cell in enumerate(cells)}
+        with _uninterrupted():
+            futures = {self._pool.submit(_guarded, task, cell): i for i, cell in enumerate(cells)}
         for future in as_completed(futures):
             result, complaint = future.result()
             if complaint is not None:
@@ -133,6 +135,19 @@ class RayWorkers(Workers[Shared]):
             if complaint is not None:
                 raise InputError(complaint)
             yield index[ready], result
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits, and never comes to processes started in here: not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _shared: Any = None

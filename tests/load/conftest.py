@@ -93,12 +93,12 @@ def serving(made: Any) -> Iterator[Any]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(120)
     try:
         yield made
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(120)
         loop.close()
 
 

@@ -72,7 +72,7 @@ def server() -> Iterator[Server]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(120)
     yield made
     loop.call_soon_threadsafe(stop.set)
     thread.join()

@@ -111,20 +111,18 @@ def test_training_is_deterministic_and_files_are_exact(
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [ABOUT, "ranker.safetensors"]
 
 
+@pytest.mark.speed
 def test_it_is_fast_enough_to_stand_in_the_request_path(ranker: Ranker) -> None:
     """A millisecond a prompt, 10 ms for 64, with room for a busy machine."""
     prompts = made_up(64, 5).prompts
     ranker.forecast(prompts)
-    times = []
-    for _ in range(20):
-        begun = time.perf_counter()
-        ranker.forecast(prompts)
-        times.append(time.perf_counter() - begun)
-    assert min(times) < 0.010
-    begun = time.perf_counter()
-    for prompt in prompts:
-        ranker.forecast([prompt])
-    assert (time.perf_counter() - begun) / 64 < 0.005
+    for asked, most_s in ((prompts, 0.010), (prompts[:1], 0.005)):
+        took_s = []
+        for _ in range(20):
+            begun = time.perf_counter()
+            ranker.forecast(asked)
+            took_s.append(time.perf_counter() - begun)
+        assert min(took_s) < most_s
 
 
 @pytest.mark.parametrize(

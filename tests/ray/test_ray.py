@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+# On a busy machine a replica takes longer to say how many requests it has than Serve allows by default.
+os.environ |= dict.fromkeys(
+    ("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S"), "60"
+)
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed (make .venv-ray/.installed)")
 
 import ray
@@ -23,13 +29,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    serve.start(proxy_location="Disabled")  # requests come by handles; a slow proxy would be killed
     yield
     serve.shutdown()
     ray.shutdown()
 
 
 class Replica:
-    """Answers after a millisecond a token asked for, and says who it is."""
+    """Answers after a millisecond a token asked for, or once a file is gone, and says who it is."""
 
     def __init__(self) -> None:
         self.name = serve.get_replica_context().replica_id.unique_id
@@ -37,7 +44,13 @@ class Replica:
 
     async def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         self.seen += 1
-        await asyncio.sleep(0.001 * float(request.get("max_tokens", 10)))
+        held = Path(request["while"]) if "while" in request else None
+        if held is None:
+            await asyncio.sleep(0.001 * float(request.get("max_tokens", 10)))
+        else:
+            held.write_text("begun")
+            while held.exists():
+                await asyncio.sleep(0.02)
         return {"replica": self.name, "id": request["id"]}
 
     def record_routing_stats(self) -> dict[str, Any]:
@@ -52,15 +65,14 @@ def deployed(name: str, router: str) -> Any:
     )
     deployment = serve.deployment(
         num_replicas=2, request_router_config=config, ray_actor_options={"num_cpus": 0.1},
-        max_ongoing_requests=100,
+        max_ongoing_requests=100, health_check_timeout_s=600,
     )(Replica)  # fmt: skip
     return serve.run(deployment.bind(), name=name, route_prefix=None)
 
 
-def ask(handle: Any, i: int, tokens: int, e2e_ms: float = 2000) -> Any:
-    return handle.remote(
-        {"id": i, "prompt": "hello " * 50, "max_tokens": tokens, "vllm_xargs": {"slo_e2e_ms": e2e_ms}}
-    )
+def ask(handle: Any, i: int, tokens: int, e2e_ms: float = 2000, **more: str) -> Any:
+    slo = {"slo_e2e_ms": e2e_ms}
+    return handle.remote({"id": i, "prompt": "hello " * 50, "max_tokens": tokens, "vllm_xargs": slo, **more})
 
 
 @pytest.mark.parametrize("router", ["slosched", "round-robin"])
@@ -75,19 +87,23 @@ def test_two_replicas_share_the_work(cluster: None, router: str) -> None:
     serve.delete(f"app-{router}")
 
 
-def test_a_loaded_replica_is_avoided(cluster: None) -> None:
+def test_a_loaded_replica_is_avoided(cluster: None, tmp_path: Path) -> None:
     """While one replica answers a long request, short ones that follow go mostly to the other.
 
-    The long one can keep its limit, so it counts. Ray tells the router of an answer's end a moment after the
-    client has it, so the short ones keep a distance.
+    The long one can keep its limit, so it counts; it lasts until the short ones are done. Ray tells the
+    router of an answer's end a moment after the client has it, so the short ones keep a distance.
     """
-    handle = deployed("app-loaded", "slosched")
-    long = ask(handle, 0, 6000, e2e_ms=600_000)
-    time.sleep(1.0)
+    handle, held = deployed("app-loaded", "slosched"), tmp_path / "held"
+    long = ask(handle, 0, 6000, e2e_ms=600_000, **{"while": str(held)})
+    until = time.monotonic() + 60
+    while not held.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
     short = []
     for i in range(1, 9):
         short.append(ask(handle, i, 20).result(timeout_s=60))
         time.sleep(0.25)
+    held.unlink()
     slow = long.result(timeout_s=60)["replica"]
     assert sum(answer["replica"] != slow for answer in short) >= 5
     serve.delete("app-loaded")

@@ -208,7 +208,7 @@ def poor_run(problem: StaticProblem, *, ratio: bool = False) -> cpsat._Run:
     """A search that begins with a poor plan, so that what it finds hides nothing."""
     start = naive_start(problem)
     plan = np.array(start[0], dtype=np.int64), np.array(start[1], dtype=np.int64)
-    return cpsat._Run(problem, ratio, time.perf_counter() + 20, 2, 0, plan, evaluate(problem, *plan).score)
+    return cpsat._Run(problem, ratio, time.perf_counter() + 300, 2, 0, plan, evaluate(problem, *plan).score)
 
 
 @pytest.mark.parametrize("resolution_s", [1e-6, 0.02, 0.3])

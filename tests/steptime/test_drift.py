@@ -108,13 +108,14 @@ def test_bad_settings_are_named(arguments: dict[str, float]) -> None:
         OnlineStepTime(START, **arguments)
 
 
+@pytest.mark.speed
 def test_an_observation_costs_microseconds() -> None:
     """The best of several batches takes under 5 microseconds a step."""
     online = OnlineStepTime(START)
     best = math.inf
     for _ in range(20):
-        began = time.perf_counter()
+        began = time.thread_time()
         for _ in range(500):
             online.observe(0, 0.0, 64, 64_000, 0.0163)
-        best = min(best, (time.perf_counter() - began) / 500)
+        best = min(best, (time.thread_time() - began) / 500)
     assert best < 5e-6

@@ -46,7 +46,8 @@ def asked(text: str, request_id: str = "a", **fields: Any) -> Any:
 
 def forecaster(folder: Path, **settings: object) -> tuple[Forecaster, Stats]:
     stats = Stats()
-    config = Config.model_validate({"forecast": {"ranker": folder, **settings}})
+    # A busy machine may make a ranker slow: only who tests that limits it.
+    config = Config.model_validate({"forecast": {"ranker": folder, "limit_ms": 60_000, **settings}})
     return Forecaster(config, Learned(PRESET), stats), stats
 
 
@@ -88,7 +89,7 @@ def test_a_ranker_that_fails_costs_only_its_forecast(
 ) -> None:
     """The request keeps its class's; failures are counted; after some in a row it is not asked again."""
     made, stats = forecaster(folder, limit_ms=10)
-    made.of(PLAIN, asked("Write one line on 7."))
+    stats.forecasts["ranker"] = 1  # the first, which may take longer
     broken = Broken(seconds)
     made._ranker = broken
     of_class = Forecaster(Config(), Learned(PRESET), Stats()).of(PLAIN, asked("Hello"))
@@ -176,7 +177,7 @@ def test_a_slow_ranker_is_asked_elsewhere_and_its_word_taken_up(
     first = ledger.table.atoms[rows].copy()
     assert first.max() < 1000
     ledger.table.generated_tokens[rows[1]] = 1
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while ledger.table.atoms[rows[0]].max() < 1000 and time.monotonic() < until:
         time.sleep(0.002)
         ledger.take_up()
@@ -192,7 +193,7 @@ def test_a_slow_ranker_that_fails_leaves_the_quick_one(folder: Path, monkeypatch
     made = Forecaster(Config.model_validate({"forecast": {"trust": 0.9}}), Learned(PRESET), stats)
     for i in range(PATIENCE):
         made.of(PLAIN, asked("Write one line on 7.", f"r{i}"))
-        until = time.monotonic() + 10
+        until = time.monotonic() + 120
         while stats.fallbacks.get("ranker", 0) <= i and time.monotonic() < until:
             time.sleep(0.002)
             assert not list(made.news())
