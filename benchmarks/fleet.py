@@ -22,9 +22,10 @@ from common import RESULTS, ROOT, environment, write_json
 
 from slosched.core.arrays import Floats
 from slosched.core.engine import DEFAULT_ENGINE
+from slosched.lab.bench import FleetBench
 from slosched.lab.cells import provenance
 from slosched.lab.evidence import BEHIND_ROUTERS, EvidenceConfig, run_evidence
-from slosched.lab.fleet import SIZES, FleetBench, FleetScenario
+from slosched.lab.fleet import SIZES, FleetScenario
 from slosched.lab.population import draw
 from slosched.lab.store import Store
 from slosched.lab.study import capacity

@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from slosched.core.engine import Engine
-    from slosched.lab.study import Bench
+    from slosched.lab.bench import Bench
+    from slosched.lab.store import Store
     from slosched.workloads.sources import Generated, Replayed
 
 PLACES = {
@@ -91,6 +93,10 @@ Forecast = Annotated[
 Duration = Annotated[float, DURATION]
 Requests = Annotated[int, REQUESTS]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; all cores by default.")]
+Kept = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder that keeps the runs: the same command goes on from there."),
+]
 
 
 def print_json(content: Any) -> None:
@@ -191,6 +197,20 @@ def say(words: str) -> None:
     print(words, file=sys.stderr)
 
 
+def store_of(folder: Path | None) -> Store:
+    """The results so far in a folder, with a word on those that cannot be read; in memory without one."""
+    from slosched.lab.store import Store
+    from slosched.report.bundle import check_folder
+
+    if folder is None:
+        return Store()
+    check_folder(folder, pictures=False)
+    store = Store(folder / "runs.jsonl")
+    for complaint in store.complaints:
+        say(complaint)
+    return store
+
+
 def engine_of(
     name: str,
     max_num_seqs: int | None = None,
@@ -271,11 +291,11 @@ def bench_of(
 ) -> Bench:
     """An engine with its requests: the simulator, or vLLM's scheduler under a virtual clock; or several."""
     from slosched.core.errors import require
-    from slosched.lab.study import Bench
+    from slosched.lab.bench import Bench
 
     require(on in PLACES, "on", f"one of {', '.join(PLACES)}", on)
     if engines > 1 or router is not None:
-        from slosched.lab.fleet import FleetBench
+        from slosched.lab.bench import FleetBench
 
         require(on == "simulator", "engines", "1 with --on vllm", engines)
         return FleetBench(source=source, engine=engine, engines=engines, router=router or "slosched")

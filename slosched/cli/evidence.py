@@ -56,7 +56,6 @@ def evidence(
     from slosched.lab.evidence import cells_of, headline, load_evidence, run_evidence, split_policies
     from slosched.lab.named_cells import NAMED
     from slosched.lab.parallel import RayWorkers, Workers, cores
-    from slosched.lab.store import Store
     from slosched.report.bundle import check_folder
     from slosched.report.evidence_site import results, write_site
     from slosched.report.evidence_table import evidence_tables
@@ -69,9 +68,7 @@ def evidence(
         cells=cells, cell_seeds=cell_seeds, scenarios=scenario,
     )  # fmt: skip
     check_folder(out, pictures=False)
-    store = Store(out / "runs.jsonl")
-    for complaint in store.complaints:
-        c.say(complaint)
+    store = c.store_of(out)
     try:
         if adopt is not None:
             with c.progress_bar("checking results of older code") as bar:
@@ -142,6 +139,7 @@ def whatif(
     seed: c.Seed = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
     jobs: c.Jobs = None,
+    out: c.Kept = None,
     as_json: c.AsJson = False,
 ) -> None:
     """Find how few engines keep 95 % of a traffic's SLOs under each policy, and what reordering saves.
@@ -174,13 +172,14 @@ def whatif(
         for machine in machines
     }  # fmt: skip
     require(len(benches) == len(machines), "engine", "of distinct names", [m.name for m in machines])
+    store = c.store_of(out)
     c.prepare(policies)
     code = 0
     with c.progress_bar("planning") as bar:
         try:
             needs = instances_needed(
                 benches, policies, rate_rps=rate, seeds=range(seed, seed + seeds), target=target, most=most,
-                jobs=jobs or cores(), progress=bar, router=router or "slosched",
+                jobs=jobs or cores(), progress=bar, router=router or "slosched", store=store,
             )  # fmt: skip
         except Interrupted as stop:
             needs = [stop.results[i] for i in sorted(stop.results)]

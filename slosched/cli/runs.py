@@ -238,6 +238,7 @@ def capacity(
     seed: c.Seed = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     jobs: c.Jobs = None,
+    out: c.Kept = None,
     as_json: c.AsJson = False,
 ) -> None:
     """Find the highest rate at which 90 % of the requests meet their SLOs, for each policy.
@@ -258,6 +259,7 @@ def capacity(
         engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
     )  # fmt: skip
+    store = c.store_of(out)
     c.prepare(names)
     found, code = [], 0
     bench = c.bench_of(machine, source, engines=engines, router=router)
@@ -266,7 +268,8 @@ def capacity(
             try:
                 found.append(
                     find(
-                        bench, name, seeds=range(seed, seed + seeds), target=target, jobs=jobs or cores(),
+                        bench, name, seeds=range(seed, seed + seeds), target=target, store=store,
+                        jobs=jobs or cores(),
                         progress=lambda done, n, i=i: bar(i * n + done, len(names) * n),  # type: ignore[misc]
                     )
                 )  # fmt: skip
@@ -298,15 +301,18 @@ def _finish(study: Study, about: list[str], *, out: Path | None, as_json: bool, 
     from slosched.report.table import compare_table
 
     begin, code = time.perf_counter(), 0
+    store = c.store_of(out)
     c.prepare(study.policies)
     with c.progress_bar("simulating") as bar:
         try:
-            comparison: Comparison = study.run(progress=bar, about=about)
+            comparison: Comparison = study.run(store, progress=bar, about=about)
         except StudyInterrupted as stop:
             comparison, code = stop.comparison, 130
     if code:
         done = len({point.seed for point in comparison.points})
         c.say(f"Interrupted: what follows holds the {done} of {len(study.seeds)} seeds that are complete.")
+        if out is not None:
+            c.say(f"All results so far are in {store.path}: the same command goes on from there.")
     if as_json:
         print(results_json(comparison).decode(), end="")
     elif as_csv:

@@ -6,10 +6,11 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from slosched.core.engine import Engine
 from slosched.core.errors import require
@@ -107,12 +108,30 @@ class Contender:
 
     def key(self) -> Plain:
         """What decides its behaviour: its words, and the code behind it."""
-        return {"contender": self.label, "policy_code": _policy_code(self.policy)}
+        return {"contender": self.label, "policy_code": policy_code(self.policy)}
 
 
 @lru_cache(maxsize=1024)
-def _policy_code(policy: str) -> str:
+def policy_code(policy: str) -> str:
+    """Digest of the code behind a policy, as it is written on the command line."""
     return policy_digest(PolicySpec.parse(policy).make(0))
+
+
+class Runnable(Protocol):
+    """What `run_cells` runs: one result, and all that it depends on; must be picklable."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole run is wanted beside its figures; no file keeps it."""
+        ...
+
+    def key(self) -> Plain:
+        """All that the result depends on."""
+        ...
+
+    def record(self) -> Record:
+        """Run it, and keep its figures."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +140,11 @@ class Cell:
 
     scenario: Scenario
     contender: Contender
+
+    @property
+    def whole(self) -> bool:
+        """A study of scenarios keeps figures only."""
+        return False
 
     def key(self) -> Plain:
         """All that the result depends on."""
@@ -160,12 +184,13 @@ class Cell:
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    cells: Sequence[Runnable],
     store: Store,
     *,
     jobs: int = 1,
     progress: Progress | None = None,
     workers: Callable[[None, int], Workers[None]] = Workers,
+    pool: Workers[None] | None = None,
 ) -> list[Record]:
     """Results of cells in their order: those that the store has, and those that are run now.
 
@@ -181,20 +206,27 @@ def run_cells(
         Called after each run with (done, all).
     workers
         What makes the processes; `slosched.lab.parallel.RayWorkers` spreads them over machines.
+    pool
+        Processes that are running already, in place of `jobs` and `workers`.
     """
     keys = [cell.key() for cell in cells]
-    missing = _first_of_each((cell, key) for cell, key in zip(cells, keys, strict=True) if key not in store)
+    pairs = zip(cells, keys, strict=True)
+    missing = _first_of_each((cell, key) for cell, key in pairs if not _known(cell, key, store))
     done = len(cells) - len(missing)
     if progress is not None:
         progress(done, len(cells))
     if missing:
-        with workers(None, min(jobs, len(missing))) as pool:
-            for _, record in pool.each(_record, missing):
+        with workers(None, min(jobs, len(missing))) if pool is None else nullcontext(pool) as some:
+            for _, record in some.each(_record, missing):
                 store.add(record)
                 done += 1
                 if progress is not None:
                     progress(done, len(cells))
     return [store[key] for key in keys]
+
+
+def _known(cell: Runnable, key: Plain, store: Store) -> bool:
+    return key in store and not (cell.whole and store[key].run is None)
 
 
 def adopt(
@@ -261,14 +293,14 @@ def _without_code(key: Plain) -> Plain:
     return {name: value for name, value in key.items() if name not in CODE}
 
 
-def _first_of_each(pairs: Iterable[tuple[Cell, Plain]]) -> list[Cell]:
-    found: dict[str, Cell] = {}
+def _first_of_each(pairs: Iterable[tuple[Runnable, Plain]]) -> list[Runnable]:
+    found: dict[str, Runnable] = {}
     for cell, key in pairs:
         found.setdefault(digest_of(key), cell)
     return list(found.values())
 
 
-def _record(_: None, cell: Cell) -> Record:
+def _record(_: None, cell: Runnable) -> Record:
     return cell.record()
 
 
@@ -300,3 +332,17 @@ def _git(*words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def provenance_of(records: Iterable[Record]) -> dict[str, list[str]]:
+    """Where results were made: every commit, machine, source of data and digest of code among them."""
+    found: dict[str, dict[str, None]] = {"commit": {}, "machine": {}, "python": {}, "data": {}, "code": {}}
+    for record in records:
+        about = record.provenance
+        commit = f"{about['commit']}{' with changes' if about['dirty'] else ''}"
+        for name, value in (
+            ("commit", commit), ("machine", about["machine"]), ("python", about["python"]),
+            ("data", record.key["data"]), ("code", record.key["code"]),
+        ):  # fmt: skip
+            found[name].setdefault(str(value))
+    return {name: list(values) for name, values in found.items()}

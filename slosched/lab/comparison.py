@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from slosched.core.metrics import Metrics, Spread, attainment_spread
@@ -60,6 +60,8 @@ class Comparison:
         request.
     detail_rate_rps
         Rate of `details`; NaN if there are none.
+    provenance
+        Commits, machines, digests of code, and sources of data with their digests; empty where not known.
     """
 
     points: tuple[Point, ...]
@@ -69,6 +71,7 @@ class Comparison:
     sustained_rps: float = math.nan
     details: tuple[Run, ...] = field(default=(), repr=False)
     detail_rate_rps: float = math.nan
+    provenance: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def relative(self) -> bool:

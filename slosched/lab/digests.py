@@ -1,4 +1,4 @@
-"""Digests of the code behind a result: which of our modules could change it.
+"""Digests of the code behind a result, which says what could change it, and of the data behind it.
 
 A digest covers a module and all modules of this package that it imports, directly or not, read from their
 sources without running them. Comments, docstrings and layout do not count. So a result stays valid while
@@ -11,8 +11,11 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from slosched.core.errors import InputError
 
@@ -77,6 +80,48 @@ def policy_digest(policy: object) -> str:
     """Digest of the code behind a policy object: the modules of its class and of its base classes."""
     names = [c.__module__ for c in type(policy).__mro__ if c.__module__ not in ("builtins", "abc", "typing")]
     return code_digest(*dict.fromkeys(names))
+
+
+def data_digest(value: object) -> str:
+    """Digest of data: arrays, and what holds them, such as a workload; equal wherever the values are.
+
+    Parameters
+    ----------
+    value
+        Plain values, arrays, and dataclasses, lists, tuples and dictionaries of them.
+
+    Returns
+    -------
+    str
+        Sixteen hexadecimal digits.
+
+    Examples
+    --------
+    >>> data_digest((np.arange(3), "x")) == data_digest((np.array([0, 1, 2]), "x"))
+    True
+    """
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: hashlib._Hash, value: object) -> None:
+    """Each value with its type and size, so that no two values look alike."""
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            digest.update(field.name.encode())
+            _feed(digest, getattr(value, field.name))
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}".encode())
+        for inner in value:
+            _feed(digest, inner)
+    elif isinstance(value, dict):
+        _feed(digest, sorted(value.items()))
+    else:
+        digest.update(f"{type(value).__name__}:{value!r};".encode())
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -374,17 +374,3 @@ def headline(summary: Summary) -> list[str]:
 
 def _verb(title: str) -> str:
     return {"serves everybody": "serve everybody", "may refuse": "may refuse"}[title]
-
-
-def provenance_of(records: Mapping[tuple[str, int], Record]) -> dict[str, list[str]]:
-    """Where the results were made: every commit, machine and source of data among them."""
-    found: dict[str, dict[str, None]] = {"commit": {}, "machine": {}, "python": {}, "data": {}, "code": {}}
-    for record in records.values():
-        about = record.provenance
-        commit = f"{about['commit']}{' with changes' if about['dirty'] else ''}"
-        for name, value in (
-            ("commit", commit), ("machine", about["machine"]), ("python", about["python"]),
-            ("data", record.key["data"]), ("code", record.key["code"]),
-        ):  # fmt: skip
-            found[name].setdefault(str(value))
-    return {name: list(values) for name, values in found.items()}

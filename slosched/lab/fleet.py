@@ -1,9 +1,9 @@
-"""Several engines in studies: a bench of equal ones, and scenarios of a fleet."""
+"""Scenarios of a fleet: several engines behind a router."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,14 +12,12 @@ from pydantic import Field, model_validator
 
 from slosched.core.engine import Engine
 from slosched.core.errors import require
-from slosched.core.outcome import Run
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.lab.bound import attainment_bound, possible_alone
 from slosched.lab.configfile import parse_config
 from slosched.lab.population import LAST_SEED, draw
 from slosched.lab.scenarios import Realised, Scenario
-from slosched.lab.study import Bench
 from slosched.policies.base import Policy
 from slosched.simulator.fleet import Change, FleetRun, simulate_fleet
 
@@ -41,29 +39,6 @@ LOADS = (1.0, 1.8)
 
 REQUESTS = 300
 """Requests per engine of a drawn fleet."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetBench(Bench):
-    """Equal engines behind a router; `engine` is one of them.
-
-    Parameters
-    ----------
-    engines
-        How many, at least 1.
-    router
-        Name of the router.
-    """
-
-    engines: int = 1
-    router: str = "slosched"
-
-    def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
-        """Simulate one policy on every engine at one rate of the whole traffic."""
-        workload = self.source(rate_rps, seed)  # type: ignore[arg-type]  # None: only a trace as it is
-        return simulate_fleet(
-            workload, [self.engine] * self.engines, self.router, policy, seed=seed, measure=True
-        )
 
 
 class FleetScenario(Scenario):

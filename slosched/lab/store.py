@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from slosched.core.outcome import Run
 
 Plain = dict[str, Any]
 
@@ -23,11 +25,14 @@ class Record:
         The figures.
     provenance
         Where it was made: commit, versions, machine. The result does not depend on it.
+    run
+        The whole run where it was asked for, in memory only.
     """
 
     key: Plain
     result: Plain
     provenance: Plain
+    run: Run | None = field(default=None, repr=False, compare=False)
 
 
 class Store:
@@ -79,8 +84,8 @@ class Store:
         return list(self._found.values())
 
     def add(self, record: Record) -> None:
-        """Keep a result, in the file before anywhere else."""
-        if self.path is not None:
+        """Keep a result, in the file before anywhere else; one that the file has is not written again."""
+        if self.path is not None and record.key not in self:
             line = {
                 "key": record.key,
                 "result": record.result,

@@ -1,5 +1,7 @@
 """Policies by loads by seeds, in parallel processes; and the capacity of a policy.
 
+Both are cells of the one study engine (`slosched.lab.cells.run_cells`), so results can be kept and resumed.
+
 A load is a multiple of what the engine can sustain with full batches, whatever the policy
 (`slosched.lab.offered_load`). Rates in requests per second may be given instead.
 """
@@ -7,18 +9,18 @@ A load is a multiple of what the engine can sustain with full batches, whatever 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
-from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import require
-from slosched.core.metrics import Metrics, Spread
-from slosched.core.outcome import Run
-from slosched.core.workload import Workload
+from slosched.core.metrics import Spread
+from slosched.lab.bench import Bench, BenchRun, metrics_of, runs_of
+from slosched.lab.cells import provenance_of, run_cells
 from slosched.lab.comparison import Comparison, Point
+from slosched.lab.lockstep import in_lockstep
 from slosched.lab.offered_load import offered_load
-from slosched.lab.parallel import Interrupted, Progress, Workers
+from slosched.lab.parallel import Progress, Workers
+from slosched.lab.store import Record, Store
 
 TARGET = 0.9
 """Attainment that defines capacity."""
@@ -26,47 +28,7 @@ TARGET = 0.9
 TOLERANCE = 0.02
 """Relative width at which the bisection for a capacity stops."""
 
-_Cell = tuple[str, float, int, bool]
-"""Policy, rate, seed, and whether the whole run is kept."""
-_Found = tuple[Metrics, Run | None, tuple[str, str]]
-"""Figures of a run, the run itself where it is kept, name and source of the workload."""
-
 LOWEST_RPS, HIGHEST_RPS = 2.0**-10, 2.0**12
-
-
-class Source(Protocol):
-    """Makes the workload of a rate and a seed; must be picklable.
-
-    Equal seeds should give the same requests at any rate, only closer together: then differences between
-    rates come from the rate.
-    """
-
-    def __call__(self, rate_rps: float, seed: int) -> Workload:
-        """The workload at `rate_rps` requests per second."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What every run of a study shares: where requests come from, and the engine.
-
-    Parameters
-    ----------
-    source
-        Makes workloads.
-    engine
-        The engine.
-    """
-
-    source: Source
-    engine: Engine = DEFAULT_ENGINE
-
-    def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
-        """Simulate one policy at one rate."""
-        from slosched.simulator import simulate
-
-        workload = self.source(rate_rps, seed)  # type: ignore[arg-type]  # None: only a trace as it is
-        return simulate(workload, policy, engine=self.engine, seed=seed, measure_plans=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +74,15 @@ class Study:
             require(len(dict.fromkeys(values)) == len(values), name, "distinct", values)
         require(self.jobs >= 1, "jobs", "an integer of at least 1", self.jobs)
 
-    def run(self, *, progress: Progress | None = None, about: Sequence[str] = ()) -> Comparison:
+    def run(
+        self, store: Store | None = None, *, progress: Progress | None = None, about: Sequence[str] = ()
+    ) -> Comparison:
         """All runs; the same study gives the same comparison, whatever `jobs` is (wall times excepted).
 
         Parameters
         ----------
+        store
+            Results so far; gets the new ones. By default they are kept in memory only.
         progress
             Called after each run.
         about
@@ -127,30 +93,24 @@ class Study:
         StudyInterrupted
             At Ctrl-C once every run of the first seed is done; it holds the seeds that are complete.
         """
+        kept = Store() if store is None else store
         unit = self._unit_rps() if self.loads else math.nan
         rates = self.rates_rps or tuple(load * unit for load in self.loads)
         cells = [
-            (policy, rate, seed, rate == max(rates) and seed == self.seeds[0])
+            replace(cell, whole=cell.rate_rps == max(rates) and cell.seed == self.seeds[0])
             for seed in self.seeds
-            for rate in rates
-            for policy in self.policies
+            for cell in runs_of(self.bench, self.policies, rates, seed)
         ]
-        with Workers(self.bench, self.jobs) as workers:
-            try:
-                results = workers.map(_run_cell, cells, progress)
-            except Interrupted as stop:
-                each = len(rates) * len(self.policies)
-                whole = [
-                    s
-                    for s in range(len(self.seeds))
-                    if all(s * each + i in stop.results for i in range(each))
-                ]
-                if not whole:
-                    raise
-                places = [s * each + i for s in whole for i in range(each)]
-                some = [cells[i] for i in places], [stop.results[i] for i in places]
-                raise StudyInterrupted(_comparison(*some, unit, about), len(self.seeds)) from None
-        return _comparison(cells, results, unit, about)
+        try:
+            records = run_cells(cells, kept, jobs=self.jobs, progress=progress)
+        except KeyboardInterrupt:
+            missing = {cell.seed for cell in cells if cell.key() not in kept}
+            done = [cell for cell in cells if cell.seed not in missing]
+            if not done:
+                raise
+            some = _comparison(done, [kept[cell.key()] for cell in done], unit, about)
+            raise StudyInterrupted(some, len(self.seeds)) from None
+        return _comparison(cells, records, unit, about)
 
     def _unit_rps(self) -> float:
         """Requests per second of load 1, the mean over the seeds."""
@@ -169,21 +129,28 @@ class StudyInterrupted(KeyboardInterrupt):
 
 
 def _comparison(
-    cells: Sequence[_Cell], results: Sequence[_Found], unit_rps: float, about: Sequence[str]
+    cells: Sequence[BenchRun], records: Sequence[Record], unit_rps: float, about: Sequence[str]
 ) -> Comparison:
     """Runs as a comparison."""
-    name, source = results[0][2]
+    name, source, _ = cells[0].data
     return Comparison(
         points=tuple(
-            Point(policy=policy, load=rate / unit_rps, rate_rps=rate, seed=seed, metrics=metrics)
-            for (policy, rate, seed, _), (metrics, _, _) in zip(cells, results, strict=True)
+            Point(
+                policy=cell.policy,
+                load=cell.rate_rps / unit_rps,
+                rate_rps=cell.rate_rps,
+                seed=cell.seed,
+                metrics=metrics_of(record),
+            )
+            for cell, record in zip(cells, records, strict=True)
         ),
         workload=name,
         source=source,
         about=tuple(about),
         sustained_rps=unit_rps,
-        details=tuple(run for _, run, _ in results if run is not None),
-        detail_rate_rps=max(rate for _, rate, _, _ in cells),
+        details=tuple(record.run for record in records if record.run is not None),
+        detail_rate_rps=max(cell.rate_rps for cell in cells),
+        provenance=provenance_of(records),
     )
 
 
@@ -215,9 +182,9 @@ def capacity(
     *,
     seeds: Sequence[int],
     target: float = TARGET,
+    store: Store | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
-    workers: Workers[Bench] | None = None,
 ) -> Capacity:
     """Highest rate at which at least `target` of the requests meet their SLOs, by bisection for each seed.
 
@@ -234,49 +201,41 @@ def capacity(
         Seeds, at least one; the interval is over them.
     target
         Attainment to keep, above 0, at most 1.
+    store
+        Results so far; gets the new ones. By default they are kept in memory only.
     jobs
         Processes.
     progress
         Called after each seed.
-    workers
-        Processes that are running already, instead of `jobs`.
     """
     require(0 < target <= 1, "target", "above 0 and at most 1", target)
     require(len(seeds) > 0, "seeds", "one or more integers", tuple(seeds))
-    cells = [(policy, target, seed) for seed in seeds]
-    if workers is not None:
-        rates = workers.map(_capacity_of_seed, cells, progress)
-    else:
-        with Workers(bench, jobs) as own:
-            rates = own.map(_capacity_of_seed, cells, progress)
+    kept = Store() if store is None else store
+    with Workers(None, jobs) as pool:
+
+        def meets(asked: list[tuple[int, float]]) -> list[bool]:
+            cells = [cell for place, rate in asked for cell in runs_of(bench, [policy], [rate], seeds[place])]
+            records = run_cells(cells, kept, pool=pool)
+            return [metrics_of(record).attainment.value >= target for record in records]
+
+        rates = in_lockstep([_highest_rate() for _ in seeds], meets, progress)
     spread = Spread.of(rates, bounds=(0.0, math.inf))
     return Capacity(policy=policy, target=target, rates_rps=tuple(rates), spread=spread)
 
 
-def _run_cell(bench: Bench, cell: _Cell) -> _Found:
-    policy, rate, seed, keep = cell
-    run = bench.run(policy, rate, seed)
-    work = run.outcomes.workload
-    return Metrics.of(run), run if keep else None, (work.name, work.source)
-
-
-def _capacity_of_seed(bench: Bench, cell: tuple[str, float, int]) -> float:
-    policy, target, seed = cell
-
-    def meets(rate: float) -> bool:
-        return Metrics.of(bench.run(policy, rate, seed)).attainment.value >= target
-
+def _highest_rate() -> Generator[float, bool, float]:
+    """Asks whether rates will do, and returns the highest that does, 0 if none."""
     low = high = 1.0
-    if meets(low):
-        while meets(high := 2 * low):
+    if (yield low):
+        while (yield (high := 2 * low)):
             low = high
             require(low < HIGHEST_RPS, "SLOs", f"such that {HIGHEST_RPS:.0f} requests/s are too many", low)
     else:
-        while not meets(low := high / 2):
+        while not (yield (low := high / 2)):
             high = low
             if high <= LOWEST_RPS:
                 return 0.0
     while high > low * (1 + TOLERANCE):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if meets(middle) else (low, middle)
+        low, high = (middle, high) if (yield middle) else (low, middle)
     return low

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from slosched.core.errors import require
+from slosched.lab.bench import Bench, FleetBench, metrics_of, runs_of
+from slosched.lab.cells import run_cells
+from slosched.lab.lockstep import in_lockstep
 from slosched.lab.parallel import Progress, Workers
-from slosched.lab.study import Bench
-from slosched.simulator import simulate_fleet
+from slosched.lab.store import Store
 
 TARGET = 0.95
 
@@ -60,6 +62,7 @@ def instances_needed(
     target: float = TARGET,
     most: int = 64,
     router: str = "slosched",
+    store: Store | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Need]:
@@ -84,6 +87,8 @@ def instances_needed(
         Most engines to try, at least 1.
     router
         Name of the router.
+    store
+        Results so far; gets the new ones. By default they are kept in memory only.
     jobs, progress
         Processes; called with (done, all) kinds of engine and policy.
     """
@@ -91,42 +96,39 @@ def instances_needed(
     require(0 < target <= 1, "target", "above 0 and at most 1", target)
     require(most >= 1, "most", "at least 1", most)
     require(len(seeds) > 0, "seeds", "one or more integers", tuple(seeds))
-    cells = [(name, policy) for name in benches for policy in policies]
-    with Workers((benches, rate_rps, tuple(seeds), target, most, router), jobs) as workers:
-        return workers.map(_need, cells, progress)
+    pairs = [(name, policy) for name in benches for policy in policies]
+    kept = Store() if store is None else store
+    with Workers(None, jobs) as pool:
+
+        def attained(asked: list[tuple[int, int]]) -> list[float]:
+            cells = []
+            for place, engines in asked:
+                name, policy = pairs[place]
+                bench = benches[name]
+                fleet = FleetBench(source=bench.source, engine=bench.engine, engines=engines, router=router)
+                cells += [cell for seed in seeds for cell in runs_of(fleet, [policy], [rate_rps], seed)]
+            shares = [metrics_of(record).weighted.value for record in run_cells(cells, kept, pool=pool)]
+            # Where nothing weighs anything, nothing is missed.
+            values = np.nan_to_num(np.array(shares), nan=1.0).reshape(len(asked), len(seeds))
+            return [float(value) for value in values.mean(axis=1)]
+
+        searches = [_need(name, policy, target, most) for name, policy in pairs]
+        return in_lockstep(searches, attained, progress)
 
 
-_Shared = tuple[dict[str, Bench], float, tuple[int, ...], float, int, str]
-
-
-def _need(shared: _Shared, cell: tuple[str, str]) -> Need:
-    benches, rate_rps, seeds, target, most, router = shared
-    name, policy = cell
-    seen: dict[int, float] = {}
-
-    def attained(instances: int) -> float:
-        if instances not in seen:
-            seen[instances] = float(
-                np.mean([_attainment(benches[name], policy, rate_rps, s, instances, router) for s in seeds])
-            )
-        return seen[instances]
-
+def _need(engine: str, policy: str, target: float, most: int) -> Generator[int, float, Need]:
+    """Asks what numbers of engines attain, and returns the fewest that attain the target."""
     high = 1
-    while attained(high) < target and high < most:
+    while (reached := (yield high)) < target and high < most:
         high = min(2 * high, most)
-    if attained(high) < target:
-        return Need(engine=name, policy=policy, instances=None, gpus=None, attainment=attained(high))
+    if reached < target:
+        return Need(engine=engine, policy=policy, instances=None, gpus=None, attainment=reached)
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if attained(middle) >= target else (middle, high)
-    return Need(
-        engine=name, policy=policy, instances=high, gpus=high * gpus_of(name), attainment=attained(high)
-    )
-
-
-def _attainment(bench: Bench, policy: str, rate_rps: float, seed: int, instances: int, router: str) -> float:
-    work = bench.source(rate_rps, seed)
-    run = simulate_fleet(work, [bench.engine] * instances, router, policy, seed=seed)
-    total = float(work.weight.sum())
-    return float(work.weight[run.outcomes.met].sum()) / total if total > 0 else 1.0
+        share = yield middle
+        if share >= target:
+            high, reached = middle, share
+        else:
+            low = middle
+    return Need(engine=engine, policy=policy, instances=high, gpus=high * gpus_of(engine), attainment=reached)

@@ -14,6 +14,7 @@ import yaml
 
 from slosched.core.files import write_files
 from slosched.core.words import between
+from slosched.lab.cells import provenance_of
 from slosched.lab.environment import environment
 from slosched.lab.evidence import (
     LIGHT,
@@ -24,7 +25,6 @@ from slosched.lab.evidence import (
     Evidence,
     Summary,
     headline,
-    provenance_of,
 )
 from slosched.lab.fleet import FleetScenario
 from slosched.lab.scenarios import Scenario
@@ -87,7 +87,7 @@ def results(study: Evidence, summary: Summary) -> dict[str, Any]:
         "config": study.config.model_dump(mode="json"),
         "headline": headline(summary),
         "digest": study.digest,
-        "provenance": provenance_of(study.records),
+        "provenance": provenance_of(study.records.values()),
         "policy_code": {
             label: study.records[label, 0].key["policy_code"] for label in study.labels if study.scenarios
         },
@@ -155,7 +155,9 @@ def _index(study: Evidence, summary: Summary, complaints: Sequence[str]) -> byte
         sections=sections,
         method=METHODS,
         complaints=complaints,
-        provenance=[f"{name}: {', '.join(values)}" for name, values in provenance_of(study.records).items()],
+        provenance=[
+            f"{name}: {', '.join(values)}" for name, values in provenance_of(study.records.values()).items()
+        ],
         environment=[f"{key}: {value}" for key, value in flatten(environment()).items()],
     )
 

@@ -23,6 +23,7 @@ def results_json(comparison: Comparison) -> bytes:
     unit = comparison.sustained_rps
     content = {
         "environment": environment(),
+        "provenance": {name: list(values) for name, values in comparison.provenance.items()},
         "workload": comparison.workload,
         "source": comparison.source,
         "about": list(comparison.about),

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config, ThinkingConfig
 from slosched.integrations.vllm.refusal_reason import REASON
 from slosched.integrations.vllm.state import Learned
-from slosched.lab.study import Bench
+from slosched.lab.bench import Bench
+from slosched.lab.digests import code_digest
 from slosched.policies.base import Policy
 from slosched.policies.registry import policy_of
 from slosched.simulator.engine import StepRecord, refuse_oversize, table_of, turns_of
@@ -109,7 +111,7 @@ def simulate_vllm(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmBench(Bench):
-    """A `slosched.lab.study.Bench` whose runs take place in the installed vLLM's scheduler.
+    """A `slosched.lab.bench.Bench` whose runs take place in the installed vLLM's scheduler.
 
     Parameters
     ----------
@@ -126,6 +128,15 @@ class VllmBench(Bench):
             self.source(rate_rps, seed), policy, engine=self.engine,  # type: ignore[arg-type]
             depth=self.depth, asynchronous=self.asynchronous, seed=seed,
         )  # fmt: skip
+
+    def key(self) -> dict[str, Any]:
+        """The same, with vLLM's scheduler in the simulator's place."""
+        return Bench.key(self) | {
+            "code": code_digest(__name__, "slosched.integrations.vllm.adapter", "slosched.core.metrics"),
+            "depth": self.depth,
+            "asynchronous": self.asynchronous,
+            "vllm": version("vllm"),
+        }
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from slosched.core.errors import InputError
 from slosched.core.limits import EngineLimits
 from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
+from slosched.lab.bench import Bench
 from slosched.lab.runfile import RunFile, read_run, write_run
-from slosched.lab.study import Bench
 from slosched.lab.whatif import instances_needed
 from slosched.lab.why import missed, why
 from slosched.simulator import simulate

@@ -15,7 +15,8 @@ from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
-from slosched.lab.study import Bench, Study, capacity
+from slosched.lab.bench import Bench
+from slosched.lab.study import Study, capacity
 from slosched.policies import POLICIES, PolicySpec, policy, registry
 
 MODULE = '''
