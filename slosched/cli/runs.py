@@ -247,6 +247,7 @@ def capacity(
     """
     from rich.table import Table
 
+    from slosched.lab.lockstep import Rounds
     from slosched.lab.parallel import cores
     from slosched.lab.study import capacity as find
     from slosched.policies import PolicySpec
@@ -264,15 +265,17 @@ def capacity(
     found, code = [], 0
     bench = c.bench_of(machine, source, engines=engines, router=router)
     with c.progress_bar("capacity") as bar:
-        for i, name in enumerate(names):
+        rounds = Rounds(bar)
+        for name in names:
             try:
                 found.append(
                     find(
                         bench, name, seeds=range(seed, seed + seeds), target=target, store=store,
                         jobs=jobs or cores(),
-                        progress=lambda done, n, i=i: bar(i * n + done, len(names) * n),  # type: ignore[misc]
+                        progress=rounds,
                     )
                 )  # fmt: skip
+                rounds.end()
             except KeyboardInterrupt:
                 c.say(f"Interrupted: {len(found)} of {len(names)} policies are done.")
                 code = 130

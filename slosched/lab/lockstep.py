@@ -12,10 +12,40 @@ Answer = TypeVar("Answer")
 Found = TypeVar("Found")
 
 
+class Rounds:
+    """Progress over rounds of runs: those done, of all that were asked for so far.
+
+    Parameters
+    ----------
+    progress
+        Called with (done, all); None for nobody.
+
+    Examples
+    --------
+    >>> seen = []
+    >>> rounds = Rounds(lambda *counts: seen.append(counts))
+    >>> rounds(2, 2); rounds.end(); rounds(1, 3)
+    >>> seen
+    [(2, 2), (3, 5)]
+    """
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.before, self.total = progress, 0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of this round's."""
+        self.total = total
+        if self.progress is not None:
+            self.progress(self.before + done, self.before + total)
+
+    def end(self) -> None:
+        """The next round begins."""
+        self.before, self.total = self.before + self.total, 0
+
+
 def in_lockstep(
     searches: Sequence[Generator[Asked, Answer, Found]],
     answers: Callable[[list[tuple[int, Asked]]], list[Answer]],
-    progress: Progress | None = None,
 ) -> list[Found]:
     """What each search finds.
 
@@ -25,8 +55,6 @@ def in_lockstep(
         Generators that yield a question, are sent its answer, and return what they found.
     answers
         Answers the open questions, each given as (place of its search, question), in their order.
-    progress
-        Called with (searches that ended, all).
 
     Raises
     ------
@@ -51,8 +79,6 @@ def in_lockstep(
             asked.append((place, searches[place].send(answer)))  # type: ignore[arg-type]  # None starts it
         except StopIteration as stop:
             found[place] = stop.value
-            if progress is not None:
-                progress(len(found), len(searches))
 
     try:
         for place in range(len(searches)):

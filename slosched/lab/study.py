@@ -17,7 +17,7 @@ from slosched.core.metrics import Spread
 from slosched.lab.bench import Bench, BenchRun, metrics_of, runs_of
 from slosched.lab.cells import provenance_of, run_cells
 from slosched.lab.comparison import Comparison, Point
-from slosched.lab.lockstep import in_lockstep
+from slosched.lab.lockstep import Rounds, in_lockstep
 from slosched.lab.offered_load import offered_load
 from slosched.lab.parallel import Progress, Workers
 from slosched.lab.store import Record, Store
@@ -206,19 +206,21 @@ def capacity(
     jobs
         Processes.
     progress
-        Called after each seed.
+        Called after each run with (done, asked for so far).
     """
     require(0 < target <= 1, "target", "above 0 and at most 1", target)
     require(len(seeds) > 0, "seeds", "one or more integers", tuple(seeds))
     kept = Store() if store is None else store
+    rounds = Rounds(progress)
     with Workers(None, jobs) as pool:
 
         def meets(asked: list[tuple[int, float]]) -> list[bool]:
             cells = [cell for place, rate in asked for cell in runs_of(bench, [policy], [rate], seeds[place])]
-            records = run_cells(cells, kept, pool=pool)
+            records = run_cells(cells, kept, pool=pool, progress=rounds)
+            rounds.end()
             return [metrics_of(record).attainment.value >= target for record in records]
 
-        rates = in_lockstep([_highest_rate() for _ in seeds], meets, progress)
+        rates = in_lockstep([_highest_rate() for _ in seeds], meets)
     spread = Spread.of(rates, bounds=(0.0, math.inf))
     return Capacity(policy=policy, target=target, rates_rps=tuple(rates), spread=spread)
 

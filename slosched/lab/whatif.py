@@ -11,7 +11,7 @@ import numpy as np
 from slosched.core.errors import require
 from slosched.lab.bench import Bench, FleetBench, metrics_of, runs_of
 from slosched.lab.cells import run_cells
-from slosched.lab.lockstep import in_lockstep
+from slosched.lab.lockstep import Rounds, in_lockstep
 from slosched.lab.parallel import Progress, Workers
 from slosched.lab.store import Store
 
@@ -90,7 +90,7 @@ def instances_needed(
     store
         Results so far; gets the new ones. By default they are kept in memory only.
     jobs, progress
-        Processes; called with (done, all) kinds of engine and policy.
+        Processes; called after each run with (done, asked for so far).
     """
     require(0 < rate_rps < np.inf, "rate", "a finite number of requests per second above 0", rate_rps)
     require(0 < target <= 1, "target", "above 0 and at most 1", target)
@@ -98,6 +98,7 @@ def instances_needed(
     require(len(seeds) > 0, "seeds", "one or more integers", tuple(seeds))
     pairs = [(name, policy) for name in benches for policy in policies]
     kept = Store() if store is None else store
+    rounds = Rounds(progress)
     with Workers(None, jobs) as pool:
 
         def attained(asked: list[tuple[int, int]]) -> list[float]:
@@ -107,13 +108,15 @@ def instances_needed(
                 bench = benches[name]
                 fleet = FleetBench(source=bench.source, engine=bench.engine, engines=engines, router=router)
                 cells += [cell for seed in seeds for cell in runs_of(fleet, [policy], [rate_rps], seed)]
-            shares = [metrics_of(record).weighted.value for record in run_cells(cells, kept, pool=pool)]
+            records = run_cells(cells, kept, pool=pool, progress=rounds)
+            rounds.end()
+            shares = [metrics_of(record).weighted.value for record in records]
             # Where nothing weighs anything, nothing is missed.
             values = np.nan_to_num(np.array(shares), nan=1.0).reshape(len(asked), len(seeds))
             return [float(value) for value in values.mean(axis=1)]
 
         searches = [_need(name, policy, target, most) for name, policy in pairs]
-        return in_lockstep(searches, attained, progress)
+        return in_lockstep(searches, attained)
 
 
 def _need(engine: str, policy: str, target: float, most: int) -> Generator[int, float, Need]:

@@ -160,16 +160,14 @@ def test_searches_that_end_at_different_times() -> None:
         return total
 
     seen: list[list[tuple[int, int]]] = []
-    ended: list[tuple[int, int]] = []
 
     def answers(asked: list[tuple[int, int]]) -> list[int]:
         seen.append(list(asked))
         return [10 * place + step for place, step in asked]
 
-    found = in_lockstep([count(1), count(0), count(3)], answers, lambda *x: ended.append(x))
+    found = in_lockstep([count(1), count(0), count(3)], answers)
     assert found == [0, 0, 63]
     assert seen == [[(0, 0), (2, 0)], [(2, 1)], [(2, 2)]]
-    assert ended == [(1, 3), (2, 3), (3, 3)]
 
     def tired(asked: list[tuple[int, int]]) -> list[int]:
         raise KeyboardInterrupt
@@ -198,3 +196,14 @@ def test_commands_keep_their_runs(tmp_path: Path) -> None:
     about = json.loads(made.stdout)["provenance"]
     assert about["commit"]
     assert about["data"]
+
+
+def test_progress_counts_runs_asked_for_so_far() -> None:
+    """It never falls, ends with all, and begins before the first run."""
+    seen: list[tuple[int, int]] = []
+    instances_needed(
+        {"a": BENCH}, ["fcfs"], rate_rps=25.0, seeds=(0, 1), progress=lambda *counts: seen.append(counts)
+    )
+    assert seen == sorted(seen)
+    assert seen[0] == (0, 2)
+    assert seen[-1][0] == seen[-1][1] > 4
