@@ -20,7 +20,7 @@ seconds = st.floats(1e-6, 1e6)
 limits = st.none() | seconds
 
 
-@pytest.mark.parametrize("field", ["ttft_s", "tpot_s", "e2e_s"])
+@pytest.mark.parametrize("field", ["ttft_s", "tpot_s", "e2e_s", "ttfat_s"])
 @pytest.mark.parametrize("value", [0, 0.0, -1, -1e-9, math.nan, math.inf, -math.inf, "1", True, [1.0]])
 def test_bad_limit_is_named(field: str, value: object) -> None:
     """A limit that is no positive finite number is refused with field, domain and value."""
@@ -43,6 +43,20 @@ def test_slo_kept_at_equality_and_lost_beyond(
         assert slo.met(ttft_s=late[0], tpot_s=late[1], e2e_s=late[2]) == (limit is None)
     assert slo.best_effort == (ttft is tpot is e2e is None)
     assert [math.isinf(x) for x in slo.limits_s()] == [x is None for x in (ttft, tpot, e2e)]
+
+
+def test_the_first_answer_token_has_a_limit_of_its_own() -> None:
+    """Kept at equality, lost beyond; without thinking the first token is the first answer token."""
+    slo = Slo(ttfat_s=2.0)
+    assert not slo.best_effort
+    assert all(math.isinf(limit) for limit in slo.limits_s())
+    usual = {"ttft_s": 1.0, "tpot_s": 0.0, "e2e_s": 9.0}
+    assert slo.met(**usual, ttfat_s=2.0)
+    assert not slo.met(**usual, ttfat_s=2.001)
+    assert slo.met(**usual)
+    assert slo.met(**usual | {"ttft_s": 2.0})
+    assert not slo.met(**usual | {"ttft_s": 2.001})
+    assert Slo().met(**usual, ttfat_s=math.inf)
 
 
 def test_unfinished_meets_nothing() -> None:

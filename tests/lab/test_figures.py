@@ -9,7 +9,7 @@ import pytest
 
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.workload import Workload
-from slosched.lab.figures import BURSTS, GROWS, STABLE, figures, jain
+from slosched.lab.figures import BURSTS, GROWS, STABLE, figures, jain, plan_times_us
 
 
 def run_of(**changes: object) -> Run:
@@ -152,3 +152,106 @@ def test_jain() -> None:
     assert jain(np.array([0.5, 0.5, 0.5])) == pytest.approx(1.0)
     assert jain(np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.25)
     assert jain(np.zeros(3)) == 1.0
+    assert np.isnan(jain(np.empty(0)))
+
+
+def depths(times: list[float], waiting: list[int]) -> RunLog:
+    """A log of the waiting line."""
+    zeros = np.zeros(len(waiting), dtype=np.int64)
+    return replace(
+        run_of().log, depth_time_s=np.array(times), depth_waiting=np.array(waiting, dtype=np.int64),
+        depth_running=zeros,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("waiting", "word"),
+    [
+        ((9, 10, 15), STABLE), ((9, 10, 16), GROWS), ((99, 10, 16), GROWS),  # by more than a half
+        ((0, 3, 5), GROWS), ((0, 3, 4), STABLE), ((0, 0, 5), GROWS), ((0, 0, 4), STABLE),  # to five at least
+    ],
+)  # fmt: skip
+def test_a_growing_queue_is_so_in_its_last_third(waiting: tuple[int, int, int], word: str) -> None:
+    """The first third does not count; both edges belong to what grows not, but for the least length."""
+    row = figures(run_of(log=depths([0.0, 30.0, 60.0], list(waiting))), window_s=90.0)
+    assert row["queue"] == word
+
+
+def test_a_burst_is_four_times_the_mean() -> None:
+    """Of at least one request on average; at four times exactly it is none."""
+    for top, word in ((4, STABLE), (5, BURSTS)):
+        row = figures(run_of(log=depths([0.0, 1.0, 2.0], [0, top, 0])), window_s=90.0)
+        assert (row["queue"], row["waiting_max"]) == (word, top)
+        assert row["waiting_mean"] == pytest.approx(top / 90)
+    # A mean of two over the window, of 8 at most.
+    for top, word in ((8, STABLE), (9, BURSTS)):
+        row = figures(run_of(log=depths([0.0, 90 * 2 / top], [top, 0])), window_s=90.0)
+        assert row["queue"] == word
+
+
+def test_the_queue_is_that_of_the_window() -> None:
+    """What comes after it does not count, and a sample holds to its end; without a sample nobody waits."""
+    row = figures(run_of(log=depths([0.0, 45.0, 90.0], [2, 6, 99])), window_s=90.0)
+    assert (row["waiting_mean"], row["waiting_max"]) == (4.0, 6)
+    row = figures(run_of(), window_s=90.0)
+    assert (row["queue"], row["waiting_mean"], row["waiting_max"]) == (STABLE, 0.0, 0)
+
+
+def test_edges_of_the_window_belong_to_its_middle_and_end() -> None:
+    """Planned at a tenth of the window counts, at nine tenths no more."""
+    first = run_of().outcomes.first_token_s.copy()
+    first[1] += 3.0
+    row = figures(run_of(first_token_s=first), window_s=100.0)
+    assert row["attainment"] == pytest.approx(7 / 8)
+    assert row["warm_up_weighted"] == 1.0
+    first = run_of().outcomes.first_token_s.copy()
+    first[9] += 3.0
+    row = figures(run_of(first_token_s=first), window_s=100.0)
+    assert (row["attainment"], row["drain_weighted"]) == (1.0, 0.0)
+
+
+def test_rates_of_a_burst_are_over_all_of_it() -> None:
+    row = figures(run_of(), window_s=100.0, burst=True)
+    assert row["requests"] == 10
+    assert row["goodput_rps"] == pytest.approx(10 / 100)
+    assert row["warm_up_weighted"] is None
+
+
+def test_latencies_that_are_not_there_are_left_out() -> None:
+    """Of nobody they are not known; means and percentiles are of those that have them."""
+    base = run_of().outcomes
+    none = np.full(10, np.nan)
+    row = figures(run_of(first_token_s=none, finish_s=none, admitted_s=none), window_s=100.0)
+    assert row["ttft_mean_s"] is None
+    assert row["e2e_p99_s"] is None
+    assert row["attainment"] == 0.0
+    # Nobody ends: who was never admitted has waited for no time that is known.
+    assert row["longest_wait_s"] is None
+    some = np.where(np.arange(10) < 3, base.first_token_s + np.arange(10), np.nan)
+    row = figures(run_of(first_token_s=some), window_s=100.0)
+    assert row["ttft_mean_s"] == pytest.approx(2.5)
+    assert row["ttft_p50_s"] == pytest.approx(2.5)
+    assert row["ttft_p99_s"] == pytest.approx(2.99)
+
+
+def test_what_is_counted_is_of_the_middle() -> None:
+    """Preemptions and refusals at the edges are not."""
+    gone = np.zeros(10, dtype=bool)
+    gone[[0, 4]] = True
+    row = figures(run_of(preemptions=np.arange(10), rejected=gone), window_s=100.0)
+    assert (row["preempted"], row["refused"]) == (36, 1)
+    assert (row["plans"], row["steps"]) == (3, 7)
+
+
+def test_digits_are_cut_to_nine() -> None:
+    """So that machines agree; what is not finite is not known."""
+    base = run_of().outcomes
+    row = figures(run_of(first_token_s=base.arrival_s + 1 / 3), window_s=100.0)
+    assert row["ttft_mean_s"] == 0.333333333
+
+
+def test_plan_times() -> None:
+    """In microseconds to a tenth; nothing where none was measured."""
+    log = replace(run_of().log, plan_s=np.array([1e-5, 2e-5, 3.00001e-5]))
+    assert plan_times_us(log) == {"plan_p50_us": 20.0, "plan_p99_us": 29.8}
+    assert plan_times_us(run_of().log) == {"plan_p50_us": None, "plan_p99_us": None}

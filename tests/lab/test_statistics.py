@@ -94,3 +94,58 @@ def test_ratios_are_geometric_and_paired() -> None:
     assert found.mean == pytest.approx(2.0)
     assert found.low == pytest.approx(0.5)
     assert found.high == pytest.approx(8.0)
+    assert ratios([3.0, 1.0], [1.0, 0.0]).mean == pytest.approx(3.0)
+    assert math.isnan(ratios([None], [1.0]).mean)
+    assert ratios([0.5], [0.25]).mean == pytest.approx(2.0)
+
+
+def test_two_points_are_level_and_no_more() -> None:
+    """The edge belongs to level, on both sides."""
+    found = league({"a": [0.515, 0.485, 0.53, 0.46], "b": [0.5, 0.5, 0.5, 0.5]}, list("wxyz"))
+    exact = league({"a": [CLOSE, 0.0, 0.0, 0.0], "b": [0.0, CLOSE, 0.0, 0.0]}, list("wxyz"))
+    assert (found.of("a").ahead, found.of("a").behind) == (0.25, 0.25)
+    assert (exact.of("a").ahead, exact.of("a").level, exact.of("a").behind) == (0.0, 1.0, 0.0)
+
+
+def test_who_is_never_behind_has_no_worst_draw() -> None:
+    """Nor a rival to whom; who is, has the first of its worst."""
+    found = league({"a": [0.5, 0.9, 0.9], "b": [0.5, 0.4, 0.4]}, ["x", "y", "z"], ours="a")
+    us, them = found.of("a"), found.of("b")
+    assert (us.worst_draw, us.worst_rival, us.regret_worst) == ("", "", 0.0)
+    assert (them.worst_draw, them.worst_rival) == ("y", "a")
+    assert (found.ours, list(found.duels)) == ("a", ["b"])
+    assert league({"a": [0.5]}, ["x"], ours="c").ours is None
+    assert league({"a": [0.5], "b": [0.5]}, ["x"], ours="c").duels == {}
+
+
+def test_ties_are_by_name_and_alone_is_unknown() -> None:
+    found = league({"b": [0.5], "a": [0.5], "c": [0.6]}, ["x"])
+    assert [s.policy for s in found.standings] == ["c", "a", "b"]
+    alone = league({"a": [0.5, 0.7]}, ["x", "y"]).of("a")
+    assert all(math.isnan(x) for x in (alone.level, alone.behind, alone.regret_mean, alone.advantage.mean))
+    assert (alone.worst_draw, alone.worst_rival) == ("", "")
+    with pytest.raises(InputError, match="draws must be one or more"):
+        league({}, [])
+
+
+def test_intervals_of_nothing_one_and_many() -> None:
+    """What is not finite is left out; the interval holds 95 % of the means of resamples."""
+    assert math.isnan(Interval.of(np.array([np.nan, np.inf])).mean)
+    assert math.isnan(Interval.of(np.empty(0)).low)
+    one = Interval.of(np.array([0.3, np.nan]))
+    assert (one.mean, one.low, one.high) == (0.3, 0.3, 0.3)
+    values = np.random.default_rng(1).normal(size=400)
+    found = Interval.of(values)
+    half = 1.96 * values.std() / 20
+    assert found.high - found.mean == pytest.approx(half, rel=0.1)
+    assert found.mean - found.low == pytest.approx(half, rel=0.1)
+
+
+def test_the_plain_form_is_nested_and_strict() -> None:
+    """Numbers stay, NaN becomes None, at every depth."""
+    plain = league({"a": [0.5, 0.7], "b": [0.25, 0.75]}, ["x", "y"], ours="a").to_dict()
+    (first, second) = plain["standings"]
+    assert (first["policy"], first["ahead"], first["behind"]) == ("a", 0.5, 0.5)
+    assert second["attainment"]["mean"] == 0.5
+    assert plain["draws"] == ["x", "y"]
+    assert plain["duels"]["b"]["mean"] == pytest.approx(0.1)

@@ -135,6 +135,73 @@ def test_best_chance_is_reached_by_an_idle_engine() -> None:
         assert best_chance(snapshot, np.arange(1))[0] == float(run.outcomes.met[0])
 
 
+def exact(**limits: float) -> Snapshot:
+    """One request of 100 prompt and 10 answer tokens that came two seconds ago; steps of 2**-6 s."""
+    steps = StepTimeModel(base_s=2.0**-6, prefill_token_s=0.0)
+    queue = [request("a", Slo(**limits)), request("b", Slo(**limits), forecast=LengthForecast.point(1))]
+    return Snapshot.of(queue, now_s=2.0, engine=Engine(step_time=steps))
+
+
+STEP_S = 2.0**-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "long_s", "short_s"),
+    [
+        ("ttft_s", 2.0 + STEP_S, 2.0 + STEP_S),  # waited, and one step of prompt
+        ("e2e_s", 2.0 + 10 * STEP_S, 2.0 + STEP_S),  # nine more tokens, or none
+        ("tpot_s", STEP_S, 0.0),  # one token has no pace
+    ],
+)
+def test_the_best_chance_holds_to_the_instant(kind: str, long_s: float, short_s: float) -> None:
+    """At equality a limit can be kept, below it not; what was waited counts."""
+    rows = np.arange(2)
+    for place, edge_s in ((0, long_s), (1, short_s)):
+        if edge_s > 0:
+            assert best_chance(exact(**{kind: edge_s}), rows)[place] == 1.0
+            assert best_chance(exact(**{kind: edge_s * (1 - 1e-9)}), rows)[place] == 0.0
+    assert best_chance(exact(tpot_s=1e-6), rows).tolist() == [0.0, 1.0]
+
+
+def test_memory_read_slows_an_answer_down() -> None:
+    """A token's time has all three parts of a decode step: constant, by sequence, by context."""
+    steps = StepTimeModel(base_s=0.5, prefill_token_s=0.0, sequence_s=0.25, kv_token_s=0.0025)
+    engine = Engine(step_time=steps)
+    for limit_s, chance in ((1.0, 1.0), (0.999, 0.0)):
+        queue = [request("a", Slo(tpot_s=limit_s))]
+        assert best_chance(Snapshot.of(queue, engine=engine), np.arange(1)).tolist() == [chance]
+
+
+def test_a_chance_just_enough_is_no_refusal() -> None:
+    """Below the least chance is refused, at it not; a limit of any one kind is a promise."""
+    half = LengthForecast.quantiles({0.1: 10, 0.9: 1000})
+    queue = [request("a", Slo(e2e_s=0.8), forecast=half)]
+    snapshot = Snapshot.of(queue)
+    chance = float(best_chance(snapshot, np.arange(1))[0])
+    assert 0 < chance < 1
+    assert refused(snapshot, snapshot.waiting, chance).tolist() == []
+    assert refused(snapshot, snapshot.waiting, np.nextafter(chance, 1)).tolist() == [0]
+    tight = [request(str(i), Slo(**{k: 1e-6})) for i, k in enumerate(("ttft_s", "tpot_s", "e2e_s"))]
+    snapshot = Snapshot.of([*tight, request("free", Slo())], now_s=1.0)
+    assert refused(snapshot, snapshot.waiting, 0.05).tolist() == [0, 1, 2]
+
+
+def test_patience_is_for_those_who_wait() -> None:
+    """The TTFT limit of a request with a token orders nobody; its e2e limit counts what is left."""
+    steps = StepTimeModel(base_s=0.5, prefill_token_s=0.0)
+    begun = request("begun", Slo(ttft_s=0.25, e2e_s=1.0), generated_tokens=4)
+    waits = request("waits", Slo(ttft_s=0.25, e2e_s=1.0))
+    snapshot = Snapshot.of([waits], [begun], engine=Engine(step_time=steps))
+    row = int(snapshot.running[0])
+    snapshot.table.computed_tokens[row] = 104
+    seen = patient(snapshot).table
+    assert seen.e2e_s[row] == 4.0  # six tokens more take three seconds, so the limit is doubled twice
+    assert seen.ttft_s[row] in (0.25, np.inf)
+    assert seen.ttft_s[snapshot.waiting[0]] == 0.5
+    assert seen.e2e_s[snapshot.waiting[0]] == 8.0
+    assert snapshot.table.e2e_s[row] == 1.0
+
+
 def test_patience_doubles_a_limit_until_it_can_be_kept() -> None:
     late = [request(str(i), Slo(ttft_s=x, e2e_s=2 * x)) for i, x in enumerate((1.0, 3.0, 100.0))]
     seen = patient(Snapshot.of(late, now_s=3.5, engine=Engine(step_time=STEPS))).table

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
+from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.metrics import Latency, Metrics, Queue, Share, Spread, attainment_spread, wilson
 from slosched.core.outcome import Run
+from slosched.core.thinking import Thinking
 
 
 def test_attainment_by_hand(run: Run) -> None:
@@ -146,3 +148,112 @@ def test_impossible_share_is_refused() -> None:
     """More met than counted is an error."""
     with pytest.raises(InputError, match="met must be from 0 to 2, got 3"):
         Share.of(3, 2)
+
+
+def changed(run: Run, **columns: object) -> Metrics:
+    """Metrics of the run with other columns."""
+    return Metrics.of(replace(run, outcomes=replace(run.outcomes, **columns)))  # type: ignore[arg-type]
+
+
+def test_nobody_sent_or_asked(run: Run) -> None:
+    """Rates and latencies of nothing are not known; nothing weighs nothing."""
+    none = np.full(6, np.nan)
+    first = np.where(np.arange(6) == 0, 0.0, np.nan)
+    m = changed(run, arrival_s=first, admitted_s=none, first_token_s=none, finish_s=none)
+    assert (m.finished, m.attainment.met, m.attainment.count, m.span_s, m.max_wait_s) == (0, 0, 6, 0.0, 0.0)
+    assert all(math.isnan(x) for x in (m.offered_rps, m.goodput_rps, m.throughput_tps, m.busy_share))
+    work = run.outcomes.workload
+    free = changed(run, workload=replace(work, weight=np.zeros(6)))
+    assert math.isnan(free.weighted.value)
+    assert (free.weighted.low, free.weighted.high, free.weighted.count) == (0.0, 1.0, 0)
+    out = run.outcomes
+    nobody = Metrics.of(
+        replace(
+            run,
+            outcomes=replace(
+                out, workload=work.rows(np.zeros(6, dtype=bool)),
+                **{k: getattr(out, k)[:0] for k in ("arrival_s", "admitted_s", "first_token_s", "finish_s",
+                                                    "preemptions", "recomputed_tokens", "cached_tokens")},
+            ),
+        )
+    )  # fmt: skip
+    assert nobody.requests == 0
+    assert math.isnan(nobody.max_wait_s)
+
+
+def test_one_request_offers_no_rate(run: Run) -> None:
+    """A rate needs two arrivals; two at 0 s and 4 s are a quarter a second."""
+    two = np.array([0.0, np.nan, np.nan, np.nan, 4.0, np.nan])
+    assert changed(run, arrival_s=two).offered_rps == pytest.approx(0.25)
+    assert math.isnan(changed(run, arrival_s=np.where(two > 0, np.nan, two)).offered_rps)
+
+
+def test_refused_requests_are_counted_and_do_not_wait(run: Run) -> None:
+    """Nobody is refused where no engine could; the refused wait no longer."""
+    m = Metrics.of(run)
+    assert m.rejected == 0
+    gone = np.array([False] * 5 + [True])
+    refused = changed(run, rejected=gone)
+    assert refused.rejected == 1
+    # Request 3 came at 3 s and was admitted at 6 s.
+    assert refused.max_wait_s == pytest.approx(3.0)
+    assert changed(run, rejected=~gone).max_wait_s == pytest.approx(5.0)
+
+
+def test_limits_are_kept_at_equality_of_each_kind(run: Run) -> None:
+    """A first token in time counts as such; a limit of infinity is none; thinking has its own."""
+    work = run.outcomes.workload
+    at = replace(work, ttft_s=np.array([0.5, 0.99, 0.5, np.inf, 1.0, 9.0]))
+    assert changed(run, workload=at).by_limit["ttft"].met == 3
+    assert changed(run, workload=at).by_limit["ttft"].count == 5
+    assert "ttfat" not in changed(run, workload=at).by_limit
+    limit_s = np.array([0.5, 2.0, np.inf, np.inf, np.inf, np.inf])
+    thinking = Thinking(
+        tokens=np.zeros(6, dtype=np.int64), ttfat_s=limit_s, atoms=np.zeros((6, FORECAST_ATOMS))
+    )
+    answer_s = np.array([0.5, 3.1, 3.0, 7.0, 5.0, np.nan])
+    m = changed(run, workload=replace(work, thinking=thinking), answer_s=answer_s)
+    assert (m.by_limit["ttfat"].met, m.by_limit["ttfat"].count) == (1, 2)
+    assert m.ttfat_s is not None
+    assert m.ttfat_s.mean == pytest.approx(np.mean([0.5, 2.1, 1.0, 4.0, 1.0]))
+    assert Metrics.of(run).ttfat_s is None
+
+
+def test_best_effort_has_no_limit_of_any_kind(run: Run) -> None:
+    """A limit on the first answer token is a limit, too."""
+    inf = np.full(6, np.inf)
+    thinking = Thinking(
+        tokens=np.zeros(6, dtype=np.int64), ttfat_s=np.where(np.arange(6) == 4, 99.0, inf),
+        atoms=np.zeros((6, FORECAST_ATOMS)),
+    )  # fmt: skip
+    work = replace(run.outcomes.workload, thinking=thinking)
+    assert math.isnan(changed(run, workload=work).best_effort_p99_e2e_s)
+
+
+def test_the_plain_form_comes_back_whole(run: Run) -> None:
+    """Numbers, nested figures and NaN, through JSON and back."""
+    for m in (Metrics.of(run), changed(run, answer_s=run.outcomes.first_token_s)):
+        again = Metrics.from_dict(json.loads(json.dumps(m.to_dict())))
+        assert repr(again) == repr(m)
+    none = Metrics.of(replace(run, log=replace(run.log, plan_s=np.empty(0), busy_s=math.nan)))
+    assert repr(Metrics.from_dict(none.to_dict())) == repr(none)
+
+
+def test_a_single_seed_says_so(run: Run) -> None:
+    """Wilson's interval of one run, by weight or not, is of one seed."""
+    m = Metrics.of(run)
+    one = attainment_spread([m], weighted=False)
+    assert (one.mean, one.low, one.high, one.seeds) == (0.5, m.attainment.low, m.attainment.high, 1)
+    assert Spread.of([0.25]) == Spread(mean=0.25, low=0.25, high=0.25, seeds=1)
+    for level in (0.0, 1.0):
+        with pytest.raises(InputError, match="confidence"):
+            wilson(0.5, 10, level)
+
+
+def test_a_line_of_no_length_in_time(run: Run) -> None:
+    """Samples at one instant count as they are."""
+    log = replace(run.log, depth_time_s=np.array([1.0, 1.0]), depth_waiting=np.array([0, 2]))
+    assert Queue.of(log) == Queue(mean=1.0, max=2, time_share=1.0)
+    log = replace(log, depth_waiting=np.array([0, 0]))
+    assert Queue.of(log).time_share == 0.0
+    assert not Metrics.of(replace(run, log=log)).queued

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
-from slosched.core.result import Score, Status
+from slosched.core.result import Result, Score, Status
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
 from slosched.solvers.solve import EXACT, SOLVERS, solve
@@ -440,3 +441,41 @@ def test_scores_compare_with_tolerance() -> None:
     assert Score(1.0, 4.9).better(Score(1.0, 5.0))
     assert Score(2.0, 10.0).better_g(Score(1.0, 5.1))
     assert Score(0.0, 0.0).g == 0.0
+    assert Score(3.0, 0.5).g == 6.0
+
+
+def test_a_relative_difference_counts_from_a_billionth_on() -> None:
+    """Of latency, and of at least one second of it; of weight over latency, whichever way."""
+    assert not Score(1.0, 1e6 - 5e-4).better(Score(1.0, 1e6))
+    assert Score(1.0, 1e6 - 5e-3).better(Score(1.0, 1e6))
+    assert not Score(1.0, 0.1 - 5e-10).better(Score(1.0, 0.1))
+    assert Score(1.0, 0.1 - 2e-9).better(Score(1.0, 0.1))
+    assert Score(1.0, 1.5 - 1.7e-9).better(Score(1.0, 1.5))
+    assert not Score(1.0, 5.0).better(Score(1.0, 5.0))
+    assert not Score(1.0, 5.0).better(Score(2.0, 9.0))
+    # Weight 3 in 10 s is less than 1 in 3 s, and more than 1 in 4.
+    assert not Score(3.0, 10.0).better_g(Score(1.0, 3.0))
+    assert Score(3.0, 10.0).better_g(Score(1.0, 4.0))
+    assert not Score(3.0, 10.0).better_g(Score(3.0, 10.0))
+    assert not Score(3.0, 10.0).better_g(Score(3.0, 10.0 + 5e-9))
+    assert Score(3.0, 10.0).better_g(Score(3.0, 10.0 + 5e-8))
+    assert not Score(0.0, 10.0).better_g(Score(0.0, 20.0))
+
+
+def test_the_gap_is_relative_to_the_bound() -> None:
+    """Whichever side it lies on; 0 where proved or met, unknown without a finite bound."""
+
+    def gap(objective: float, bound: float | None, status: Status = Status.FEASIBLE) -> float | None:
+        nobody = np.empty(0, dtype=np.int64)
+        return Result(
+            status=status, score=Score(0.0, 0.0), objective=objective, sequence=nobody, batches=nobody,
+            bound=bound,
+        ).gap  # fmt: skip
+
+    assert gap(8.0, 10.0) == pytest.approx(0.2)
+    assert gap(12.0, 10.0) == pytest.approx(0.2)
+    assert gap(-12.0, -10.0) == pytest.approx(0.2)
+    assert gap(5.0, 5.0) == gap(0.0, 0.0) == 0.0
+    assert gap(0.0, 5.0) == 1.0
+    assert gap(5.0, None) is gap(5.0, math.inf) is None
+    assert gap(8.0, 10.0, Status.OPTIMAL) == 0.0

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slosched.integrations.vllm.config import ClassConfig, Config
-from slosched.integrations.vllm.slo_fields import FIELDS, read_claim
+from slosched.integrations.vllm.config import MAX_MS, ClassConfig, Config, ThinkingConfig
+from slosched.integrations.vllm.slo_fields import FIELDS, MAX_NAME, MAX_TOKENS, read_claim
 
 CONFIG = Config(
     classes={"chat": ClassConfig(ttft_ms=500, tpot_ms=50, weight=2), "batch": ClassConfig(e2e_ms=60_000)},
@@ -97,6 +97,54 @@ def test_a_bad_program_is_none(name: object) -> None:
     """It is ignored and counted."""
     claim = read_claim({"slo_program": name}, CONFIG)
     assert (claim.program, claim.malformed) == (-1, ("slo_program",))
+
+
+LENGTHS = ("predicted_output_tokens", "predicted_output_tokens_p90", "predicted_thinking_tokens")
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [*((name, 1.0, MAX_TOKENS) for name in LENGTHS), ("slo_weight", 0.0, None), ("slo_e2e_ms", None, MAX_MS)],
+)
+def test_domains_end_where_they_say(name: str, least: float | None, most: float | None) -> None:
+    """Both ends belong to the domain, and nothing beyond them does."""
+    for edge, beyond in ((least, -1), (most, 1)):
+        if edge is not None:
+            assert read_claim({name: edge}, CONFIG).malformed == ()
+            assert read_claim({name: edge + beyond * 0.25}, CONFIG).malformed == (name,)
+
+
+def test_claims_are_read_to_the_number() -> None:
+    """Each length in its own place, and at its own value; the full name wins over the short one."""
+    claim = read_claim(
+        {"predicted_output_tokens": 1, "predicted_output_tokens_p90": 2, "predicted_thinking_tokens": 3,
+         "pred_len": 7, "slo_weight": 0},
+        CONFIG,
+    )  # fmt: skip
+    assert (claim.predicted_tokens, claim.predicted_p90_tokens, claim.predicted_thinking_tokens) == (1, 2, 3)
+    assert claim.weight == 0.0
+    assert read_claim({"predicted_output_tokens": None, "pred_len": 7}, CONFIG).predicted_tokens == 7.0
+    told = Config(classes={"chat": ClassConfig(predicted_output_tokens=50)}, default_class="chat")
+    assert read_claim({}, told).predicted_tokens == 50.0
+    assert read_claim({"pred_len": 60}, told).predicted_tokens == 60.0
+
+
+def test_names_and_numbers_as_text_have_a_length() -> None:
+    """Up to 128 characters of a name, and up to 32 of a number."""
+    assert read_claim({"slo_tenant": "x" * MAX_NAME}, CONFIG).tenant == "x" * MAX_NAME
+    assert read_claim({"slo_tenant": "x" * (MAX_NAME + 1)}, CONFIG).malformed == ("slo_tenant",)
+    assert read_claim({"pred_len": "9".zfill(32)}, CONFIG).predicted_tokens == 9.0
+    assert read_claim({"pred_len": "9".zfill(33)}, CONFIG).malformed == ("predicted_output_tokens",)
+
+
+def test_a_limit_on_the_first_answer_token_needs_a_mark() -> None:
+    """Without the mark that ends thinking it cannot be kept, so it is counted as malformed."""
+    assert read_claim({"slo_ttfat_ms": 900}, CONFIG).malformed == ("slo_ttfat_ms",)
+    assert read_claim({}, CONFIG).malformed == ()
+    thinks = CONFIG.model_copy(update={"thinking": ThinkingConfig(end=7)})
+    claim = read_claim({"slo_ttfat_ms": 900}, thinks)
+    assert (claim.slo.ttfat_s, claim.malformed) == (0.9, ())
+    assert read_claim({"slo_ttfat_ms": -1}, thinks).malformed == ("slo_ttfat_ms",)
 
 
 ANYTHING = st.recursive(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -260,3 +261,170 @@ def test_ranking_a_shortlist_gives_the_head_of_ranking_everybody() -> None:
             made += 1
             queued[row] = True
             joined.append(row)
+
+
+class Clock:
+    """Processor and wall time that move only when a plan says so."""
+
+    def __init__(self) -> None:
+        self.wall_s = self.own_s = 0.0
+
+    def perf_counter(self) -> float:
+        return self.wall_s
+
+    def thread_time(self) -> float:
+        return self.own_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """In the place of the guard's own."""
+    made = Clock()
+    monkeypatch.setattr(planner_module, "time", made)
+    return made
+
+
+def timed(clock: Clock, *plans: tuple[float, float], by_key: bool = False) -> GuardedPolicy:
+    """A policy whose plans take these processor and wall milliseconds in turn, in a box of one."""
+    left = list(plans)
+
+    def spend() -> None:
+        own_ms, wall_ms = left.pop(0)
+        clock.own_s += own_ms / 1000
+        clock.wall_s += wall_ms / 1000
+
+    def scripted(snapshot: Snapshot) -> Plan:
+        spend()
+        return _plan(snapshot)
+
+    class Timed(Deadline):
+        def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+            spend()
+            return super().key(snapshot, rows)
+
+    policy = Timed() if by_key else Scripted(scripted)
+    return GuardedPolicy(policy, GuardsConfig(time_box_us=1000), Stats())
+
+
+def decided(planner: GuardedPolicy, count: int) -> list[bool]:
+    """Whether plans are made in the background, after each of so many."""
+    try:
+        found = []
+        for _ in range(count):
+            assert planner.decide(_snapshot()) is not None
+            found.append(planner.background is not None)
+        return found
+    finally:
+        planner.close()
+
+
+def test_the_third_overrun_in_a_row_moves_planning_away(clock: Clock) -> None:
+    """Neither the second nor, after a plan that fits, the third of all."""
+    long, fits = (1.01, 1.01), (0.99, 0.99)
+    planner = timed(clock, long, long, fits, long, long, long)
+    assert decided(planner, 6) == [False] * 5 + [True]
+    assert planner._stats.fallbacks == {"overrun": 5}
+    assert decided(timed(clock, *[fits] * 40), 40) == [False] * 40
+
+
+def test_waiting_counts_as_a_tenth_of_an_overrun(clock: Clock) -> None:
+    """From four boxes of wall time on, beyond which no processor time explains it."""
+    assert decided(timed(clock, *[(0.5, 3.99)] * 40), 40) == [False] * 40
+    found = decided(timed(clock, *[(0.5, 4.01)] * 31), 31)
+    assert found.index(True) in (29, 30)
+
+
+def test_policies_by_key_have_ten_times_the_patience(clock: Clock) -> None:
+    assert decided(timed(clock, *[(2.0, 2.0)] * 30, by_key=True), 30) == [False] * 29 + [True]
+
+
+def test_plans_in_the_background_return_once_they_are_quick(clock: Clock) -> None:
+    """After 200 in a row within half the box; one slow plan begins the count anew."""
+    planner = timed(clock)
+    background = planner.background = PlansAhead(planner._decide)
+
+    def collect(own_ms: float, wall_ms: float) -> bool:
+        background.own_s, background.seconds = own_ms / 1000, wall_ms / 1000
+        planner._collect(background)
+        return planner.background is None
+
+    try:
+        assert not any(collect(0.5, 0.5) for _ in range(199))
+        assert not collect(0.6, 0.6)
+        assert not any(collect(0.5, 2.0) for _ in range(199))
+        assert not collect(0.0, 0.0)  # nothing was made: nothing is counted
+        assert collect(0.5, 2.0)
+        assert planner._stats.plans == 400
+        assert planner._stats.fallbacks == {}
+    finally:
+        planner.close()
+
+
+def test_a_background_plan_beyond_its_limit_is_a_failure(clock: Clock) -> None:
+    """At the limit it still counts."""
+    limit_s = GuardsConfig().plan_limit_ms / 1000
+    planner = timed(clock)
+    worker = PlansAhead(planner._decide)
+    try:
+        for seconds, failures in ((limit_s, {}), (limit_s * 1.01, {"overrun": 1})):
+            worker.own_s = worker.seconds = seconds
+            planner._collect(worker)
+            assert planner._stats.fallbacks == failures
+            assert worker.seconds == 0.0
+    finally:
+        worker.close()
+
+
+def test_a_background_plan_grows_stale_after_sixteen_steps() -> None:
+    """Up to then it is acted on; after, it is counted."""
+    planner = GuardedPolicy(Scripted(_plan), GuardsConfig(), Stats())
+    planner.background = PlansAhead(planner._decide)
+    try:
+        planner.launch(_snapshot(step=100))
+        _await(planner)
+        assert planner.latest(116) is not None
+        assert planner._stats.stale_plans == 0
+        assert planner.latest(117) is None
+        assert planner._stats.stale_plans == 1
+    finally:
+        planner.close()
+
+
+def test_a_rehearsal_tells_where_plans_are_made(clock: Clock) -> None:
+    """By the quickest of four; never for keys, nor where no box holds; a failure is counted."""
+    slow, fits = (2.0, 2.0), (1.0, 1.0)
+    for plans, by_key, boxed, moved in (
+        ([slow] * 4, False, True, True), ([slow, slow, slow, fits], False, True, False),
+        ([slow] * 4, True, True, False), ([slow] * 4, False, False, False),
+    ):  # fmt: skip
+        planner = timed(clock, *plans, by_key=by_key)
+        planner._boxed = boxed
+        planner.rehearse(_snapshot())
+        assert (planner.background is not None) is moved
+        planner.close()
+    stats = Stats()
+    GuardedPolicy(Scripted(_raises), GuardsConfig(), stats).rehearse(_snapshot())
+    assert stats.fallbacks == {"policy": 1}
+
+
+def test_without_a_box_no_plan_is_too_long(clock: Clock) -> None:
+    planner = timed(clock, *[(50.0, 50.0)] * 40)
+    planner._boxed = False
+    assert decided(planner, 40) == [False] * 40
+    assert planner._stats.fallbacks == {}
+
+
+def test_keys_that_fail_put_nobody_first() -> None:
+    """Keys of those who join count as plans; a failure leaves the engine's order, and is forgiven."""
+    stats = Stats()
+    planner = GuardedPolicy(NanKeys(), GuardsConfig(breaker_failures=2), stats)
+    assert planner.keys(_snapshot()) == [math.inf] * 4
+    assert (stats.plans, stats.fallbacks) == (0, {"policy": 1})
+    planner.policy = Deadline()
+    assert planner.keys(_snapshot()) == [0.0] * 4
+    assert stats.plans == 1
+    planner.policy = NanKeys()
+    planner.keys(_snapshot())
+    assert not planner.open
+    planner.keys(_snapshot())
+    assert planner.open

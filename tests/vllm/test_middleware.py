@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slosched.integrations.vllm import middleware
-from slosched.integrations.vllm.middleware import PATHS, SloHeaders
+from slosched.integrations.vllm.middleware import MAX_VALUE, PATHS, SloHeaders, fields_of
 
 
 def _serve(path: str, headers: dict[str, str], parts: list[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
@@ -89,3 +89,66 @@ def test_a_body_without_end_is_not_collected(monkeypatch: pytest.MonkeyPatch) ->
     assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]
     assert seen[0]["more_body"] is True
     assert _serve(PATHS[0], {"x-slo-ttft-ms": "500"}, [b"12345", b"67890"])[0] == b"1234567890"
+
+
+def test_values_have_a_length_and_are_plain() -> None:
+    """Up to 128 bytes of ASCII, blanks cut off; of two headers for one field the first known name counts."""
+    assert fields_of([(b"X-SLO-Class", b"c" * MAX_VALUE)]) == {"slo_class": "c" * MAX_VALUE}
+    assert fields_of([(b"x-slo-class", b"c" * (MAX_VALUE + 1))]) == {}
+    assert fields_of([(b"x-slo-class", b"")]) == fields_of([(b"x-slo-class", "ü".encode())]) == {}
+    assert fields_of([(b"x-slo-weight", b" 2 ")]) == {"slo_weight": "2"}
+    both = [(b"x-slo-ttft-ms", b"1"), (b"x-llm-d-slo-ttft-ms", b"2")]
+    assert fields_of(both) == {"slo_ttft_ms": "2"}
+
+
+def test_the_other_headers_stay() -> None:
+    """Only the length of the body is said anew, once."""
+    got: dict[str, Any] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        got["headers"], got["message"] = scope["headers"], await receive()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Any) -> None: ...
+
+    headers = [
+        (b"Content-Length", b"2"),
+        (b"x-slo-class", b"a"),
+        (b"content-length", b"2"),
+        (b"accept", b"b"),
+    ]
+    scope = {"type": "http", "path": PATHS[0], "headers": headers, "method": "POST"}
+    asyncio.run(SloHeaders(app)(scope, receive, send))
+    length = str(len(got["message"]["body"])).encode()
+    assert sorted(got["headers"]) == [(b"accept", b"b"), (b"content-length", length), (b"x-slo-class", b"a")]
+    assert got["message"]["more_body"] is False
+
+
+def test_who_leaves_while_sending_is_passed_on() -> None:
+    """What came of the body, then the disconnect; other kinds of connection are left alone."""
+    messages = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+        {"type": "later"},
+    ]
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(3):
+            seen.append(await receive())
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": "http", "path": PATHS[0], "headers": [(b"x-slo-class", b"a")]}
+    asyncio.run(SloHeaders(app)(scope, receive, send))
+    assert [message["type"] for message in seen] == ["http.request", "http.disconnect", "later"]
+    assert (seen[0]["body"], seen[0]["more_body"]) == (b"{", True)
+    messages[:] = [{"type": "websocket.connect"}] * 3
+    seen.clear()
+    asyncio.run(SloHeaders(app)(scope | {"type": "websocket"}, receive, send))
+    assert [message["type"] for message in seen] == ["websocket.connect"] * 3

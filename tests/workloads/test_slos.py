@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from slosched.core.errors import InputError
+from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.steptime import StepTimeModel
+from slosched.core.thinking import Thinking
 from slosched.workloads import ClassSpec, Workload, generate, merge, with_slos
 from slosched.workloads.slos import unloaded_latency
 
@@ -86,3 +90,45 @@ def test_domains_of_weight_and_priority() -> None:
         ClassSpec(weight=-1.0)
     with pytest.raises(InputError, match="priority"):
         ClassSpec(priority=1.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="priority"):
+        ClassSpec(priority=True)
+    for weight in (True, float("inf"), float("nan"), "1"):
+        with pytest.raises(InputError, match="weight"):
+            ClassSpec(weight=weight)  # type: ignore[arg-type]
+    assert ClassSpec(weight=0).best_effort
+
+
+@pytest.mark.parametrize("field", ["ttft", "tpot", "e2e"])
+def test_one_limit_of_any_kind_is_a_promise(field: str) -> None:
+    """Absolute or relative, alone."""
+    absolute, relative = ClassSpec(**{f"{field}_s": 1.0}), ClassSpec(**{f"{field}_x": 1.0})  # type: ignore[arg-type]
+    assert (absolute.relative, relative.relative) == (False, True)
+    assert not absolute.best_effort
+    assert not relative.best_effort
+    assert not ClassSpec(ttfat_s=1.0).best_effort
+
+
+def test_prompts_take_as_many_steps_as_their_chunks() -> None:
+    """Of one token at least; a multiple is taken of the engine's own chunks."""
+    w = two_classes()
+    steps = StepTimeModel(base_s=0.01, prefill_token_s=0.0)
+    assert unloaded_latency(w, steps, chunk_tokens=1).ttft_s.tolist() == pytest.approx([10.0, 50.0])
+    assert unloaded_latency(w, steps).ttft_s.tolist() == pytest.approx([0.01, 0.03])
+    with pytest.raises(InputError, match="chunk_tokens must be an integer of at least 1, got 0"):
+        unloaded_latency(w, steps, chunk_tokens=0)
+    got = with_slos(w, {"b": ClassSpec(ttft_x=2.0)}, model=steps, chunk_tokens=500)
+    assert got.ttft_s[1] == pytest.approx(0.2)
+
+
+def test_limits_on_the_first_answer_token_are_by_class() -> None:
+    """For requests that think; others are refused by name."""
+    w = two_classes()
+    thinking = Thinking(
+        tokens=np.array([5, 0]), ttfat_s=np.array([np.inf, 3.0]), atoms=np.zeros((2, FORECAST_ATOMS))
+    )
+    think = replace(w, thinking=thinking)
+    assert with_slos(think, {"a": ClassSpec(ttfat_s=1.5)}).ttfat_s.tolist() == [1.5, 3.0]
+    assert with_slos(think, {"b": ClassSpec(e2e_s=1.0)}).ttfat_s.tolist() == [np.inf, np.inf]
+    with pytest.raises(InputError, match="ttfat_s must be absent"):
+        with_slos(w, {"a": ClassSpec(ttfat_s=1.5)})
+    assert with_slos(w, {"a": ClassSpec(ttft_s=1.5)}).ttft_s.tolist() == [1.5, np.inf]
