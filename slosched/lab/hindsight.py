@@ -16,20 +16,24 @@ from numpy.typing import NDArray
 from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.errors import require
-from slosched.core.outcome import Outcomes
 from slosched.core.snapshot import Snapshot
 from slosched.core.workload import Workload
 from slosched.lab.bound import spans_of
 from slosched.policies.base import KeyPolicy, Policy
 from slosched.policies.paced import Paced
 from slosched.policies.registry import PolicySpec
-from slosched.simulator import simulate
+from slosched.simulator import simulate, simulate_fleet
 from slosched.workloads.noise import with_forecast
 
 Mask = NDArray[np.bool_]
 
 STARTS = ("paced-edf", "paced-wspt", "paced-srpt", "paced-edf:hold=true", "qoserve:from_first=true")
 """Policies whose outcomes, with true lengths as forecasts, the search begins with."""
+ROUTERS = ("slosched", "least-tokens", "lmetric")
+"""Routers in front of each of them where there are several engines."""
+MOVED = 0.5
+"""Chance that a request tried again goes to an engine drawn uniformly; it decides only how fast the search
+finds good schedules."""
 FIRST_SHARE = 0.2
 """Share of the missed requests that the first trial adds again; it halves and doubles with failure and
 success."""
@@ -114,27 +118,33 @@ class _Trial:
 
     keep: Mask
     slack_s: Floats
+    at: Ints  # index of the engine of each request
     hold: bool = False
     share: float = 0.9
     budget: int | None = None
 
-    def met(self, work: Workload, engine: Engine) -> Mask:
+    def met(self, work: Workload, engines: Sequence[Engine]) -> Mask:
         """Who keeps its limits; the others are turned away at once."""
-        rows = np.flatnonzero(self.keep)
         met = np.zeros(len(work), dtype=np.bool_)
+        for i, engine in enumerate(engines):
+            rows = np.flatnonzero(self.keep & (self.at == i))
+            if len(rows):
+                met[rows] = self._met_at(work, rows, engine)
+        return met
+
+    def _met_at(self, work: Workload, rows: Ints, engine: Engine) -> Mask:
         slack_s = self.slack_s[rows]
         policy: Policy = DuePaced(slack_s, hold=self.hold, share=self.share)
         if self.budget is not None:
             budget = min(engine.limits.max_num_batched_tokens, self.budget)
             engine = replace(engine, limits=replace(engine.limits, max_num_batched_tokens=budget))
             policy = Due(slack_s)
-        met[rows] = simulate(work.rows(rows), policy, engine=engine).outcomes.met
-        return met
+        return simulate(work.rows(rows), policy, engine=engine).outcomes.met
 
 
 def hindsight(
     workload: Workload,
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     *,
     starts: Sequence[str] = STARTS,
     trials: int = 20,
@@ -152,9 +162,11 @@ def hindsight(
     workload
         Requests with their true lengths.
     engine
-        Limits and step times.
+        Limits and step times; of each engine where there are several. Then the search also says who goes to
+        which, and a session stays at one.
     starts
-        Policies to begin with, at least one.
+        Policies to begin with, at least one. Before several engines each stands behind each of `ROUTERS`,
+        which learn everything at once.
     trials
         Trials with paced prefill, at least 0. Ten times as many with a constant token budget follow, which
         are fast; they begin where the best starting policy is.
@@ -180,13 +192,16 @@ def hindsight(
     >>> hindsight(work, Engine(limits=EngineLimits(), step_time=model), trials=5).value
     0.75
     """
+    engines = (engine,) if isinstance(engine, Engine) else tuple(engine)
+    require(len(engines) > 0, "engine", "an engine, or several", engines)
     require(len(starts) > 0, "starts", "one or more policies", starts)
     require(trials >= 0, "trials", "an integer of at least 0", trials)
     total = float(workload.weight.sum())
     if total <= 0:
         return Hindsight(value=1.0, found_by=starts[0], trials=0)
     work = with_forecast(workload, "oracle")
-    runs, all_runs = 0, len(starts) + trials * (1 + FAST)
+    begins = _begins(starts, len(engines))
+    runs, all_runs = 0, len(begins) + trials * (1 + FAST)
 
     def weight(met: Mask) -> float:
         nonlocal runs
@@ -195,14 +210,14 @@ def hindsight(
             progress(runs, all_runs)
         return float(work.weight[met].sum()) / total
 
-    outcomes: list[tuple[float, str, Outcomes]] = []
-    for name in starts:
-        run = simulate(work, PolicySpec.parse(name).make(seed), engine=engine, seed=seed).outcomes
-        outcomes.append((weight(run.met), name, run))
-    value, found_by, first = max(outcomes, key=lambda found: found[0])
+    outcomes: list[tuple[float, str, Mask, Ints]] = []
+    for router, policy in begins:
+        met, at = _begin(work, engines, router, policy, seed)
+        outcomes.append((weight(met), f"{policy}, router={router}" if router else policy, met, at))
+    value, found_by, first, at = max(outcomes, key=lambda found: found[0])
     rng = np.random.default_rng(seed)
     for budgets, some in (((None,), trials), (BUDGETS, FAST * trials)):
-        search = _Search(work, engine, first.met, budgets, rng)
+        search = _Search(work, engines, first, at, budgets, rng)
         here = 0.0
         for _ in range(some):
             if value >= 1.0:
@@ -216,24 +231,42 @@ def hindsight(
     return Hindsight(value=value, found_by=found_by, trials=runs)
 
 
+def _begins(starts: Sequence[str], engines: int) -> list[tuple[str, str]]:
+    """Pairs (router, policy) to begin with; one engine needs no router."""
+    return [(router, policy) for router in (ROUTERS if engines > 1 else ("",)) for policy in starts]
+
+
+def _begin(
+    work: Workload, engines: Sequence[Engine], router: str, policy: str, seed: int
+) -> tuple[Mask, Ints]:
+    """Who keeps its limits under a policy, and at which engine each request was."""
+    if not router:
+        run = simulate(work, PolicySpec.parse(policy).make(seed), engine=engines[0], seed=seed)
+        return run.outcomes.met, np.zeros(len(work), dtype=np.int64)
+    fleet = simulate_fleet(work, engines, router, policy, seed=seed, delay_s=0.0, statistics_s=0.0)
+    return fleet.outcomes.met, np.maximum(0, fleet.engine_of)
+
+
 class _Search:
     """Where the search is, and its next step; the first is to serve those who were met, in their order."""
 
     def __init__(
         self,
         work: Workload,
-        engine: Engine,
+        engines: Sequence[Engine],
         met: Mask,
+        at: Ints,
         budgets: Sequence[int | None],
         rng: np.random.Generator,
     ) -> None:
-        self.work, self.engine, self.budgets, self.rng = work, engine, budgets, rng
-        spans = spans_of(work, engine)
+        self.work, self.engines, self.budgets, self.rng = work, engines, budgets, rng
+        spans = spans_of(work, min(engines, key=lambda engine: engine.step_time.base_s))
         self.possible, self.previous = spans.possible, work.previous
-        self.now = self.next = _Trial(_whole(met, self.previous), spans.first_s)
+        at = _with_its_session(at, self.previous)
+        self.now = self.next = _Trial(_whole(met, self.previous), spans.first_s, at)
         self.untried = list(budgets)
         self.add_share = FIRST_SHARE
-        effort = spans.prefill_s + spans.decode_s * engine.step_time.sequence_s
+        effort = spans.prefill_s + spans.decode_s * engines[0].step_time.sequence_s
         self.price = work.weight / np.maximum(effort, np.finfo(float).tiny)
 
     def trial(self) -> Mask:
@@ -241,7 +274,7 @@ class _Search:
         rng, now = self.rng, self.now
         if self.untried:
             self.next = replace(now, budget=self.untried.pop())
-            return self.next.met(self.work, self.engine)
+            return self.next.met(self.work, self.engines)
         out = np.flatnonzero(~now.keep & self.possible & (self.work.weight > 0))
         keep = now.keep.copy()
         if len(out):
@@ -250,7 +283,9 @@ class _Search:
             if rng.random() < 0.5 and now.keep.any():  # in exchange for some that are served
                 served = np.flatnonzero(now.keep)
                 keep[rng.choice(served, size=min(some, len(served)), replace=False)] = False
-            keep[rng.choice(out, size=min(some, int(np.count_nonzero(odds))), replace=False, p=odds)] = True
+            again = rng.choice(out, size=min(some, int(np.count_nonzero(odds))), replace=False, p=odds)
+            keep[again] = True
+            now = replace(now, at=self._moved(again, np.flatnonzero(keep)))
         other = replace(now, keep=_whole(keep, self.previous))
         kind = rng.random()
         if kind < 0.3:
@@ -265,7 +300,16 @@ class _Search:
                 budget=self.budgets[int(rng.integers(len(self.budgets)))],
             )
         self.next = other
-        return self.next.met(self.work, self.engine)
+        return self.next.met(self.work, self.engines)
+
+    def _moved(self, again: Ints, served: Ints) -> Ints:
+        """Engines of all requests if some of those tried again, and as many served, go to others."""
+        if len(self.engines) == 1:
+            return self.now.at
+        rows = np.concatenate([again, self.rng.choice(served, size=min(len(again), len(served)))])
+        at, some = self.now.at.copy(), rows[self.rng.random(len(rows)) < MOVED]
+        at[some] = self.rng.integers(len(self.engines), size=len(some))
+        return _with_its_session(at, self.previous)
 
     def learn(self, met: Mask, *, better: bool, accepted: bool) -> None:
         """Go there if it is no worse; serve only those who keep their limits, and fewer or more again."""
@@ -280,3 +324,11 @@ def _whole(keep: Mask, previous: Ints) -> Mask:
     for row in np.flatnonzero(previous >= 0).tolist():  # a turn's row is above those before it
         kept[row] &= kept[previous[row]]
     return kept
+
+
+def _with_its_session(at: Ints, previous: Ints) -> Ints:
+    """Engines where every turn goes to that of the turn before it."""
+    whole = at.copy()
+    for row in np.flatnonzero(previous >= 0).tolist():
+        whole[row] = whole[previous[row]]
+    return whole

@@ -1,15 +1,9 @@
-"""Several engines as lanes of work, and what one more request adds to the waiting in each.
-
-An engine that serves the least work per weight first makes a newcomer wait for everything with less work per
-weight, and makes everything with more wait for the newcomer. Both together are the increase of the weighted
-sum of completion times (MinIncrease: Megow, Uetz and Vredeveld, Mathematics of Operations Research 31, 2006).
+"""Several engines as lines of work, and what one more request does to the chances in each.
 
 All functions call each other, hence one file: numba's cache key covers only the file a function is in.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,111 +11,134 @@ from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine
 from slosched.core.jit import njit
 
-# Columns of `Lanes.jobs`: tokens, except for limits in seconds and the weight.
+# Columns of jobs, one row a request: tokens, except for limits in seconds and the weight.
 PROMPT, TODO, LENGTH, GENERATED, FIRST_DUE, TPOT, E2E_DUE, WEIGHT, WIDTH = range(9)
 
-# Columns of `Lanes.engines`: seconds of the step-time model.
-BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKEN, ENGINE_WIDTH = range(7)
+# Columns of an engine: seconds of the step-time model, and of a step full of prompt tokens.
+BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKEN, FULL_STEP, ENGINE_WIDTH = range(8)
+
+# Columns of a line, one place a request at one engine, least work per weight first.
+(
+    KEY,  # work per weight
+    WORK,  # seconds it adds to steps
+    READ,  # seconds of these for its prompt
+    START_BY,  # clock time until which it can wait and keep its limits, if served alone from then on
+    PACE,  # its limit on seconds per output token
+    WORTH,  # its weight
+    BEGUN,  # 1 once its first token has come
+    LINE_WIDTH,
+) = range(8)  # fmt: skip
 
 OUTLIVED_GROWTH = 0.25
 """Share of its present length that an answer goes on which has outlived its forecast, as in the planner."""
 
-
-class Lanes(NamedTuple):
-    """Requests by row, and rows by engine."""
-
-    jobs: Floats  # (rows, WIDTH)
-    engines: Floats  # (engines, ENGINE_WIDTH)
-    waiting: Ints  # (engines, places): rows without a token, in any order
-    waits: Ints  # (engines,): how many
-    running: Ints  # (engines, places): rows with a token, in any order
-    runs: Ints  # (engines,)
+LEAST_WEIGHT = 1e-9
+"""Requests of no weight have this one: they go last, and the least work first among them."""
 
 
 def engine_columns(engine: Engine) -> list[float]:
-    """One engine's row of `Lanes.engines`."""
+    """One engine as a row of `judge`'s engines."""
     s = engine.step_time
+    full_s = s.base_s + engine.limits.max_num_batched_tokens * (s.prefill_token_s + s.knee_token_s)
     return [
-        s.base_s, s.prefill_token_s, s.attention_work_s, s.sequence_s, s.kv_token_s, s.knee_token_s
+        s.base_s, s.prefill_token_s, s.attention_work_s, s.sequence_s, s.kv_token_s, s.knee_token_s, full_s
     ]  # fmt: skip
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def prompt_s(jobs: Floats, row: int, engine: Floats, todo: float) -> float:
-    """Seconds of an engine to compute the last `todo` tokens of a prompt in full steps."""
-    context = jobs[row, PROMPT] - 0.5 * todo
-    return float(todo * (engine[PREFILL_TOKEN] + engine[KNEE_TOKEN] + engine[ATTENTION] * context))
+def place(job: Floats, begun: bool, engine: Floats, out: Floats) -> None:
+    """Fill in a request's columns of a line, shape (LINE_WIDTH,).
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def work_s(jobs: Floats, row: int, engine: Floats, todo: float) -> float:
-    """Seconds that a request still adds to an engine's steps: its prompt, and each token of its answer.
-
-    The constant part of a step is left out: it is there whoever runs.
+    Work is what it still adds to steps: its prompt in full steps, and each token of its answer. The constant
+    part of a step is left out: it is there whoever runs.
     """
-    done = jobs[row, GENERATED]
-    left = max(1.0, jobs[row, LENGTH] - done, OUTLIVED_GROWTH * done)
-    context = jobs[row, PROMPT] + done + 0.5 * left
-    token_s = engine[SEQUENCE] + engine[KV_TOKEN] * context
-    return float(prompt_s(jobs, row, engine, todo) + left * token_s)
+    todo, done = 0.0 if begun else job[TODO], job[GENERATED]
+    left = max(1.0, job[LENGTH] - done, OUTLIVED_GROWTH * done)
+    full_token_s = engine[PREFILL_TOKEN] + engine[KNEE_TOKEN]
+    read_s = todo * (full_token_s + engine[ATTENTION] * (job[PROMPT] - 0.5 * todo))
+    token_s = engine[SEQUENCE] + engine[KV_TOKEN] * (job[PROMPT] + done + 0.5 * left)
+    alone_s = engine[BASE] + engine[SEQUENCE] + engine[KV_TOKEN] * job[PROMPT]
+    first_by = np.inf if begun else job[FIRST_DUE] - engine[BASE] - read_s
+    start_by = min(first_by, job[E2E_DUE] - engine[BASE] - read_s - left * alone_s)
+    out[WORTH] = max(LEAST_WEIGHT, job[WEIGHT])
+    out[WORK], out[READ] = read_s + left * token_s, read_s
+    out[KEY] = out[WORK] / out[WORTH]
+    out[START_BY] = -np.inf if alone_s > job[TPOT] and left > 1.0 else start_by
+    out[PACE], out[BEGUN] = job[TPOT], 1.0 if begun else 0.0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def late(jobs: Floats, row: int, engine: Floats, todo: float, start_s: float) -> bool:
-    """Whether a request without a token misses a limit, served alone from `start_s` on."""
-    first_s = start_s + engine[BASE] + prompt_s(jobs, row, engine, todo)
-    token_s = engine[BASE] + engine[SEQUENCE] + engine[KV_TOKEN] * jobs[row, PROMPT]
-    if first_s > jobs[row, FIRST_DUE] or first_s + (jobs[row, LENGTH] - 1.0) * token_s > jobs[row, E2E_DUE]:
-        return True
-    return bool(token_s > jobs[row, TPOT] and jobs[row, LENGTH] > 1.0)
+def line_up(jobs: Floats, rows: Ints, begun: Ints, engine: Floats) -> Floats:
+    """The line of one engine, shape (len(rows), LINE_WIDTH); of equals the first sent stands first."""
+    unsorted = np.empty((len(rows), LINE_WIDTH))
+    for x in range(len(rows)):
+        place(jobs[rows[x]], begun[x] != 0, engine, unsorted[x])
+    return unsorted[np.argsort(unsorted[:, KEY], kind="mergesort")]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def increases(lanes: Lanes, extra: int, todo: Floats, open_: Ints, now_s: float) -> Floats:
-    """What a newcomer adds to the waiting at each open engine.
+def missed(start_by: float, wait_s: float, now_s: float) -> float:
+    """Chance that a wait with this mean is longer than a request can bear.
+
+    Waits are taken as exponential: what queues in heavy traffic tend to (Kingman 1962).
+    """
+    if start_by <= now_s:
+        return 1.0
+    return float(np.exp(-(start_by - now_s) / wait_s)) if wait_s > 0.0 else 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[float, float, float, bool]:
+    """What becomes of an engine that takes a newcomer.
+
+    An engine serves the least work per weight first, lost requests last. It does so in the share of its time
+    that the constant part of steps leaves, at the pace of the tightest answer that is not lost.
 
     Parameters
     ----------
-    lanes
-        The engines; `extra` is at none of them.
-    extra, todo
-        Row of the newcomer, and its prompt tokens to compute at each engine, shape (engines,).
-    open_
-        Engines in question.
+    line
+        Who is there, shape (places, LINE_WIDTH).
+    new
+        The newcomer's columns there, shape (LINE_WIDTH,).
+    engine
+        The engine's columns, shape (ENGINE_WIDTH,).
     now_s
         The present.
 
     Returns
     -------
-    ndarray
-        Shape (2, len(open_)). First the increase: weight times seconds, the newcomer's own and those of
-        everybody behind it. Requests whose limits are lost stand behind all others and harm nobody. Second
-        whether the newcomer is late there, 0 or 1, behind the prompts before it.
+    tuple
+        Weight expected to keep its limits with the newcomer less that without; increase of the weighted sum
+        of completion times of who is not lost, in weight times seconds (MinIncrease: Megow, Uetz and
+        Vredeveld, Mathematics of Operations Research 31, 2006); seconds of work there, lost requests and the
+        newcomer included; whether the newcomer is late even if nothing but the prompts before it takes time.
     """
-    jobs = lanes.jobs
-    out = np.empty((2, len(open_)))
-    for i in range(len(open_)):
-        e = open_[i]
-        engine = lanes.engines[e]
-        own_s, weight = work_s(jobs, extra, engine, todo[e]), max(1e-9, jobs[extra, WEIGHT])
-        ahead_s, behind, prompts_s = 0.0, 0.0, 0.0
-        for x in range(lanes.runs[e]):
-            row = lanes.running[e, x]
-            its_s, its_weight = work_s(jobs, row, engine, 0.0), max(1e-9, jobs[row, WEIGHT])
-            if its_s * weight <= own_s * its_weight:
-                ahead_s += its_s
-            else:
-                behind += its_weight
-        for x in range(lanes.waits[e]):
-            row = lanes.waiting[e, x]
-            if late(jobs, row, engine, jobs[row, TODO], now_s):
-                continue
-            its_s, its_weight = work_s(jobs, row, engine, jobs[row, TODO]), max(1e-9, jobs[row, WEIGHT])
-            if its_s * weight <= own_s * its_weight:
-                ahead_s += its_s
-                prompts_s += prompt_s(jobs, row, engine, jobs[row, TODO])
-            else:
-                behind += its_weight
-        out[0, i] = weight * (ahead_s + own_s) + own_s * behind
-        out[1, i] = late(jobs, extra, engine, todo[e], now_s + prompts_s)
-    return out
+    before_pace, seconds = engine[FULL_STEP], new[WORK]
+    for x in range(len(line)):
+        seconds += line[x, WORK]
+        if line[x, START_BY] > now_s:
+            before_pace = min(before_pace, line[x, PACE])
+    lost = new[START_BY] <= now_s
+    pace = before_pace if lost else min(before_pace, new[PACE])
+    before_free, free = 1.0 - engine[BASE] / before_pace, 1.0 - engine[BASE] / pace
+    same = free == before_free
+    ahead_s, prompts_s, added_s = 0.0, 0.0, 0.0
+    gain, increase, late, passed = 0.0, 0.0, lost, False
+    for x in range(len(line) + 1):
+        if not passed and (x == len(line) or line[x, KEY] > new[KEY]):
+            passed = True
+            gain += new[WORTH] * (1.0 - missed(new[START_BY], ahead_s / free, now_s))
+            increase += new[WORTH] * (ahead_s + new[WORK])
+            late = new[START_BY] < now_s + prompts_s
+            added_s = 0.0 if lost else new[WORK]
+        if x == len(line) or line[x, START_BY] <= now_s:
+            continue
+        start_by = line[x, START_BY]
+        if line[x, BEGUN] == 0.0 and start_by < np.inf and not (same and added_s == 0.0):
+            after = missed(start_by, (ahead_s + added_s) / free, now_s)
+            gain -= line[x, WORTH] * (after - missed(start_by, ahead_s / before_free, now_s))
+        if passed:
+            increase += new[WORK] * line[x, WORTH]
+        ahead_s += line[x, WORK]
+        prompts_s += line[x, READ]
+    return gain, increase, seconds, late

@@ -1,4 +1,4 @@
-"""Our router: the engine where one more request adds least to everybody's waiting."""
+"""Our router: the engine where most weight is expected to keep its limits if it takes the request."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from slosched.core.errors import require
 from slosched.routers import lane
 from slosched.routers.base import EngineView, FleetSnapshot, Router, Routing
 
+EQUAL = 6
+"""Gains are equal that agree to so many decimals of the newcomer's weight: far below what a model can tell,
+far above what sums round off."""
+
 
 class Slosched(Router):
-    """Sends a request where it adds least to the waiting of all, weighted.
+    """Sends a request where most weight is expected to keep its limits: its own, less what others lose.
 
     An engine under our policy serves, roughly, the least work per weight first, and parks requests whose
     limits are lost. So at each engine the newcomer waits for those with less work per weight, and delays
-    those with more, decoding ones by what is left of them. The increase is its weight times the work before
-    it, plus its work times the weight behind it (`slosched.routers.lane`). Lost requests count on neither
-    side: an engine with many of them is not a loaded one. Prompt tokens that an engine has cached are no work
-    there, and a slow engine makes more of the same request. The first of equals is taken.
+    those with more (`slosched.routers.lane`). A wait becomes a chance: longer than the request can bear or
+    not, the wait being exponential with that mean. A tight pace leaves an engine less time for others, a slow
+    engine makes more work of the same request, a cached prompt is none. Among equal gains, as
+    where nobody has limits, the engine decides where the weighted waiting of all grows least; then that with
+    the least seconds of work, lost requests included; then the first.
 
-    It keeps no constants of its own, and holds nobody.
+    It holds nobody.
 
     Parameters
     ----------
@@ -36,86 +41,73 @@ class Slosched(Router):
     def __init__(self, *, refuse: bool = False) -> None:
         require(isinstance(refuse, bool), "refuse", "true or false", refuse)
         self.refuse = refuse
-        self._books = _LaneBooks()
+        self._lines = _Lines()
 
     def route(self, fleet: FleetSnapshot) -> Routing:
-        """Send each pending request where it adds least."""
-        open_ = np.array(fleet.open, dtype=np.int64)
-        self._books.update(fleet)
-        send: list[tuple[int, int]] = []
-        refuse: list[int] = []
-        for row in fleet.pending.tolist():
-            todo = self._books.newcomer(row, fleet)
-            increase, late = lane.increases(self._books.lanes, row, todo, open_, fleet.now_s)
-            if self.refuse and late.all():
-                refuse.append(row)
-            else:
-                # Where a newcomer adds equally little, it goes to the fewest: the lost ones take time, too.
-                lanes = self._books.lanes
-                best = int(open_[np.lexsort((lanes.waits[open_] + lanes.runs[open_], increase))[0]])
-                self._books.put(row, best, todo[best])
-                send.append((row, best))
-        return Routing(send=tuple(send), refuse=tuple(refuse))
+        """Send the newcomer where it gains most."""
+        row = int(fleet.pending[0])
+        gain, increase, seconds, late = self._lines.judged(row, fleet)
+        if self.refuse and late.all():
+            return Routing(refuse=(row,))
+        worth = max(lane.LEAST_WEIGHT, float(fleet.table.weight[row]))
+        best = fleet.open[int(np.lexsort((seconds, increase, -np.round(gain / worth, EQUAL)))[0])]
+        self._lines.sent(row, best)
+        return Routing(send=((row, best),))
 
 
-class _LaneBooks:
-    """The lanes, kept from decision to decision: only engines whose requests changed are read again."""
+class _Lines:
+    """The lines, kept from decision to decision: only engines whose requests changed are read again."""
 
     def __init__(self) -> None:
         self._jobs: Floats = np.zeros((0, lane.WIDTH))
-        self._engines: Floats = np.zeros((0, lane.ENGINE_WIDTH))
-        self._waiting: Ints = np.zeros((0, 64), dtype=np.int64)
-        self._running: Ints = np.zeros((0, 64), dtype=np.int64)
-        self._waits: Ints = np.zeros(0, dtype=np.int64)
-        self._runs: Ints = np.zeros(0, dtype=np.int64)
+        self._engines: list[Floats] = []
+        self._lines: list[Floats] = []
         self._seen: list[tuple[Ints | None, float, int]] = []
+        self._todo: Floats = np.empty(0)
 
-    @property
-    def lanes(self) -> lane.Lanes:
-        """The lanes as they are now."""
-        return lane.Lanes(self._jobs, self._engines, self._waiting, self._waits, self._running, self._runs)
+    def judged(self, row: int, fleet: FleetSnapshot) -> Floats:
+        """What `lane.judge` says of a newcomer at each open engine, shape (4, open engines)."""
+        self._update(fleet)
+        self._fill(np.array([row]), fleet)
+        job = self._jobs[row]
+        self._todo = np.maximum(1.0, job[lane.PROMPT] - fleet.hits(row))
+        open_ = fleet.open
+        found = np.empty((4, len(open_)))
+        new = np.empty(lane.LINE_WIDTH)
+        for i, e in enumerate(open_):
+            job[lane.TODO] = self._todo[e]
+            lane.place(job, False, self._engines[e], new)
+            found[:, i] = lane.judge(self._lines[e], new, self._engines[e], fleet.now_s)
+        return found
 
-    def update(self, fleet: FleetSnapshot) -> None:
-        """Follow the fleet's books."""
+    def sent(self, row: int, engine: int) -> None:
+        """The request judged last goes to `engine`: that much of its prompt is not cached there."""
+        self._jobs[row, lane.TODO] = self._todo[engine]
+
+    def _update(self, fleet: FleetSnapshot) -> None:
         t = fleet.table
         if len(self._jobs) < t.capacity:
             self._jobs = np.concatenate([self._jobs, np.zeros((t.capacity - len(self._jobs), lane.WIDTH))])
-        while len(self._seen) < len(fleet.engines):
-            self._join(fleet.engines[len(self._seen)])
+        for view in fleet.engines[len(self._seen) :]:
+            self._engines.append(np.array(lane.engine_columns(view.engine)))
+            self._lines.append(np.empty((0, lane.LINE_WIDTH)))
+            self._seen.append((None, np.nan, -1))
         for e, view in enumerate(fleet.engines):
             said = view.status.at_s if view.status is not None else -1.0
             begun = int(np.count_nonzero(~np.isnan(t.first_token_s[view.rows])))
             if self._seen[e][0] is not view.rows or self._seen[e][1:] != (said, begun):
                 self._seen[e] = (view.rows, said, begun)
-                self._read(e, view, fleet)
+                self._lines[e] = self._read(view, self._engines[e], fleet)
 
-    def _join(self, view: EngineView) -> None:
-        self._engines = np.concatenate([self._engines, [lane.engine_columns(view.engine)]])
-        for name in ("_waiting", "_running"):
-            old: Ints = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros((1, old.shape[1]), dtype=np.int64)]))
-        self._waits, self._runs = np.append(self._waits, 0), np.append(self._runs, 0)
-        self._seen.append((None, np.nan, -1))
-
-    def _read(self, e: int, view: EngineView, fleet: FleetSnapshot) -> None:
+    def _read(self, view: EngineView, engine: Floats, fleet: FleetSnapshot) -> Floats:
         t, jobs, rows = fleet.table, self._jobs, view.rows
-        begun = ~np.isnan(t.first_token_s[rows])
-        running, waiting = rows[begun], rows[~begun]
         self._fill(rows, fleet)
+        begun = ~np.isnan(t.first_token_s[rows])
+        waiting = rows[~begun]
         left = t.prompt_tokens[waiting] - t.computed_tokens[waiting]
         known = np.where(jobs[waiting, lane.TODO] > 0, jobs[waiting, lane.TODO], np.inf)
         jobs[waiting, lane.TODO] = np.maximum(1.0, np.minimum(known, left))
-        while self._waiting.shape[1] < len(rows):
-            self._widen()
-        self._waits[e], self._runs[e] = len(waiting), len(running)
-        self._waiting[e, : len(waiting)] = waiting
-        self._running[e, : len(running)] = running
-
-    def newcomer(self, row: int, fleet: FleetSnapshot) -> Floats:
-        """Fill in a request's job; returns its prompt tokens to compute at each engine."""
-        self._fill(np.array([row]), fleet)
-        prompt = fleet.table.prompt_tokens[row]
-        return np.asarray(np.maximum(1.0, prompt - fleet.hits(row).astype(np.float64)))
+        return np.asarray(lane.line_up(jobs, rows, begun.astype(np.int64), engine))
 
     def _fill(self, rows: Ints, fleet: FleetSnapshot) -> None:
         t, jobs = fleet.table, self._jobs
@@ -124,16 +116,3 @@ class _LaneBooks:
         jobs[rows, lane.FIRST_DUE] = t.arrival_s[rows] + t.ttft_s[rows]
         jobs[rows, lane.E2E_DUE] = t.arrival_s[rows] + t.e2e_s[rows]
         jobs[rows, lane.TPOT], jobs[rows, lane.WEIGHT] = t.tpot_s[rows], t.weight[rows]
-
-    def put(self, row: int, engine: int, todo: float) -> None:
-        """To an engine goes a request with so many prompt tokens to compute there."""
-        self._jobs[row, lane.TODO] = todo
-        if self._waits[engine] == self._waiting.shape[1]:
-            self._widen()
-        self._waiting[engine, self._waits[engine]] = row
-        self._waits[engine] += 1
-        self._seen[engine] = (None, np.nan, -1)  # what comes of the decision is in the fleet's books
-
-    def _widen(self) -> None:
-        self._waiting = np.concatenate([self._waiting, self._waiting], axis=1)
-        self._running = np.concatenate([self._running, self._running], axis=1)

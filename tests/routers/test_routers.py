@@ -168,37 +168,64 @@ def test_ours_does_not_count_who_is_lost(limit: float, place: int) -> None:
     assert sent_to("slosched", fleet) == place
 
 
-def test_the_increase_is_the_difference_of_weighted_completions() -> None:
-    """Against the plain sum: everybody's weight times the work before and with it, least per weight first."""
+def a_line(rng: np.random.Generator, engine: Floats, n: int) -> tuple[Floats, Floats]:
+    """A random line, three of it decoding and one lost, and a newcomer, who all have limits."""
+    jobs = np.zeros((n + 1, lane.WIDTH))
+    jobs[:, lane.PROMPT] = jobs[:, lane.TODO] = rng.integers(1, 4000, n + 1)
+    jobs[:, lane.LENGTH], jobs[:, lane.WEIGHT] = rng.integers(1, 500, n + 1), rng.uniform(0.5, 8, n + 1)
+    jobs[:, lane.FIRST_DUE], jobs[:, lane.E2E_DUE] = rng.uniform(2, 20, n + 1), np.inf
+    jobs[:, lane.TPOT] = rng.uniform(0.02, 0.2, n + 1)
+    begun = (np.arange(n) < 3).astype(np.int64)
+    jobs[:3, lane.GENERATED] = rng.integers(1, 300, 3)
+    jobs[4, lane.FIRST_DUE] = 0.0
+    new = np.empty(lane.LINE_WIDTH)
+    lane.place(jobs[n], False, engine, new)
+    return lane.line_up(jobs, np.arange(n), begun, engine), new
+
+
+def test_gain_and_increase_against_plain_sums() -> None:
+    """With and without the newcomer: met weight expected, and weighted completions, written down again."""
     rng = np.random.default_rng(5)
 
-    def total(engine: Floats, jobs: Floats, rows: list[int]) -> float:
-        work = {row: lane.work_s(jobs, row, engine, jobs[row, lane.TODO]) for row in rows}
-        found, clock = 0.0, 0.0
-        for row in sorted(rows, key=lambda row: work[row] / jobs[row, lane.WEIGHT]):
-            clock += work[row]
-            found += jobs[row, lane.WEIGHT] * clock
-        return found
+    def sums(line: Floats, engine: Floats, now_s: float) -> tuple[float, float]:
+        alive = line[line[:, lane.START_BY] > now_s]
+        pace = min([engine[lane.FULL_STEP], *alive[:, lane.PACE]])
+        met, completions, clock = 0.0, 0.0, 0.0
+        for place in sorted(alive.tolist()):
+            bears = place[lane.START_BY] - now_s
+            wait = clock / (1 - engine[lane.BASE] / pace)
+            if not place[lane.BEGUN]:
+                met += place[lane.WORTH] * (1.0 if wait == 0 else 1 - np.exp(-bears / wait))
+            clock += place[lane.WORK]
+            completions += place[lane.WORTH] * clock
+        return met, completions
 
-    engines = np.array([lane.engine_columns(ENGINE), lane.engine_columns(ENGINE)])
-    engines[1] *= 2.0
-    for _ in range(50):
-        n = 14
-        jobs = np.zeros((n, lane.WIDTH))
-        jobs[:, lane.PROMPT] = jobs[:, lane.TODO] = rng.integers(1, 4000, n)
-        jobs[:, lane.LENGTH], jobs[:, lane.WEIGHT] = rng.integers(1, 500, n), rng.uniform(0.5, 8, n)
-        jobs[:, lane.FIRST_DUE] = jobs[:, lane.E2E_DUE] = jobs[:, lane.TPOT] = np.inf
-        jobs[:3, lane.GENERATED] = rng.integers(1, 300, 3)
-        jobs[4, lane.FIRST_DUE] = 0.0  # lost
-        waiting = np.array([[4, 5, 6, 7, 8, 9, 10, 11, 12], [3, 0, 0, 0, 0, 0, 0, 0, 0]])
-        running = np.array([[0, 1], [2, 0]])
-        lanes = lane.Lanes(jobs, engines, waiting, np.array([9, 1]), running, np.array([2, 1]))
-        todo = np.full(2, jobs[13, lane.TODO])
-        found = lane.increases(lanes, 13, todo, np.arange(2), 1.0)[0]
-        for e, (ran, queue) in enumerate((([0, 1], list(range(5, 13))), ([2], [3]))):
-            jobs[ran, lane.TODO] = 0.0
-            after = total(engines[e], jobs, [*ran, *queue, 13])
-            assert found[e] == pytest.approx(after - total(engines[e], jobs, [*ran, *queue]))
+    for factor in (1.0, 2.0):
+        engine = factor * np.array(lane.engine_columns(ENGINE))
+        for _ in range(50):
+            line, new = a_line(rng, engine, 13)
+            gain, increase, seconds, _ = lane.judge(line, new, engine, 1.0)
+            with_new = sums(np.vstack([line, new]), engine, 1.0)
+            without = sums(line, engine, 1.0)
+            assert gain == pytest.approx(with_new[0] - without[0])
+            assert increase == pytest.approx(with_new[1] - without[1])
+            assert seconds == pytest.approx(line[:, lane.WORK].sum() + new[lane.WORK])
+
+
+def test_ours_shuns_an_engine_where_everybody_is_lost_at_once() -> None:
+    """An engine too slow for anybody's limits looks empty, since nobody there can be saved: a trap."""
+    slow = replace(ENGINE, step_time=replace(MODEL, base_s=20 * MODEL.base_s))
+    queue = [request(f"a{i}", prompt=900, ttft_s=5.0, tpot_s=0.03) for i in range(6)]
+    fleet = fleet_of([], queue, newcomer=request("new", ttft_s=5.0, tpot_s=0.03), engines=[slow, ENGINE])
+    assert sent_to("slosched", fleet) == 1
+
+
+def test_ours_prefers_idle_engines_to_those_busy_with_lost_requests() -> None:
+    """Who is lost takes time all the same: of engines that gain alike the one with least work is taken."""
+    lost = [request("a0", prompt=900, answer=6000, ttft_s=0.01, e2e_s=0.02)]
+    for queues, place in (((lost, []), 1), (([], lost), 0)):
+        fleet = fleet_of(*queues, newcomer=request("new", ttft_s=5.0))
+        assert sent_to("slosched", fleet) == place
 
 
 def test_ours_refuses_what_no_engine_can_keep() -> None:
