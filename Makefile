@@ -10,7 +10,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 RAY_VENV ?= .venv-ray
 RAY_BIN := $(RAY_VENV)/bin
 
-.PHONY: demo test test-core test-vllm test-ray test-floors fleet lint typecheck wheel-smoke live bench-micro docs mutants clean
+.PHONY: demo test test-core test-vllm test-ray test-floors fleet lint typecheck wheel-smoke live bench-micro docs mutants coverage clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("slosched needs Python 3.11 or later, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -98,6 +98,14 @@ docs: $(VENV)/.installed-docs
 # Deliberate faults that the tests must notice: a score, and the survivors by name. Not part of `make test`.
 mutants: $(VENV)/.installed-mutants
 	$(BIN)/python benchmarks/mutants.py
+
+$(VENV)/.installed-cover: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[cover]'
+	touch $@
+
+# Which lines the tests run, those of kernels included: hours of processor. Not part of `make test`.
+coverage: $(VENV)/.installed-cover
+	bash .ci/coverage $(BIN)/python
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) out build dist *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -24,10 +25,36 @@ class DataError(InputError):
 
 
 class MissingExtraError(ImportError):
-    """An optional dependency is absent; the message says which extra installs it."""
+    """An optional dependency is absent; the message says how to install what the extra names."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'slosched[{extra}]'")
+        super().__init__(f"{package} is not installed; install it with: {install_words(extra, package)}")
+
+
+def install_words(extra: str, package: str) -> str:
+    """A command that installs the packages of an extra, wherever slosched itself was installed from.
+
+    Parameters
+    ----------
+    extra
+        Name of the extra.
+    package
+        Named alone where nothing is known of the extra, as in a source tree that is not installed.
+
+    Examples
+    --------
+    >>> install_words("no-such-extra", "ortools")
+    "pip install 'ortools' (extra no-such-extra of slosched)"
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = requires("slosched") or []
+    except PackageNotFoundError:
+        lines = []
+    ending = re.compile(rf"\s*;\s*extra\s*==\s*[\"']{re.escape(extra)}[\"']\s*$")
+    wanted = [ending.sub("", line) for line in lines if ending.search(line)] or [package]
+    return f"pip install {' '.join(map(repr, wanted))} (extra {extra} of slosched)"
 
 
 def require(ok: bool, field: str, domain: str, value: object) -> None:

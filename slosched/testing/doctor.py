@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
-from slosched.core.errors import InputError
+from slosched.core.errors import InputError, install_words
 from slosched.core.limits import EngineLimits
 from slosched.integrations.vllm.config import VARIABLE, Config, load_config
 
@@ -50,7 +50,7 @@ def examine() -> Report:
     if config is not None:
         _dry_plan(report, config)
     if find_spec("vllm") is None:
-        report.add("vLLM", "error", "not installed in this environment: pip install 'slosched[vllm]'")
+        report.add("vLLM", "error", f"not installed in this environment: {install_words('vllm', 'vllm')}")
         return report
     _scheduler(report)
     return report

@@ -7,14 +7,14 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.engine import DEFAULT_ENGINE, Engine
-from slosched.core.errors import InputError
+from slosched.core.errors import InputError, MissingExtraError
 from slosched.core.forecast import LengthForecast
 from slosched.core.outcome import Outcomes, Run, RunLog
 from slosched.core.presets import find_engine
@@ -131,11 +131,15 @@ class VllmBench(Bench):
 
     def key(self) -> dict[str, Any]:
         """The same, with vLLM's scheduler in the simulator's place."""
+        try:
+            release = version("vllm")
+        except PackageNotFoundError:
+            raise MissingExtraError("vllm", "vllm") from None
         return Bench.key(self) | {
             "code": code_digest(__name__, "slosched.integrations.vllm.adapter", "slosched.core.metrics"),
             "depth": self.depth,
             "asynchronous": self.asynchronous,
-            "vllm": version("vllm"),
+            "vllm": release,
         }
 
 

@@ -140,12 +140,11 @@ def test_the_vllm_engine_says_how_to_install_it(slosched: Any) -> None:
     for command in (("simulate",), ("compare", "--policy", "fcfs", "--rate", 1, "--jobs", 1)):
         ended = slosched(*command, "--on", "vllm", "--duration", 5)
         assert ended.code == 1
-        assert ended.err.strip().splitlines()[-1] == (
-            "slosched: vllm is not installed; install it with: pip install 'slosched[vllm]'"
-        )
+        last = ended.err.strip().splitlines()[-1]
+        assert last.startswith("slosched: vllm is not installed; install it with: pip install 'vllm>=")
     ended = slosched("doctor")
     assert ended.code == 1
-    assert "pip install 'slosched[vllm]'" in ended.out
+    assert "pip install 'vllm>=" in ended.out
     told = json.loads(slosched("doctor", "--json").out)
     assert told["healthy"] is False
     assert [f["topic"] for f in told["findings"] if f["status"] == "error"] == ["vLLM"]

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
 import slosched
 from slosched.core import jit
 
+compiles = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the compiler is off")
 PACKAGE = Path(slosched.__file__).parent
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
@@ -47,6 +49,7 @@ def without_override() -> None:
             ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
+@compiles
 @pytest.mark.skipif(sys.platform != "linux", reason="drops a capability of Linux")
 def test_a_read_only_container(tmp_path: Path) -> None:
     """Package folder, HOME and NUMBA_CACHE_DIR unwritable, another user: imports, runs, says so once."""
@@ -73,6 +76,7 @@ def test_a_read_only_container(tmp_path: Path) -> None:
     assert "doctor warning not kept" in done.stdout
 
 
+@compiles
 def test_a_disk_that_fails_costs_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jit, "_UNCACHED", [])
 
@@ -88,6 +92,7 @@ def test_a_disk_that_fails_costs_the_cache_only(monkeypatch: pytest.MonkeyPatch)
     assert jit.cache_reason() == "[Errno 28] No space left on device"
 
 
+@compiles
 def test_other_errors_of_numba_are_not_hidden() -> None:
     @jit.njit()
     def wrong(x: float) -> float:
@@ -176,6 +181,7 @@ def _value(folder: Path, first: int, second: int, scale: float) -> tuple[float, 
     return float(found), int(misses)
 
 
+@compiles
 def test_a_renumbered_column_reaches_the_kernels_of_other_files(tmp_path: Path) -> None:
     """Numba's cache alone would go on with the old numbers, and with the old kernel of another file."""
     assert _value(tmp_path, 1, 2, 0.5) == (201.5, 1)
@@ -186,6 +192,7 @@ def test_a_renumbered_column_reaches_the_kernels_of_other_files(tmp_path: Path) 
     assert _value(tmp_path, 3, 4, 0.25) == (403.25, 0)
 
 
+@compiles
 def test_every_cache_is_guarded() -> None:
     """The installed numba still has what the guard holds on to."""
     from slosched.planner import model

@@ -88,7 +88,7 @@ def decided(
     """Prompt tokens of the next step by request."""
     snapshot = Snapshot.of(queue, running, now_s=1.0, engine=engine)
     rows = np.concatenate([snapshot.running, snapshot.waiting])
-    jobs = gather(snapshot, rows, len(snapshot.running), np.ones(1))
+    jobs = gather(snapshot, rows, len(snapshot.running), np.ones(len(rows)))
     space = r.work_for(len(rows))
     count, _ = r.decide(jobs, len(snapshot.running), engine_of(snapshot, 1.0), chosen, space)
     names = [snapshot.table.request_ids[rows[j]] for j in space.chosen[:count]]
@@ -185,7 +185,7 @@ def test_an_answer_that_would_end_too_late_is_parked(slow: float, parked: bool) 
     """`slow` is a factor on the time that the answer takes alone: about 1 s here, and 1.5 s are left."""
     one = request("one", output=100, arrival_s=0.0, slo=Slo(e2e_s=2.5))
     snapshot = Snapshot.of([one], [], now_s=1.0, engine=ENGINE)
-    jobs = gather(snapshot, snapshot.waiting, 0, np.ones(1))
+    jobs = gather(snapshot, snapshot.waiting, 0, np.ones(len(snapshot.waiting)))
     keys = r.ranks(jobs, engine_of(snapshot, 1.0), rule(slow=slow))
     assert (keys[0] >= r.PARKED / 2) == parked
 
