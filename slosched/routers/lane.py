@@ -109,9 +109,10 @@ def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[floa
     -------
     tuple
         Weight expected to keep its limits with the newcomer less that without; increase of the weighted sum
-        of completion times of who is not lost, in weight times seconds (MinIncrease: Megow, Uetz and
-        Vredeveld, Mathematics of Operations Research 31, 2006); seconds of work there, lost requests and the
-        newcomer included; whether the newcomer is late even if nothing but the prompts before it takes time.
+        of completion times, in weight times seconds (MinIncrease: Megow, Uetz and Vredeveld, Mathematics of
+        Operations Research 31, 2006), where waiting requests that are lost do not count, but begun ones do,
+        since they run; seconds of work there, all lost ones and the newcomer included; whether the newcomer
+        is late even if nothing but the prompts before it takes time.
     """
     before_pace, seconds = engine[FULL_STEP], new[WORK]
     for x in range(len(line)):
@@ -123,22 +124,25 @@ def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[floa
     before_free, free = 1.0 - engine[BASE] / before_pace, 1.0 - engine[BASE] / pace
     same = free == before_free
     ahead_s, prompts_s, added_s = 0.0, 0.0, 0.0
-    gain, increase, late, passed = 0.0, 0.0, lost, False
+    gain, increase, late, passed = 0.0, new[WORTH] * new[WORK], lost, False
     for x in range(len(line) + 1):
         if not passed and (x == len(line) or line[x, KEY] > new[KEY]):
             passed = True
             gain += new[WORTH] * (1.0 - missed(new[START_BY], ahead_s / free, now_s))
-            increase += new[WORTH] * (ahead_s + new[WORK])
             late = new[START_BY] < now_s + prompts_s
             added_s = 0.0 if lost else new[WORK]
-        if x == len(line) or line[x, START_BY] <= now_s:
+        if x == len(line):
+            break
+        start_by, alive = line[x, START_BY], line[x, START_BY] > now_s
+        if passed and (alive or line[x, BEGUN] != 0.0):
+            increase += new[WORK] * line[x, WORTH]
+        elif alive or line[x, BEGUN] != 0.0:
+            increase += new[WORTH] * line[x, WORK]
+        if not alive:
             continue
-        start_by = line[x, START_BY]
         if line[x, BEGUN] == 0.0 and start_by < np.inf and not (same and added_s == 0.0):
             after = missed(start_by, (ahead_s + added_s) / free, now_s)
             gain -= line[x, WORTH] * (after - missed(start_by, ahead_s / before_free, now_s))
-        if passed:
-            increase += new[WORK] * line[x, WORTH]
         ahead_s += line[x, WORK]
         prompts_s += line[x, READ]
     return gain, increase, seconds, late

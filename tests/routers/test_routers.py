@@ -169,7 +169,7 @@ def test_ours_does_not_count_who_is_lost(limit: float, place: int) -> None:
 
 
 def a_line(rng: np.random.Generator, engine: Floats, n: int) -> tuple[Floats, Floats]:
-    """A random line, three of it decoding and one lost, and a newcomer, who all have limits."""
+    """A random line, three of it decoding, two lost, and a newcomer, who all have limits."""
     jobs = np.zeros((n + 1, lane.WIDTH))
     jobs[:, lane.PROMPT] = jobs[:, lane.TODO] = rng.integers(1, 4000, n + 1)
     jobs[:, lane.LENGTH], jobs[:, lane.WEIGHT] = rng.integers(1, 500, n + 1), rng.uniform(0.5, 8, n + 1)
@@ -177,7 +177,7 @@ def a_line(rng: np.random.Generator, engine: Floats, n: int) -> tuple[Floats, Fl
     jobs[:, lane.TPOT] = rng.uniform(0.02, 0.2, n + 1)
     begun = (np.arange(n) < 3).astype(np.int64)
     jobs[:3, lane.GENERATED] = rng.integers(1, 300, 3)
-    jobs[4, lane.FIRST_DUE] = 0.0
+    jobs[4, lane.FIRST_DUE] = jobs[0, lane.E2E_DUE] = 0.0
     new = np.empty(lane.LINE_WIDTH)
     lane.place(jobs[n], False, engine, new)
     return lane.line_up(jobs, np.arange(n), begun, engine), new
@@ -191,13 +191,16 @@ def test_gain_and_increase_against_plain_sums() -> None:
         alive = line[line[:, lane.START_BY] > now_s]
         pace = min([engine[lane.FULL_STEP], *alive[:, lane.PACE]])
         met, completions, clock = 0.0, 0.0, 0.0
+        for place in sorted(line[(line[:, lane.START_BY] > now_s) | (line[:, lane.BEGUN] > 0)].tolist()):
+            clock += place[lane.WORK]
+            completions += place[lane.WORTH] * clock
+        clock = 0.0
         for place in sorted(alive.tolist()):
             bears = place[lane.START_BY] - now_s
             wait = clock / (1 - engine[lane.BASE] / pace)
             if not place[lane.BEGUN]:
                 met += place[lane.WORTH] * (1.0 if wait == 0 else 1 - np.exp(-bears / wait))
             clock += place[lane.WORK]
-            completions += place[lane.WORTH] * clock
         return met, completions
 
     for factor in (1.0, 2.0):
@@ -222,8 +225,9 @@ def test_ours_shuns_an_engine_where_everybody_is_lost_at_once() -> None:
 
 def test_ours_prefers_idle_engines_to_those_busy_with_lost_requests() -> None:
     """Who is lost takes time all the same: of engines that gain alike the one with least work is taken."""
-    lost = [request("a0", prompt=900, answer=6000, ttft_s=0.01, e2e_s=0.02)]
-    for queues, place in (((lost, []), 1), (([], lost), 0)):
+    lost = [request(f"a{i}", prompt=900, answer=6000, ttft_s=0.01, e2e_s=0.02) for i in range(2)]
+    short = [request(f"b{i}", prompt=50, answer=10, ttft_s=5.0) for i in range(2)]
+    for queues, place in (((lost, []), 1), (([], lost), 0), ((lost, short), 1)):
         fleet = fleet_of(*queues, newcomer=request("new", ttft_s=5.0))
         assert sent_to("slosched", fleet) == place
 
