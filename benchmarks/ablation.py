@@ -36,8 +36,9 @@ Change = Callable[[Slosched], None]
 class Trusting(Beliefs):
     """Takes every forecast as it is, and learns nothing."""
 
-    def watch(self, snapshot: Snapshot) -> None:
+    def watch(self, snapshot: Snapshot) -> Ints:
         """Look away."""
+        return snapshot.running[:0]
 
     def factors(self, label: Ints, said: Floats, e2e_s: Floats) -> Floats:
         """No corrections."""

@@ -87,6 +87,7 @@ MEASURED = {
     "million": ("slosched.simulator.engine",),
     "papers": ("slosched.simulator.engine",),
     "predictors": ("slosched.predictors.ranker", "slosched.simulator.engine", "slosched.policies.slosched"),
+    "reliability": ("slosched.policies.slosched", "slosched.lab.population"),
     "probe": ("slosched.predictors.probe_training",),
     "roofline": ("slosched.solvers.static.annealing",),
     "rungs": ("slosched.predictors.encoder_ranker", "slosched.predictors.transformer"),

@@ -41,20 +41,22 @@ class Beliefs:
     def __init__(self) -> None:
         self._rows: Ints = np.empty(0, dtype=np.int64)
         self._serials: Ints = self._rows
+        self._live = np.zeros(0, dtype=np.bool_)  # by table row: scratch, False between calls
         self._seen: list[deque[tuple[float, float, float]]] = []  # by class: log forecast, limit, ratio
         self._fresh: list[int] = []
         self._line: Floats = np.zeros((0, 3))  # by class: shift, slope, hint
         self._residuals: list[Floats] = []
 
-    def watch(self, snapshot: Snapshot) -> None:
-        """Learn from those who have left since the last call."""
+    def watch(self, snapshot: Snapshot) -> Ints:
+        """Learn from those who have left since the last call; returns their rows, still readable."""
         t, running = snapshot.table, snapshot.running
         while len(self._seen) <= int(t.class_index.max(initial=0)):
             self._seen.append(deque(maxlen=LATEST_ANSWERS))
             self._fresh.append(0)
             self._line = np.concatenate([self._line, np.zeros((1, 3))])
             self._residuals.append(np.empty(0))
-        for row in self._left(snapshot).tolist():
+        gone = self._left(snapshot)
+        for row in gone.tolist():
             label, said = int(t.class_index[row]), max(1.0, float(t.atoms[row].mean()))
             limit = float(t.e2e_s[row])
             hint = float(np.log(limit)) if 0 < limit < np.inf else 0.0
@@ -64,6 +66,7 @@ class Beliefs:
             if self._fresh[label] >= FIT_ANSWERS:
                 self._fit(label)
         self._rows, self._serials = running.copy(), t.serial[running].copy()
+        return gone
 
     def factors(self, label: Ints, said: Floats, e2e_s: Floats) -> Floats:
         """Corrections of forecasts.
@@ -147,9 +150,17 @@ class Beliefs:
         t = snapshot.table
         known = self._rows < t.capacity
         rows, was = self._rows[known], self._serials[known]
-        live = np.zeros(t.capacity, dtype=np.bool_)
+        if len(self._live) < t.capacity:
+            self._live = np.zeros(t.capacity, dtype=np.bool_)
+        live = self._live
         live[snapshot.running] = True
+        gone = ~live[rows]
+        live[snapshot.running] = False
+        rows, was = rows[gone], was[gone]
+        if len(rows) == 0:
+            return np.asarray(rows)
         live[snapshot.waiting] = True
         serial = t.serial[rows]
-        gone = ((serial == was) & ~live[rows]) | (serial < 0)
-        return np.asarray(rows[gone & (t.generated_tokens[rows] > 0)])
+        over = ((serial == was) & ~live[rows]) | (serial < 0)
+        live[snapshot.waiting] = False
+        return np.asarray(rows[over & (t.generated_tokens[rows] > 0)])

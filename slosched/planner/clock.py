@@ -30,22 +30,21 @@ class Clock:
 
     def __init__(self) -> None:
         self._step, self._now_s, self._error = -2, 0.0, 0.0
-        self._rows: Ints = np.empty(0, dtype=np.int64)
-        self._serials: Ints = self._rows
-        self._computed: Ints = self._rows
+        self._rows: Ints = np.empty(0, dtype=np.int64)  # that ran at the last call
+        self._serials: Ints = self._rows  # by table row: who ran there, -1 for nobody
+        self._computed: Ints = self._rows  # by table row: tokens computed
 
     def watch(self, snapshot: Snapshot) -> float:
         """Learn from the step since the last call; returns the factor on the model's times."""
         t, running = snapshot.table, snapshot.running
         elapsed_s, follows = snapshot.now_s - self._now_s, snapshot.step == self._step + 1
+        more = t.capacity - len(self._serials)
+        if more > 0:
+            self._serials = np.concatenate([self._serials, np.full(more, -1)])
+            self._computed = np.concatenate([self._computed, np.zeros(more, dtype=np.int64)])
         if follows and elapsed_s > 0 and len(self._rows) and len(running):
-            before = np.zeros(t.capacity, dtype=np.int64)
-            there = self._rows < t.capacity  # the table may be another one
-            there[there] = t.serial[self._rows[there]] == self._serials[there]
-            before[self._rows[there]] = self._computed[there]
-            fresh = np.ones(t.capacity, dtype=np.bool_)
-            fresh[self._rows[there]] = False
-            start = np.where(fresh[running], t.cached_tokens[running], before[running])
+            ran = self._serials[running] == t.serial[running]
+            start = np.where(ran, self._computed[running], t.cached_tokens[running])
             done = t.computed_tokens[running] - start
             decodes = (done == 1) & (start >= t.prompt_tokens[running])
             prompt = np.where(decodes, 0, np.maximum(0, done)).astype(np.float64)
@@ -58,8 +57,9 @@ class Clock:
             if decodes.any() and float(said_s) > 0:
                 self._learn(float(np.log(elapsed_s / float(said_s))))
         self._step, self._now_s = snapshot.step, snapshot.now_s
-        self._rows, self._serials = running.copy(), t.serial[running].copy()
-        self._computed = t.computed_tokens[running].copy()
+        self._serials[self._rows] = -1
+        self._rows = running.copy()
+        self._serials[running], self._computed[running] = t.serial[running], t.computed_tokens[running]
         return float(np.exp(self._error)) if abs(self._error) > LEAST_ERROR else 1.0
 
     def _learn(self, error: float) -> None:

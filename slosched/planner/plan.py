@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,29 @@ def _nobody() -> Ints:
     return np.empty(0, dtype=np.int64)
 
 
+class Certificate(NamedTuple):
+    """What the last comparison of rules found.
+
+    Parameters
+    ----------
+    leader
+        Share of the weight that the leading rule keeps within its limits on the sampled futures; what waiting
+        costs is taken off, so it may lie a little below 0.
+    rival
+        The same of the best other rule; minus infinity where nothing was left to gain and none was tried.
+    start
+        The same of the rule that everybody starts with.
+    rules, futures
+        How many were compared.
+    """
+
+    leader: float
+    rival: float
+    start: float
+    rules: int
+    futures: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Who goes next, who is held, preempted, refused or passed over, how much prefill.
@@ -87,6 +110,9 @@ class Plan:
         Running rows that get no tokens in this step; they keep their KV, and may lose it to a request that
         needs memory as any other may. Ignored by the engine where nothing at all would be scheduled
         otherwise.
+    certificate
+        By how much, in the model, the rule behind the plan beats the one it started with; None where a policy
+        compares nothing.
 
     Examples
     --------
@@ -110,6 +136,7 @@ class Plan:
     prefill_tokens: int | None = None
     reject: Ints = field(default_factory=_nobody)
     skip: Ints = field(default_factory=_nobody)
+    certificate: Certificate | None = None
 
     def check(self, snapshot: Snapshot | None = None) -> None:
         """Raise `InputError` unless the plan can be carried out: the one rule, for tests and for engines.

@@ -17,8 +17,10 @@ from slosched.core.snapshot import Snapshot
 from slosched.core.table import Floats, Ints
 from slosched.planner import rollout as r
 from slosched.planner.beliefs import Beliefs
+from slosched.planner.chances import Chances
 from slosched.planner.clock import Clock
 from slosched.planner.futures import Futures, engine_of, gather
+from slosched.planner.plan import Certificate
 from slosched.planner.rules import FADE_S, Leader
 from slosched.planner.thread import Background
 
@@ -92,15 +94,6 @@ class Planned(NamedTuple):
     skip: Ints
 
 
-class Certificate(NamedTuple):
-    """Shares of the weight kept in the last comparison: by the leading rule, and by the best other one."""
-
-    leader: float
-    rival: float
-    rules: int
-    futures: int
-
-
 class Planner:
     """Keeps what it has seen between steps, and decides the next one.
 
@@ -122,7 +115,9 @@ class Planner:
         self.leader = Leader(seed)
         self.certificate: Certificate | None = None
         self._futures, self._beliefs = Futures(seed), Beliefs()
-        self._clock = Clock()
+        self._clock, self.chances = Clock(), Chances()
+        self._words: Words | None = None  # chances that the last comparison found
+        self._last = (0, 0.0, 0.0)  # step, time and length of a decode step at the last plan
         self._rng = np.random.default_rng([seed, 0x7A11])
         self._together = 1.0
         self._keys: Floats = np.empty(0)  # sort keys of waiting rows in a long queue
@@ -133,11 +128,12 @@ class Planner:
     def plan(self, snapshot: Snapshot) -> Planned:
         """One step of the leading rule."""
         self._futures.watch(snapshot)
-        self._beliefs.watch(snapshot)
         running = len(snapshot.running)
+        self._learn(snapshot)
         self._together += TOGETHER_FADE * (running - self._together)
         engine = engine_of(snapshot, self._together)
         engine[list(r.TIMES)] *= self._clock.watch(snapshot)
+        self._last = (snapshot.step, snapshot.now_s, float(engine[r.STEP]))
         rows = np.concatenate([snapshot.running, self._head(snapshot, engine)])
         scale = self._scale(snapshot, rows)
         jobs = gather(snapshot, rows, running, scale)
@@ -150,6 +146,18 @@ class Planner:
         planned = _carried_out(rows, running, jobs, engine, work, count, tokens)
         # A step that holds no prompt admits nobody, not even from behind the head of a long queue.
         return planned._replace(hold=snapshot.waiting) if tokens < 1.0 else planned
+
+    def _learn(self, snapshot: Snapshot) -> None:
+        """Take in what became of those who have left, and what the last comparison said of the others."""
+        gone = self._beliefs.watch(snapshot)
+        words, self._words = self._words, None
+        if words is not None:
+            self.chances.say(snapshot.table, *words)
+        if len(gone):
+            # They ended with the last step; if nobody has run since, the engine may have been idle.
+            busy = len(snapshot.running) > 0 and snapshot.step == self._last[0] + 1
+            ended_s = snapshot.now_s if busy else min(snapshot.now_s, self._last[1] + self._last[2])
+            self.chances.learn(snapshot, gone, ended_s)
 
     def close(self) -> None:
         """End the background thread, if there is one."""
@@ -206,8 +214,9 @@ class Planner:
             )  # fmt: skip
             starts.append(start)
         task = Comparison(
-            starts, running, present, engine, self.leader.candidates(), snapshot.now_s, horizon_s
-        )
+            rows, t.serial[rows], starts, running, present, engine, self.leader.candidates(),
+            snapshot.now_s, horizon_s,
+        )  # fmt: skip
         if self._background is not None:
             self._background.submit(task)
         else:
@@ -229,26 +238,42 @@ class Planner:
         """Roll the candidates forward on the same futures; the best one leads from now on."""
         value, stake, until_s = np.zeros(len(task.candidates)), 0.0, task.now_s + task.horizon_s
         works = [r.work_for(len(start)) for start in task.starts]
+        raw = np.zeros(task.present)
         for place, rule in enumerate(task.candidates):
             for start, work in zip(task.starts, works, strict=True):
                 value[place] += r.rollout(
                     start, task.running, task.present, task.engine, self.leader.rules[rule], until_s, work
                 )
-                stake += float(start[:, r.WEIGHT].sum()) if place == 0 else 0.0
+                if place == 0:
+                    stake += float(start[:, r.WEIGHT].sum())
+                    raw += work.met[: task.present] / len(task.starts)
             if rule == 0 and value[0] >= SETTLED * stake:
                 value = value[: place + 1]
                 break
+        self._words = Words(task.rows, task.serials, task.running, raw)
         candidates = task.candidates[: len(value)]
         if stake > 0:
             value = value / stake
             rival = float(value[1:].max(initial=-np.inf))
-            self.certificate = Certificate(float(value[0]), rival, len(candidates), len(task.starts))
+            first = float(value[candidates == 0][0])
+            self.certificate = Certificate(float(value[0]), rival, first, len(candidates), len(task.starts))
             self.leader.learn(candidates, value, task.now_s, max(FADE_S, task.horizon_s))
+
+
+class Words(NamedTuple):
+    """Raw chances of requests, see `slosched.planner.chances.Chances.say`."""
+
+    rows: Ints
+    serials: Ints
+    running: int
+    raw: Floats
 
 
 class Comparison(NamedTuple):
     """Futures and the rules to compare on them."""
 
+    rows: Ints
+    serials: Ints
     starts: list[Floats]
     running: int
     present: int

@@ -135,6 +135,7 @@ class Slosched(Policy):
             skip=planned.skip[~np.isin(planned.skip, preempt)],
             preempt=preempt,
             reject=reject,
+            certificate=self.planner.certificate,
         )
 
     def close(self) -> None:
