@@ -84,9 +84,28 @@ def limits(scale: dict[str, Any]) -> None:
     save(made, "slo-scale.png")
 
 
+def chances(reliability: dict[str, Any]) -> None:
+    """Share that kept its limits against the chance that was said, a point's area by its requests."""
+    made, (ax,) = figure(1, 5.2, 4.2)
+    ax.plot([0, 100], [0, 100], color="#BBBBBB", linewidth=1.2)
+    for (name, kind), colour in zip(reliability["kinds"].items(), ("#E08A4F", "#0072B2"), strict=True):
+        points = [
+            (100 * a, 100 * b, n)
+            for a, b, n in zip(kind["said"], kind["met"], kind["requests"], strict=True)
+            if n
+        ]
+        x, y, n = zip(*points, strict=True)
+        ax.plot(x, y, color=colour, linewidth=1.2, label=f"{name}, gap {100 * kind['gap']:.1f} points")
+        ax.scatter(x, y, s=[12 + 200 * (k / sum(n)) for k in n], color=colour)
+    ax.set_xlabel("chance said, in %")
+    ax.set_ylabel("kept all limits, in %")
+    ax.legend(frameon=False)
+    save(made, "reliability.png")
+
+
 def draw_all() -> None:
     """Draw what there are results for."""
-    for name, draw in (("evidence", by_load), ("slo_scale", limits)):
+    for name, draw in (("evidence", by_load), ("slo_scale", limits), ("reliability", chances)):
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw(json.loads(path.read_text()))
