@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slosched.core.engine import Engine
 from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
-from slosched.lab.bound import attainment_bound
+from slosched.lab.bound import attainment_bound, possible_alone, spans_of
 from slosched.simulator import simulate
 from slosched.workloads import PrefixBlocks, Workload
 
@@ -256,3 +256,105 @@ def test_nothing_to_bound() -> None:
     assert attainment_bound(empty, Engine(limits=ENGINE, step_time=STEPS)) == 1.0
     free = Workload.plain(np.zeros(3), np.full(3, 50), np.full(3, 5))
     assert attainment_bound(free, Engine(limits=ENGINE, step_time=STEPS)) == 1.0
+
+
+def timed(**parts: float) -> Engine:
+    """An engine with a budget of 100 tokens whose steps take these parts."""
+    steps = StepTimeModel(**({"base_s": 0.0, "prefill_token_s": 0.0} | parts))  # type: ignore[arg-type]
+    limits = EngineLimits(max_num_seqs=4, max_num_batched_tokens=100, kv_blocks=1000, block_tokens=16)
+    return Engine(limits=limits, step_time=steps)
+
+
+def single(**limits: float) -> Workload:
+    """One request of 250 prompt and 5 answer tokens."""
+    one = Workload.plain(np.zeros(1), np.array([250]), np.array([5]))
+    return replace(one, **{name: np.array([value]) for name, value in limits.items()})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "prefill", "decode"),
+    [
+        ("base_s", 3, 4),  # three steps of prompt; four further tokens, a step each
+        ("prefill_token_s", 250, 0),
+        ("attention_work_s", 250 * 125, 0),  # every token reads half the prompt on average
+        ("sequence_s", 0, 4),
+        ("kv_token_s", 0, 4 * 250 + 6),  # the prompt, and 0 + 1 + 2 + 3 tokens of the answer
+    ],
+)
+def test_what_a_request_needs_alone(part: str, prefill: float, decode: float) -> None:
+    """Each part of the step time in closed form."""
+    spans = spans_of(single(), timed(**{part: 0.5}))
+    assert spans.prefill_s.tolist() == [0.5 * prefill]
+    assert spans.decode_s.tolist() == [0.5 * decode]
+    assert (spans.new.tolist(), spans.hit.tolist(), spans.decodes.tolist()) == ([250], [0], [4])
+
+
+@pytest.mark.parametrize(
+    ("limits", "first_s", "last_s", "pace_s"),
+    [
+        ({}, np.inf, np.inf, np.inf),
+        ({"ttft_s": 9.0}, 9.0, np.inf, np.inf),
+        ({"e2e_s": 20.0}, 16.0, 20.0, 17 / 4),  # after the first token four steps of a second are to come
+        ({"ttft_s": 9.0, "tpot_s": 2.0}, 9.0, 17.0, 2.0),
+        ({"ttft_s": 9.0, "tpot_s": 2.0, "e2e_s": 12.0}, 8.0, 12.0, 2.0),
+        ({"tpot_s": 2.0}, np.inf, np.inf, 2.0),
+    ],
+)
+def test_when_a_request_is_due(
+    limits: dict[str, float], first_s: float, last_s: float, pace_s: float
+) -> None:
+    """The latest first and last token with which all limits are kept, and the mean time for a token."""
+    spans = spans_of(single(**limits), timed(base_s=1.0))
+    assert (spans.first_s.tolist(), spans.last_s.tolist()) == ([first_s], [last_s])
+    assert spans.pace_s.tolist() == [pace_s]
+
+
+@pytest.mark.parametrize(("kind", "edge_s"), [("ttft_s", 3.0), ("tpot_s", 1.0), ("e2e_s", 7.0)])
+def test_what_is_possible_alone_is_so_at_equality(kind: str, edge_s: float) -> None:
+    """Three steps of prompt, four of answer, a second each."""
+    engine = timed(base_s=1.0)
+    assert possible_alone(single(**{kind: edge_s}), engine).tolist() == [True]
+    assert possible_alone(single(**{kind: edge_s - 1e-6}), engine).tolist() == [False]
+    assert attainment_bound(single(**{kind: edge_s}), engine) == 1.0
+    assert attainment_bound(single(**{kind: edge_s - 1e-6}), engine) == 0.0
+
+
+def test_an_answer_of_one_token_has_no_pace() -> None:
+    """Nor a decode step; its TPOT limit binds nobody."""
+    one = replace(single(tpot_s=1e-9, ttft_s=5.0), output_tokens=np.array([1]))
+    spans = spans_of(one, timed(base_s=1.0))
+    assert (spans.decodes.tolist(), spans.decode_s.tolist()) == ([0], [0.0])
+    assert (spans.last_s.tolist(), spans.pace_s.tolist()) == ([5.0], [np.inf])
+    assert spans.possible.tolist() == [True]
+
+
+def test_prefixes_that_others_have_may_be_cached() -> None:
+    """Whole leading blocks that another request has too, never the whole prompt; only with a prefix cache."""
+    ids = [[1, 2, 3], [1, 2, 9], [1, 2, 3], [7], []]
+    work = Workload.plain(np.zeros(5), np.array([48, 60, 100, 40, 40]), np.ones(5, dtype=np.int64))
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
+    blocks = PrefixBlocks(
+        offsets=offsets, ids=np.array([i for row in ids for i in row], dtype=np.int64), block_tokens=16
+    )  # fmt: skip
+    shared = replace(work, prefix=blocks)
+    plain = timed(base_s=1.0)
+    cached = replace(plain, limits=replace(plain.limits, prefix_cache=True))
+    assert spans_of(shared, cached).hit.tolist() == [47, 32, 48, 0, 0]
+    assert spans_of(shared, cached).new.tolist() == [1, 28, 52, 40, 40]
+    assert spans_of(shared, plain).hit.tolist() == [0] * 5
+    # A cached prefix is read by the tokens that are computed.
+    works = spans_of(shared, cached).work.tolist()
+    assert works == [1 * 47.5, 28 * 46.0, 52 * 74.0, 40 * 20.0, 40 * 20.0]
+
+
+def test_only_who_is_there_can_share_a_step() -> None:
+    """Answers far apart in time share no steps, so each pays the constant time alone."""
+    steps = {"base_s": 0.1}
+    apart = replace(decoders(8, 11, np.inf, np.inf), e2e_s=np.full(8, 1.2))
+    apart = replace(apart, arrival_s=np.repeat([0.0, 100.0], 4), prompt_tokens=np.full(8, 1))
+    engine = replace(timed(**steps), limits=replace(timed().limits, max_num_seqs=64))
+    # Four at a time share ten steps of 0.1 s within 1.1 s: all can be kept.
+    assert attainment_bound(apart, engine) == pytest.approx(1.0)
+    # Of twelve at one instant on four slots, 1.1 s of steps hold 11 / 10 of four.
+    together = replace(decoders(12, 11, np.inf, np.inf), e2e_s=np.full(12, 1.2))
+    assert attainment_bound(together, timed(**steps)) == pytest.approx(4 * 1.1 / 12, abs=1e-6)
