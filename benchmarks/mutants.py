@@ -7,6 +7,8 @@ tried, one at a time, in a copy of the working tree. Survivors are printed with 
     make mutants                                            # about 15 minutes on a free core
     python benchmarks/mutants.py --only metrics --each 5    # a part of it
 
+Before, nine faults of meaning are tried that once survived: the worst rival called the best, and others.
+
 A mutant counts as killed if the tests of its target fail, or do not end within five times their usual time.
 Mutants that cannot change behaviour (a tolerance, a message) are not told apart: they count as survivors.
 """
@@ -17,6 +19,7 @@ import argparse
 import ast
 import multiprocessing
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -24,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,7 @@ class Target:
     within: tuple[str, ...] = ()
 
 
+CPSAT_TESTS = "tests/solvers/test_exact.py -k 'cpsat or rounding_makes'"
 TARGETS = (
     Target("outcomes", "core/outcome.py", "tests/core/test_outcome.py", 3),
     Target("SLO", "core/slo.py", "tests/core/test_nouns.py", 3),
@@ -98,11 +102,48 @@ TARGETS = (
     Target("calibration", "predictors/calibration.py", "tests/predictors/test_ranker.py "
            "tests/predictors/test_history.py -k 'cut or calibration or quantiles'", 3,
            ("censored_quantiles", "_spread", "interval")),
-    Target("cpsat bounds", "solvers/static/cpsat.py", "tests/solvers/test_exact.py -k 'cpsat or "
-           "rounding_makes'", 5, ("_Rounded", "attainment", "latency", "dinkelbach", "_referee")),
+    Target("cpsat bounds", "solvers/static/cpsat.py", CPSAT_TESTS, 5,
+           ("_Rounded", "attainment", "latency", "dinkelbach", "_referee")),
     Target("evaluation", "solvers/static/reference.py", "tests/solvers/test_static.py -k 'agree or limits or "
            "trivial or bad_problems'", 3, ("value", "evaluate", "check_plan")),
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault of meaning, written by hand: what one line says, and what it says instead."""
+
+    name: str
+    module: str
+    before: str
+    after: str
+    tests: str
+
+
+FAULTS = (
+    Fault("the worst rival is called the best", "lab/statistics.py", "best = np.argmax(stacked, axis=0)\n"
+          "    return stacked.max(axis=0)",
+          "best = np.argmin(stacked, axis=0)\n    return stacked.min(axis=0)",
+          "tests/lab/test_statistics.py"),
+    Fault("no draw ever counts as lost", "lab/statistics.py", "behind=share(advantage < -CLOSE)",
+          "behind=share(advantage < -9)", "tests/lab/test_statistics.py"),
+    Fault("CP-SAT's bound is one too low", "solvers/static/cpsat.py", "math.floor(most + 1e-6) / model",
+          "(math.floor(most + 1e-6) - 1) / model", CPSAT_TESTS),
+    Fault("CP-SAT's executions are rounded up", "solvers/static/cpsat.py",
+          "runs[i][size] = math.floor(", "runs[i][size] = math.ceil(", CPSAT_TESTS),
+    Fault("refusals never count", "core/metrics.py", "int(out.rejected.sum())", "0",
+          "tests/report/test_metrics.py"),
+    Fault("refusals never count in studies", "lab/figures.py", "out.rejected | np.isnan(out.arrival_s)",
+          "np.isnan(out.arrival_s)", "tests/lab/test_figures.py"),
+    Fault("LTR's idle counter is never reset", "policies/rivals/ltr.py", "idle[running] = 0.0", "pass",
+          "tests/policies/test_oracles.py -k ltr"),
+    Fault("answers cut off count as inside their interval", "predictors/calibration.py",
+          "known = ~cut | (y > high)", "known = np.ones_like(cut)",
+          "tests/predictors/test_ranker.py -k 'cut'"),
+    Fault("a body of any size is read", "integrations/vllm/middleware.py", "if size > MAX_BODY:", "if False:",
+          "tests/vllm/test_middleware.py"),
+)  # fmt: skip
+"""Faults that once survived the tests. All are tried at every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +211,30 @@ def chosen(target: Target, each: int | None, seed: int) -> list[Mutant]:
     return (first + rest)[: each or target.each]
 
 
+def survivors_of(tree: Path, faults: Sequence[Fault]) -> list[str]:
+    """Names of the faults that their tests do not notice."""
+    found = []
+    for fault in faults:
+        path = tree / "slosched" / fault.module
+        original = path.read_text()
+        if original.count(fault.before) != 1:
+            raise SystemExit(f"{fault.module} must hold {fault.before!r} once, for the fault: {fault.name}.")
+        path.write_text(original.replace(fault.before, fault.after))
+        if passes(tree, fault.tests, None)[0]:
+            found.append(fault.name)
+        path.write_text(original)
+    return found
+
+
+def copy_tree(tree: Path) -> None:
+    """The files of the working tree that git knows."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in files.stdout.split("\n"):
+        if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+
+
 def passes(tree: Path, tests: str, timeout_s: float | None) -> tuple[bool, float]:
     """Whether the tests pass in a tree, and how long they took."""
     began = time.perf_counter()
@@ -197,9 +262,13 @@ def _test(tree: Path, tests: list[str]) -> None:
     os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests])))
 
 
-def write(path: Path, seed: int, rows: list[dict[str, Any]]) -> None:
-    """What is known so far."""
-    content = {"seed": seed, "mutants": len(rows), "killed": sum(row["killed"] for row in rows), "rows": rows}
+def write(path: Path, seed: int, rows: list[dict[str, Any]], faults: dict[str, bool]) -> None:
+    """What is known so far, with the processor seconds it took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    content = {
+        "seed": seed, "mutants": len(rows), "killed": sum(row["killed"] for row in rows), "rows": rows,
+        "faults": faults, "processor_s": round(used.ru_utime + used.ru_stime),
+    }  # fmt: skip
     write_json(path, {"environment": environment("cosmic-ray")} | content)
 
 
@@ -218,11 +287,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, Progress(auto_refresh=False) as bar:
         tree = Path(folder) / "tree"
-        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-        for name in files.stdout.split("\n"):
-            if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
-                (tree / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, tree / name)
+        copy_tree(tree)
+        faults = {}
+        if not options.only:
+            missed = survivors_of(tree, FAULTS)
+            faults = {fault.name: fault.name not in missed for fault in FAULTS}
         task = bar.add_task("mutants", total=sum(map(len, picked.values())))
         for target in targets:
             good, usual_s = passes(tree, target.tests, None)
@@ -237,13 +306,15 @@ def main() -> None:
                 change = mutant.change(original)
                 rows.append(asdict(mutant) | {"change": change, "killed": not alive})
                 bar.update(task, advance=1, refresh=True)
-                write(options.out, options.seed, rows)
+                write(options.out, options.seed, rows, faults)
                 if alive:
                     bar.console.print(f"survived: {mutant.module}:{mutant.line}: {change}", markup=False)
     killed = sum(row["killed"] for row in rows)
     for target in targets:
         own = [row for row in rows if row["target"] == target.name]
         print(f"{target.name:18} {sum(row['killed'] for row in own):3} of {len(own):3} killed")
+    for name, noticed in faults.items():
+        print(f"{'killed' if noticed else 'SURVIVED'}: {name}")
     print(f"{'all':18} {killed:3} of {len(rows):3} killed ({100 * killed / max(1, len(rows)):.0f} %)")
 
 
