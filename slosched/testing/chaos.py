@@ -105,10 +105,14 @@ class ChaosEngine(VirtualEngine):
 
     def reply(self, ids: list[str], samples: list[list[int]]) -> Any:
         """Tokens; for pooling requests whose prompt is done, a result in their place."""
-        if not self.pooled:
-            return super().reply(ids, samples)
-        done = [self.live[i].num_computed_tokens >= self.live[i].num_prompt_tokens for i in ids]
-        return runner_output(ids, [[] for _ in ids], [np.zeros(1) if end else None for end in done])
+        if self.pooled:
+            done = [self.live[i].num_computed_tokens >= self.live[i].num_prompt_tokens for i in ids]
+            reply = runner_output(ids, [[] for _ in ids], [np.zeros(1) if end else None for end in done])
+        else:
+            reply = super().reply(ids, samples)
+        for feature in self.features:
+            feature.reply(self, reply)
+        return reply
 
     def landed(self, flight: Flight) -> None:
         """Each feature does what comes after a step."""
@@ -149,7 +153,8 @@ class ChaosEngine(VirtualEngine):
             del self.live[request_id]
             self.aborted += 1
         if self._rng.random() < self._reset:
-            self.scheduler.reset_prefix_cache(reset_running_requests=bool(self._rng.random() < 0.5))
+            running = self._rng.random() < 0.5 and all(feature.resets_running for feature in self.features)
+            self.scheduler.reset_prefix_cache(reset_running_requests=bool(running))
             self.resets += 1
         for feature in self.features:
             feature.turn(self)
@@ -241,6 +246,8 @@ def run_chaos(
         reset = 0.0 if asynchronous and not keeps_stale_output() else 0.01
     engine.disturb(seed + 1, reset=reset)
     engine.run()
+    for feature in chosen:
+        feature.close(engine)
     engine.scheduler.schedule()  # vLLM's own clean-up after the last abort
     engine.check_empty()
     stats = engine.scheduler.slosched.stats

@@ -1,7 +1,8 @@
-"""Features of real requests for chaos runs: adapters, images, grammars, drafts, pooling, siblings."""
+"""Features of real engines for chaos runs: adapters, images, grammars, drafts, pooling, KV connectors …"""
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -32,6 +33,14 @@ class Feature:
     deepest_asynchronous: ClassVar[int] = 8
     """The same with asynchronous scheduling."""
 
+    resets_running: ClassVar[bool] = True
+    """Whether vLLM can reset its prefix cache while requests with this feature run."""
+
+    @classmethod
+    def exists(cls) -> bool:
+        """Whether the vLLM installed has it."""
+        return True
+
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.events: Counter[str] = Counter()
@@ -55,8 +64,14 @@ class Feature:
     def scheduled(self, engine: Any, output: Any) -> None:
         """A step was scheduled."""
 
+    def reply(self, engine: Any, reply: Any) -> None:
+        """Add to what the runner says of a step."""
+
     def landed(self, engine: Any, flight: Any) -> None:
         """The output of a step has been taken in."""
+
+    def close(self, engine: Any) -> None:
+        """All requests have ended: end what is still under way."""
 
 
 class Adapters(Feature):
@@ -333,14 +348,199 @@ class Priorities(Feature):
         self.events["levels_together"] += len({r.priority for r in engine.scheduler.running}) > 1
 
 
+class RemoteKv(Feature):
+    """A KV connector: what others have computed is loaded, at once or meanwhile, and sent away at the end.
+
+    Some look-ups take their time, some loads fail, and the blocks of some answers are kept until sent. Loads
+    fail only where one step is in flight: with more, vLLM alone does not pass this check either.
+    """
+
+    name = "kv_connector"
+    resets_running = False
+
+    @classmethod
+    def exists(cls) -> bool:
+        """Since 0.31 vLLM keeps those who hold blocks in a queue of their own; before, it is another interface."""
+        from vllm.v1.core.sched.scheduler import Scheduler
+
+        return "kv_holding_waiting" in inspect.getsource(Scheduler.__init__)
+
+    supports_divergent_local_hybrid_hits = False
+    requires_kv_delivery = False
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._wanted: dict[str, tuple[bool, int]] = {}
+        self._loading: dict[str, bool] = {}
+        self._sending: dict[str, bool] = {}
+        self._broken: set[int] = set()
+        self._fails = True
+
+    def prepare(self, engine: Any) -> None:
+        """Take the connector's place; with steps in flight vLLM frees no block that they may still write."""
+        engine.scheduler.connector = self
+        engine.scheduler.defer_block_free = engine.depth > 1
+        self._fails = engine.depth == 1
+
+    def reply(self, engine: Any, reply: Any) -> None:
+        """Report loads and sendings that are done, and blocks that could not be loaded."""
+        from vllm.v1.outputs import KVConnectorOutput
+
+        loaded = {name for name in self._loading if self.rng.random() < 0.3}
+        sent = {name for name in self._sending if self.rng.random() < 0.3}
+        self._report(reply, loaded, sent, KVConnectorOutput)
+        if self._fails:
+            self.events["loads_failed"] += len(self._broken) > 0
+        self._broken = set()
+
+    def _report(self, reply: Any, loaded: set[str], sent: set[str], kind: Any) -> None:
+        reply.kv_connector_output = kind(
+            finished_recving=loaded, finished_sending=sent, invalid_block_ids=set(self._broken)
+        )
+        for name in loaded:
+            del self._loading[name]
+        for name in sent:
+            del self._sending[name]
+        self.events["loaded_meanwhile"] += len(loaded)
+        self.events["sent"] += len(sent)
+
+    def close(self, engine: Any) -> None:
+        """Report the rest."""
+        from vllm.v1.outputs import KVConnectorOutput
+
+        from slosched.testing.harness import runner_output
+
+        reply = runner_output([], [])
+        self._report(reply, set(self._loading), set(self._sending), KVConnectorOutput)
+        engine.scheduler.update_from_output(engine.scheduler.schedule(), reply)
+
+    # what vLLM asks of a connector
+
+    def get_num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """How many tokens beyond those `computed` here can be loaded, and whether meanwhile."""
+        if self.rng.random() < 0.1:
+            self.events["looked_up_later"] += 1
+            return None, False
+        blocks = (request.num_tokens - 1 - computed) // 16
+        tokens = 16 * int(self.rng.integers(0, blocks + 1)) if blocks > 0 and self.rng.random() < 0.5 else 0
+        meanwhile = tokens > 0 and bool(self.rng.random() < 0.5)
+        self._wanted[request.request_id] = (meanwhile, (computed + tokens - 1) // 16)
+        return tokens, meanwhile
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, tokens: int) -> None:
+        """Blocks were given out: the load begins."""
+        if not tokens:
+            return
+        meanwhile, last = self._wanted[request.request_id]
+        if meanwhile:
+            self._loading[request.request_id] = True
+            return
+        self.events["loaded_at_once"] += 1
+        if self._fails and self.rng.random() < 0.2:
+            self._broken.add(blocks.get_block_ids()[0][last])
+
+    def request_finished(self, request: Any, blocks: Any) -> tuple[bool, None]:
+        """Whether the blocks of a finished request stay until they are sent."""
+        if request.status.name == "FINISHED_ABORTED" or self.rng.random() < 0.5:
+            return False, None
+        self._sending[request.request_id] = True
+        return True, None
+
+    def build_connector_meta(self, output: Any) -> Any:
+        """Nothing for the workers."""
+        return SimpleNamespace()
+
+    def take_events(self) -> tuple[Any, ...]:
+        """None."""
+        return ()
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of connectors: there is nothing, or it is done."""
+        if name.startswith("has_pending_"):
+            return lambda: False
+        if name == "get_loaded_kv_cache_group_ids":
+            return lambda *_: ()
+        if name in ("get_kv_connector_stats", "on_new_request", "update_connector_output", "reset_cache"):
+            return lambda *_: None
+        raise AttributeError(name)
+
+
+class Throttled(Feature):
+    """A data-parallel rank: in every other step it is told to leave prompts for later."""
+
+    name = "throttle"
+
+    @classmethod
+    def exists(cls) -> bool:
+        """Since 0.24."""
+        from vllm.v1.core.sched.scheduler import Scheduler
+
+        return "throttle_prefills" in inspect.signature(Scheduler.schedule).parameters
+
+    def prepare(self, engine: Any) -> None:
+        """Tell the scheduler so with every other step."""
+        scheduler = engine.scheduler
+        kind = type(scheduler)
+
+        def schedule() -> Any:
+            throttle = bool(self.rng.random() < 0.5)
+            idle = all(request.is_prefill_chunk for request in scheduler.running)
+            self.events["prompts_left_for_later"] += not (idle or scheduler.prefill_capacity_bound)
+            return kind.schedule(scheduler, throttle_prefills=throttle)
+
+        scheduler.schedule = schedule
+
+
+class Pauses(Feature):
+    """Operators pause the engine for newcomers or for all, as before new weights are loaded, and go on."""
+
+    name = "pauses"
+
+    @classmethod
+    def exists(cls) -> bool:
+        """Since 0.17."""
+        from vllm.v1.core.sched import interface
+
+        return hasattr(interface, "PauseState")
+
+    def turn(self, engine: Any) -> None:
+        """Perhaps another state."""
+        from vllm.v1.core.sched.interface import PauseState
+
+        if self.rng.random() < 0.1:
+            state = PauseState(int(self.rng.integers(0, 3)))
+            engine.scheduler.set_pause_state(state)
+            self.events[f"pauses_{state.name.lower()}"] += 1
+
+    def close(self, engine: Any) -> None:
+        """Go on."""
+        from vllm.v1.core.sched.interface import PauseState
+
+        engine.scheduler.set_pause_state(PauseState.UNPAUSED)
+
+
 FEATURES: dict[str, type[Feature]] = {
-    feature.name: feature for feature in (Adapters, Images, Grammars, Drafts, Pooling, Siblings, Priorities)
+    feature.name: feature
+    for feature in (
+        Adapters,
+        Images,
+        Grammars,
+        Drafts,
+        Pooling,
+        Siblings,
+        Priorities,
+        RemoteKv,
+        Throttled,
+        Pauses,
+    )
 }
 """Every feature by name."""
 
 
 def can_have(kind: type[Feature], *, asynchronous: bool, depth: int) -> bool:
-    """Whether vLLM has a feature with this kind of scheduling and so many steps in flight."""
+    """Whether the vLLM installed has a feature with this kind of scheduling and so many steps in flight."""
+    if not kind.exists():
+        return False
     if asynchronous:
         return kind.asynchronous and depth <= kind.deepest_asynchronous
     return depth <= kind.deepest
@@ -360,6 +560,8 @@ def features_of(names: Iterable[str], seed: int, *, asynchronous: bool, depth: i
         if kind is None:
             raise InputError(f"feature must be one of {', '.join(FEATURES)}, got {name!r}.")
         if not can_have(kind, asynchronous=asynchronous, depth=depth):
+            if not kind.exists():
+                raise InputError(f"feature {name!r} must be one that the vLLM installed has.")
             how = "synchronously or not" if kind.asynchronous else "synchronously"
             most = max(kind.deepest, kind.deepest_asynchronous if kind.asynchronous else 0)
             raise InputError(f"feature {name!r} must run {how}, {most} steps in flight at most.")

@@ -302,7 +302,7 @@ class VirtualEngine:
                 if len(self.flights) < self.depth:
                     return
             else:
-                self.take(self.scheduler.update_from_output(output, runner_output([], [])))
+                self.take(self.scheduler.update_from_output(output, self.reply([], [])))
                 controller = getattr(self.scheduler, "slosched", None)
                 if controller is not None and controller.retries:
                     return

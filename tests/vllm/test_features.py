@@ -28,6 +28,7 @@ CASES = [
     (("lora", "structured", "speculation"), True, 2),
     (TOGETHER, False, 3),
     (TOGETHER, True, 2),
+    (("lora", "kv_connector"), False, 1),
 ]
 
 

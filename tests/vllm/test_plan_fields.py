@@ -366,3 +366,52 @@ def test_a_token_budget_is_kept_in_vllm_too() -> None:
     plain = simulate(_work(), "fcfs", engine=engine).outcomes
     assert np.array_equal(real.finish_s, model.finish_s)
     assert not np.array_equal(real.finish_s, plain.finish_s)
+
+
+class LittlePrompt(Policy):
+    """Arrival order, one token of prompts a step beside the answers."""
+
+    name: ClassVar[str] = "little-prompt"
+    paces: ClassVar[bool] = True
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return Plan(snapshot=snapshot, policy=self.name, order=snapshot.waiting, prefill_tokens=1)
+
+
+def test_who_waits_for_kv_from_elsewhere_takes_no_answer_its_token() -> None:
+    """Requests whose KV a connector is loading have left the queue, but are no prompts of this step."""
+    from slosched.testing.chaos import ChaosEngine
+    from slosched.testing.chaos_features import RemoteKv
+
+    class Slow(RemoteKv):
+        """Everybody's first block is loaded, which takes as long as all else."""
+
+        starved = loading = 0
+
+        def get_num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
+            late = request.arrival_time > 0.0
+            self._wanted[request.request_id] = (late, 0)
+            return (16 if late else 0), late
+
+        def reply(self, engine: Any, reply: Any) -> None:
+            """Nothing is ever done before everybody else."""
+
+        def scheduled(self, engine: Any, output: Any) -> None:
+            running = engine.scheduler.running
+            self.loading = max(self.loading, len(engine.scheduler.kv_holding_waiting))
+            decoding = [r.request_id for r in running if not r.is_prefill_chunk and r.num_output_tokens > 0]
+            self.starved += len(set(decoding) - set(output.num_scheduled_tokens))
+
+    if not RemoteKv.exists():
+        pytest.skip("this vLLM has no queue of its own for those whose KV is being loaded")
+    arrivals = np.array([0.0, 0.0, 0.0, 0.3, 0.3, 0.3])
+    work = Workload.plain(arrivals, np.array([4, 4, 4, 40, 40, 40]), np.array([90] * 3 + [2] * 3))
+    engine = ChaosEngine(work, Engine(limits=replace(LIMITS, kv_blocks=400), step_time=STEPS))
+    engine.use_policy(LittlePrompt())
+    engine.disturb(0, abort=0.0, reset=0.0)
+    slow = Slow(0)
+    engine.use_features([slow])
+    while any(engine.finish_ps[row] < 0 for row in range(3)):
+        engine.advance()
+    assert slow.loading == 3
+    assert slow.starved == 0

@@ -28,13 +28,19 @@ class Prefilling:
         return len(self.rows())
 
     def rows(self) -> dict[int, bool]:
-        """Their rows."""
+        """Their rows; those left out whose KV a connector is loading, for they have left the queue only."""
         requests, queued = self._ledger.requests, self._ledger.queued
+        running: dict[int, bool] = {}
         for row in list(self._rows):
             r = requests[row]
+            loading = r is not None and r.status.name == "WAITING_FOR_REMOTE_KVS"
+            if loading:
+                continue
             if r is None or queued[row] or r.num_computed_tokens >= r.num_tokens - 1:
                 del self._rows[row]
-        return self._rows
+            else:
+                running[row] = True
+        return running
 
 
 class Asking:

@@ -137,12 +137,23 @@ class Carrying:
         names = self._ledger.table.request_ids
         ids = {names[row]: True for row in rows.tolist()}
         here = sum(request.request_id in ids for request in scheduler.running)
-        if not here or not can_pass_over(scheduler):
+        if not here or not can_pass_over(scheduler) or self._adapters_come_uncounted(scheduler):
             return
         if here == len(scheduler.running) and not len(self._queue):
             return
         step.passed = PassedOver(scheduler, ids)
         self._stats.skipped += here
+
+    def _adapters_come_uncounted(self, scheduler: Any) -> bool:
+        """Whether vLLM may admit adapters from another queue than slosched's, where `_limit_adapters` counts.
+
+        Requests whose KV was loaded, and in older releases those skipped, come from queues of vLLM's own.
+        """
+        if getattr(scheduler, "lora_config", None) is None:
+            return False
+        return any(
+            len(getattr(scheduler, name, ())) > 0 for name in ("kv_holding_waiting", "skipped_waiting")
+        )
 
     def _limit_adapters(self, scheduler: Any) -> None:
         """Have the queue count the adapters of all running requests, as vLLM does since 0.33.
