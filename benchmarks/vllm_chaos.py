@@ -67,7 +67,8 @@ def main() -> None:
 def feature_sets(*, asynchronous: bool, depth: int) -> list[tuple[str, ...]]:
     """Plain requests, each feature that can be had, and all that go together.
 
-    A KV connector is not beside adapters and throttling: up to 0.32 vLLM alone then admits one adapter too many.
+    A KV connector is not beside adapters and throttling: up to 0.32 vLLM alone then admits one adapter too
+    many.
     """
     from slosched.testing.chaos_features import FEATURES, can_have
 

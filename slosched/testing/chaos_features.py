@@ -360,7 +360,7 @@ class RemoteKv(Feature):
 
     @classmethod
     def exists(cls) -> bool:
-        """Since 0.31 vLLM keeps those who hold blocks in a queue of their own; before, it is another interface."""
+        """Since 0.31 vLLM keeps those who hold blocks in a queue of their own; before, this is different."""
         from vllm.v1.core.sched.scheduler import Scheduler
 
         return "kv_holding_waiting" in inspect.getsource(Scheduler.__init__)
