@@ -94,7 +94,7 @@ MEASURED = {
         "slosched.policies.hopeless",
         "slosched.solvers.static.cpsat",
     ),
-    "named_cells": ("slosched.policies.slosched", "slosched.lab.named_cells"),
+    "evidence_cells": ("slosched.policies.slosched", "slosched.lab.named_cells"),
     "papers": ("slosched.simulator.engine",),
     "predictors": ("slosched.predictors.ranker", "slosched.simulator.engine", "slosched.policies.slosched"),
     "reliability": ("slosched.policies.slosched", "slosched.lab.population"),

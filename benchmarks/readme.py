@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from common import RESULTS, ROOT, measured
+from ages import HEADLINE, pages, stale, write_note
+from common import RESULTS, ROOT
 
-from slosched.lab.cells import ENGINE_MODULES, Contender
-from slosched.lab.digests import code_digest
 from slosched.lab.evidence import LIGHT_LOAD, OURS
 from slosched.lab.statistics import Interval
 
@@ -41,8 +40,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 SHOWN_ROWS = 12
-HEADLINE = "evidence.json"
-"""The result that must be fresh."""
 
 
 def points(interval: dict[str, float] | None, sign: str = "") -> str:
@@ -255,55 +252,6 @@ SECTIONS: tuple[Section, ...] = (
 """Where figures stand: page, name of the markers, name of the result, what is written between them."""
 
 
-def stale() -> list[str]:
-    """Results that pages show and that are older than the code they measured, in sentences."""
-    pages = [README, *sorted((ROOT / "docs").glob("*.md"))]
-    texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
-    found = []
-    for path in sorted(RESULTS.glob("*.json")):
-        where = [name for name, text in texts.items() if _shows(text, path.stem)]
-        if not where:
-            found.append(f"{path.name}: no page shows it.")
-            continue
-        for words in _age(path.stem, json.loads(path.read_text())):
-            found.append(f"{path.name} ({', '.join(where)}): {words}")
-    return found
-
-
-def _shows(page: str, result: str) -> bool:
-    """Whether a page names a result's file or script; a script `soak.py` also makes `soak_vllm.json`."""
-    parts = result.split("_")
-    stems = ["_".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(re.search(rf"\b{stem}\.(py|json|yaml)", page) for stem in stems)
-
-
-def _age(name: str, result: dict[str, Any]) -> list[str]:
-    """What makes a result stale; nothing if it is fresh."""
-    if "policy_code" in result:
-        now = code_digest(*ENGINE_MODULES)
-        words = (
-            [] if result["provenance"]["code"] == [now] else ["simulator or scenarios have changed since."]
-        )
-        for label, digest in result["policy_code"].items():
-            if Contender.parse(label).key()["policy_code"] != digest:
-                words.append(f"{label} has changed since.")
-        return words
-    made, now_made = result.get("measured"), measured(name)
-    if made is None:
-        commit = _commit(result)
-        return [f"made at {commit or 'an unknown commit'}; it does not say which code it measures."]
-    if now_made is not None and made["code"] != now_made["code"]:
-        return [f"made at {made['commit']}; the code that it measures has changed since."]
-    return []
-
-
-def _commit(result: dict[str, Any]) -> str | None:
-    """The commit that a result without a digest names."""
-    named = result.get("provenance", result)
-    found = named.get("commit") if isinstance(named, dict) else None
-    return ", ".join(found) if isinstance(found, list) else found
-
-
 def write(page: Path, name: str, text: str) -> None:
     """Replace one section of a page."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -328,6 +276,9 @@ def main() -> None:
         result = load(source)
         if result is not None:
             write(page, name, words(result))
+    for page in pages():
+        if page != README:
+            write_note(page)
     from docs_plots import draw_all
 
     draw_all()

@@ -4,7 +4,7 @@ Each policy gets its defaults and up to five other settings. All run the same dr
 Settings chosen here go into `benchmarks/evidence.yaml`, whose seeds are others.
 
     python benchmarks/tune_rivals.py --draws 24 --jobs 2      # about 2 hours; goes on where it stopped
-    python benchmarks/--policy qoserve --draws 8
+    python benchmarks/tune_rivals.py --policy qoserve --draws 8
 """
 
 from __future__ import annotations
