@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from ages import HEADLINE, pages, stale, write_note
 from common import RESULTS, ROOT
+from detail import hindsight, mutants, named_cells, table, traces, tuned
 
 from slosched.lab.evidence import LIGHT_LOAD, OURS
 from slosched.lab.statistics import Interval
@@ -31,12 +32,6 @@ def load(name: str) -> dict[str, Any] | None:
     """A result file, or None where it was not made yet."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 SHOWN_ROWS = 12
@@ -248,6 +243,11 @@ SECTIONS: tuple[Section, ...] = (
     (DOCS / "does-it-help.md", "gain by limits", "evidence", gain_by_limits),
     (DOCS / "choosing-a-policy.md", "policies by load", "evidence", policies_by_load),
     (DOCS / "choosing-a-policy.md", "refusing", "evidence", refusing),
+    (DOCS / "study-in-detail.md", "named cells", "evidence_cells", named_cells),
+    (DOCS / "study-in-detail.md", "hindsight", "hindsight", hindsight),
+    (DOCS / "study-in-detail.md", "tuned rivals", "rivals_tuned", tuned),
+    (DOCS / "study-in-detail.md", "mutants", "mutants", mutants),
+    (DOCS / "traces.md", "real traces", "traces", traces),
 )
 """Where figures stand: page, name of the markers, name of the result, what is written between them."""
 

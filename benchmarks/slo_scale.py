@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import Any
 
 from common import RESULTS, environment, write_json
 
-from slosched.lab.cells import Cell, Contender
+from slosched.lab.cells import Cell, Contender, run_cells
 from slosched.lab.named_cells import named
-from slosched.lab.parallel import Workers, cores
+from slosched.lab.parallel import cores
 from slosched.lab.scenarios import Scenario, Traffic
+from slosched.lab.store import Store
 
 CELL = "chat-and-summaries"
 """Chat with TTFT and TPOT limits beside summaries with e2e limits, at load 1."""
@@ -37,11 +39,6 @@ def scaled(scenario: Scenario, factor: float) -> Scenario:
     return scenario.model_copy(update={"classes": tuple(loosened(traffic) for traffic in scenario.classes)})
 
 
-def measure(_: None, cell: Cell) -> float:
-    """Attainment by weight of one run."""
-    return float(cell.record().result["weighted"])
-
-
 def main() -> None:
     """Run all and write the means over seeds."""
     parser = argparse.ArgumentParser(
@@ -50,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=cores())
+    parser.add_argument("--store", type=Path, default=Path("out/slo_scale/runs.jsonl"))
     options = parser.parse_args()
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
     base = [named(CELL, seed).model_copy(update={"requests": options.requests}) for seed in seeds]
@@ -59,8 +57,8 @@ def main() -> None:
         for factor, policy in places
         for scenario in base
     ]
-    with Workers(None, options.jobs) as workers:
-        values = workers.map(measure, cells)
+    records = run_cells(cells, Store(options.store), jobs=options.jobs)
+    values = [float(record.result["weighted"]) for record in records]
     rows: list[dict[str, Any]] = []
     for i, (factor, policy) in enumerate(places):
         some = values[i * len(base) : (i + 1) * len(base)]
