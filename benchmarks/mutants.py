@@ -62,6 +62,8 @@ OPERATORS = (
     "core/ReplaceContinueWithBreak", "core/ReplaceUnaryOperator_Delete_Not",
     "core/ReplaceUnaryOperator_USub_UAdd", "core/ReplaceUnaryOperator_Delete_Invert",
 )  # fmt: skip
+SEED = 20
+"""Of the sample that is reported: nobody looked at it while tests were written."""
 PATIENCE, LEAST_PATIENCE_S = 5.0, 60.0
 """A mutant may take so many times as long as the tests without it, and at least so many seconds."""
 
@@ -279,7 +281,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", choices=[t.name for t in TARGETS])
     parser.add_argument("--each", type=int, help="mutants of each target, in place of the usual number")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=RESULTS / "mutants.json")
     options = parser.parse_args()
     targets = [t for t in TARGETS if not options.only or t.name in options.only]
