@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,18 +69,13 @@ def tuned(result: dict[str, Any]) -> str:
     weighted = result["weighted"]
     rows = []
     for name, best in result["best"].items():
-        own = [
-            label
-            for label in weighted
-            if label == name or label[len(name) : len(name) + 1] in ("@", ":", ",")
-        ]
-        own = [label for label in own if label.startswith(name)]
-        rows.append([name, str(len(own)), own[0], percent(weighted[own[0]]), best, percent(weighted[best])])
+        own = [label for label in weighted if label == name or re.match(re.escape(name) + "[@:,]", label)]
+        rows.append([name, str(len(own)), percent(weighted[name]), f"`{best}`", percent(weighted[best])])
     rows.sort(key=lambda row: -float(row[-1]))
     return (
-        table(["policy", "settings", "first", "keeps, %", "best", "keeps, %"], rows)
-        + f"\n\nMeans over {result['draws']} tuning draws from seed {result['seed']} on; with so few they tell large "
-        + f"differences only. `python benchmarks/tune_rivals.py --draws {result['draws']}`, {commit(result)}."
+        table(["policy", "settings", "default keeps, %", "best setting", "keeps, %"], rows)
+        + f"\n\nMeans over {result['draws']} tuning draws from seed {result['seed']} on, too few to tell small differences. "
+        + f"`python benchmarks/tune_rivals.py --draws {result['draws']}`, {commit(result)}."
     )
 
 

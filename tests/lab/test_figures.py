@@ -252,6 +252,6 @@ def test_digits_are_cut_to_nine() -> None:
 
 def test_plan_times() -> None:
     """In microseconds to a tenth; nothing where none was measured."""
-    log = replace(run_of().log, plan_s=np.array([1e-5, 2e-5, 3.00001e-5]))
-    assert plan_times_us(log) == {"plan_p50_us": 20.0, "plan_p99_us": 29.8}
+    log = replace(run_of().log, plan_s=np.array([1e-5, 2.123e-5, 3.0e-5]))
+    assert plan_times_us(log) == {"plan_p50_us": 21.2, "plan_p99_us": 29.8}
     assert plan_times_us(run_of().log) == {"plan_p50_us": None, "plan_p99_us": None}

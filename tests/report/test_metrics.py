@@ -110,6 +110,15 @@ def test_wilson_closed_form() -> None:
     assert wilson(math.nan, 0) == (0.0, 1.0)
 
 
+def test_wilson_stays_within_its_domain() -> None:
+    """Rounding carries no end beyond 0 or 1, however many were counted."""
+    for count in range(1, 3000):
+        low, high = wilson(1.0, count)
+        assert 0.0 < low < high <= 1.0
+        low, high = wilson(0.0, count)
+        assert 0.0 <= low < high < 1.0
+
+
 def test_equal_weights_give_the_plain_interval(run: Run) -> None:
     """With equal weights the weighted share and its interval are the unweighted ones."""
     work = replace(run.outcomes.workload, weight=np.full(6, 3.0))

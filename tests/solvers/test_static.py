@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.request import Request
-from slosched.core.result import Result, Score, Status
+from slosched.core.result import LATENCY_TOLERANCE, WEIGHT_TOLERANCE, Result, Score, Status
 from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
 from slosched.solvers.solve import EXACT, SOLVERS, solve
@@ -453,6 +453,9 @@ def test_a_relative_difference_counts_from_a_billionth_on() -> None:
     assert Score(1.0, 1.5 - 1.7e-9).better(Score(1.0, 1.5))
     assert not Score(1.0, 5.0).better(Score(1.0, 5.0))
     assert not Score(1.0, 5.0).better(Score(2.0, 9.0))
+    assert not Score(1.0, 0.0).better(Score(1.0, LATENCY_TOLERANCE))  # the tolerance itself is no difference
+    assert not Score(1.0 + WEIGHT_TOLERANCE / 2, 5.0).better(Score(1.0, 4.0))
+    assert Score(1.0 + 2 * WEIGHT_TOLERANCE, 5.0).better(Score(1.0, 4.0))
     # Weight 3 in 10 s is less than 1 in 3 s, and more than 1 in 4.
     assert not Score(3.0, 10.0).better_g(Score(1.0, 3.0))
     assert Score(3.0, 10.0).better_g(Score(1.0, 4.0))
