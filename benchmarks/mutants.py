@@ -92,8 +92,8 @@ TARGETS = (
     Target("metrics", "core/metrics.py", "tests/report/test_metrics.py tests/simulator/test_sessions.py -k "
            "'not turns_follow and not slow'", 8),
     Target("figures", "lab/figures.py", "tests/lab/test_figures.py", 6),
-    Target("objectives", "core/result.py", "tests/solvers/test_static.py -k 'tolerance or gap or trivial or relative'",
-           3, ("Score",)),
+    Target("objectives", "core/result.py", "tests/solvers/test_static.py -k 'tolerance or gap or trivial or "
+           "relative'", 3, ("Score",)),
     Target("continuous bounds", "solvers/cpsat_continuous.py", "tests/solvers/test_exact_continuous.py", 4,
            ("_Queue", "_solve", "solve_continuous_fixed")),
     Target("guards", "integrations/vllm/guarded_policy.py", "tests/vllm/test_guards.py", 3,
