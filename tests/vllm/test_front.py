@@ -270,3 +270,30 @@ def test_half_a_character_is_a_bad_request() -> None:
 @pytest.mark.parametrize("body", [b"not json", b"[1]", b"", b"[" * 100_000, b'{"vllm_xargs": 3}'])
 def test_odd_bodies_are_the_servers_business(body: bytes) -> None:
     assert serve([TEXT, STOP, DONE], request=body)[3]
+
+
+@pytest.mark.parametrize("depth", [100, 600, 900])
+def test_a_deeply_nested_body_is_the_servers_business(depth: int) -> None:
+    """However deep: no error of the front's own."""
+    body = b'{"prompt":' + b"[" * depth + b"]" * depth + b"}"
+    assert serve([b"{}"], kind=JSON, request=body, status=400)[0] == 400
+
+
+def test_a_body_that_needs_no_change_is_not_written_anew() -> None:
+    """To the byte, blanks and all; images in it make that worth while."""
+    body = b'{ "prompt" :  "hello", "stream": true }'
+    reached = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", JSON)]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": []}
+    asyncio.run(Front(app)(scope, receive, send))
+    assert reached == [body]
