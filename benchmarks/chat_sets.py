@@ -38,6 +38,8 @@ def talks(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_chat(path: Path, tokenizer: Any) -> dict[str, tuple[list[str], np.ndarray[Any, Any]]]:
     """Prompts and lengths by set; `tokenizer` is one of the library tokenizers'."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     seen: set[str] = set()
     found: dict[str, list[tuple[str, str]]] = {name: [] for name in SIZE}
     for talk in talks(path):

@@ -170,8 +170,6 @@ def main() -> int:
     sets = read_sets(folder, options.answers)
     if options.sharegpt is not None:
         tokenizer = import_runtime()[1].Tokenizer.from_file(f"{model_folder(options.encoder)}/tokenizer.json")
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         sets |= {name: Set(*found) for name, found in read_chat(options.sharegpt, tokenizer).items()}
     about = environment("torch", "transformers", "onnxruntime")
     about["options"] = {k: str(v) for k, v in vars(options).items() if k not in ("merge", "out", "ltr")}

@@ -36,6 +36,7 @@ from slosched.predictors.encoder import (
 )
 from slosched.predictors.heads import Head, Plane, aims_of, fit_surface, head_of
 from slosched.predictors.ranker import FOLDS, Progress, Ranker, folds, scored_out_of_fold, tau, train_ranker
+from slosched.predictors.rules_of_thumb import rules_of_thumb
 from slosched.predictors.states import read_tensors, write_tensors
 
 METHODS = ("frozen", "tuned")
@@ -241,14 +242,16 @@ def train_frozen(
     texts = [prompt.text for prompt in answers.prompts]
     ends = common_ends(texts)
     vectors = encoder.embed(inner_of(texts, ends))
+    rules = rules_of_thumb()
+    general = encoder.embed([prompt.text for prompt in rules.prompts]), aims_of(rules)
     quick, light = scored_out_of_fold(answers, seed=seed, progress=progress)
     fold = folds(answers, seed)
     encoded = np.zeros(len(fold))
     for k in range(FOLDS):
         inside, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        part = fit_surface(vectors[inside], aims_of(answers.select(inside)), seed=seed)
+        part = fit_surface(vectors[inside], aims_of(answers.select(inside)), general, seed=seed)
         encoded[held] = part.score(vectors[held])
-    head = fit_surface(vectors, aims_of(answers), seed=seed)
+    head = fit_surface(vectors, aims_of(answers), general, seed=seed)
     made = _summed(answers, np.stack([light, encoded], axis=1), quick, encoder, head, ends, seed)
     return replace(made, report={"method": "frozen"} | made.report)
 

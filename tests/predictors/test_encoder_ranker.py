@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_by_name(made: EncoderRanker, tmp_path: Pat
     with pytest.raises(InputError, match=r"head must be for vectors of \d+, as the encoder's, got 16"):
         load_predictor(folder)
     write_tensors(path, arrays | {"centres": arrays["centres"][:16]}, about)
-    with pytest.raises(InputError, match=r"centres must be of shape \(60, size\)"):
+    with pytest.raises(InputError, match=r"centres must be of shape \(\d+, size\)"):
         load_predictor(folder)
     write_tensors(path, arrays, {"format": "slosched-encoder-1"})
     with pytest.raises(InputError, match=r"format must be .*train the ranker anew"):

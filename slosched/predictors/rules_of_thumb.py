@@ -1,13 +1,14 @@
-"""Rules of thumb for the prior ranker: what people ask of chat models, and about how long answers are.
+"""What people ask of chat models, and about how long answers are: rules of thumb for every ranker.
 
-Public prompts with permissive licences are of four narrow kinds. These patterns cover the rest. They and
-their lengths, in tokens, were written by hand from experience, before any ranker was measured with them. They
-are no one's data. `prompts` fills in subjects at random.
+A ranker knows what its own prompts taught it. From traffic of another kind it would know nothing. So every
+ranker also learns from these patterns, at a lower weight. They and their lengths, in tokens, were written by
+hand from experience, before any ranker was measured with them. They are no one's data.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import numpy as np
 
@@ -148,27 +149,34 @@ PLACES: dict[str, tuple[str, ...]] = {
 OPENINGS = ("", "", "", "Please ", "Can you ", "Could you please ", "I need you to ")
 """In front of what begins with a verb."""
 
-EACH = 10
-"""Prompts made of each pattern that has a place."""
-
-
-def prompts(seed: int = 0) -> Answers:
-    """Patterns filled in, with their lengths."""
-    rng = np.random.default_rng(seed)
-    texts: dict[str, int] = {}
-    for pattern, tokens in PATTERNS.items():
-        for _ in range(EACH if "{" in pattern else 2):
-            text = re.sub(r"{([a-z])}", lambda place: str(rng.choice(PLACES[place[1]])), pattern)
-            opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
-            if opening and "{" in pattern and not pattern.lower().startswith(QUESTIONS):
-                text = opening + text[0].lower() + text[1:]
-            texts.setdefault(text, tokens)
-    return Answers.single(list(texts), np.array(list(texts.values())))
-
-
 QUESTIONS = (
     "what", "who", "why", "how", "is ", "in ", "which", "when", "where", "should", "you ", "can ",
     "do you", "a ",
     "anna", "i ", "keep it", "act as", "now ", "answer yes",
 )  # fmt: skip
 """Beginnings that no opening goes before."""
+
+EACH = 3
+"""Prompts made of each pattern that has a place: 10 tell no more."""
+
+
+@lru_cache(maxsize=1)
+def rules_of_thumb() -> Answers:
+    """The patterns filled in at random, the same each time, with their lengths.
+
+    Examples
+    --------
+    >>> rules = rules_of_thumb()
+    >>> {p.text: int(n) for p, n in zip(rules.prompts, rules.output_tokens)}["hello"]
+    20
+    """
+    rng = np.random.default_rng(0)
+    texts: dict[str, int] = {}
+    for pattern, tokens in PATTERNS.items():
+        for _ in range(EACH if "{" in pattern else 1):
+            text = re.sub(r"{([a-z])}", lambda place: str(rng.choice(PLACES[place[1]])), pattern)
+            opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
+            if opening and "{" in pattern and not pattern.lower().startswith(QUESTIONS):
+                text = opening + text[0].lower() + text[1:]
+            texts.setdefault(text, tokens)
+    return Answers.single(list(texts), np.array(list(texts.values())))
