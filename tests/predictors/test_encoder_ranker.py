@@ -94,7 +94,9 @@ def test_what_does_not_fit_is_refused_by_name(made: EncoderRanker, tmp_path: Pat
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed.*slosched\[encoder\]"):
+    with pytest.raises(
+        MissingExtraError, match=r"onnxruntime is not installed; install it with: pip install .*extra encoder"
+    ):
         Encoder(tmp_path)
 
 
