@@ -263,9 +263,11 @@ def fit(
 
 
 def tau(scores: Floats, tokens: NDArray[np.generic]) -> float:
-    """Kendall's tau-b of scores and lengths; 0 if either is all equal."""
+    """Kendall's tau-b of scores and lengths; 0 if either is all equal, or there are fewer than two."""
     from scipy.stats import kendalltau
 
+    if len(scores) < 2:
+        return 0.0
     found = float(kendalltau(scores, np.asarray(tokens, dtype=np.float64)).statistic)
     return found if np.isfinite(found) else 0.0
 
