@@ -96,6 +96,13 @@ def test_a_stream_that_breaks_off_ends_with_an_error() -> None:
     assert told_["error"]["code"] == 503
 
 
+def test_an_answer_may_speak_of_the_mark_that_ends_streams() -> None:
+    """An answer about server-sent events, several tokens in a chunk: text is text."""
+    about = b'data: {"choices":[{"index":0,"text":"write data: [DONE] last","finish_reason":null}]}\n\n'
+    chunks = [TEXT, about, STOP, DONE]
+    assert serve(chunks)[2] == b"".join(chunks)
+
+
 def test_each_answer_asked_for_needs_its_end() -> None:
     """Two prompts, one of which was refused: the other's answer comes, and an error."""
     two = {"prompt": ["a", "b"], "n": 1}
