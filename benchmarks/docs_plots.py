@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from common import RESULTS, ROOT
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from readme import BINS, PICTURE, SERVES, league_of
+
+from slosched import Engine, EngineLimits, StepTimeModel, Workload, simulate
 
 DOCS = ROOT / "docs"
 COLOURS = {"slosched": "#0072B2", "fcfs": "#444444"}
@@ -103,12 +107,50 @@ def chances(reliability: dict[str, Any]) -> None:
     save(made, "reliability.png")
 
 
+CROWD = 16
+"""Requests of the picture of a plan: so many that each is still seen."""
+
+
+def crowd() -> Workload:
+    """Requests that arrive within two seconds: long and short prompts, some with tight limits."""
+    rng = np.random.default_rng(4)
+    long = rng.random(CROWD) < 0.4
+    prompts = np.where(long, rng.integers(3000, 6000, CROWD), rng.integers(100, 600, CROWD))
+    plain = Workload.plain(np.sort(rng.uniform(0.0, 2.0, CROWD)), prompts, rng.integers(10, 40, CROWD))
+    return replace(plain, ttft_s=np.where(long, 6.0, 0.7))
+
+
+def plans() -> None:
+    """The same requests, first come first served and by our plan: waiting, prefill and answer of each."""
+    step_time = StepTimeModel(base_s=0.01, prefill_token_s=1.2e-4, sequence_s=2e-4, kv_token_s=1e-8)
+    engine = Engine(limits=EngineLimits(max_num_seqs=8, max_num_batched_tokens=2048), step_time=step_time)
+    work = crowd()
+    made, axes = figure(2, 9.2, 3.9)
+    for ax, policy in zip(axes, ("fcfs", "slosched"), strict=True):
+        done = simulate(work, policy, engine=engine).outcomes
+        kept = done.ttft_s <= work.ttft_s
+        for i in range(CROWD):
+            first, end = work.arrival_s[i] + done.ttft_s[i], work.arrival_s[i] + done.e2e_s[i]
+            colour = COLOURS["slosched"] if kept[i] else OTHERS[0]
+            ax.plot([work.arrival_s[i], first], [i, i], color=colour, linewidth=1.5)
+            ax.plot([first, end], [i, i], color=colour, linewidth=5, solid_capstyle="butt")
+            due = work.arrival_s[i] + work.ttft_s[i]
+            ax.plot([due, due], [i - 0.35, i + 0.35], color="#444444", linewidth=1.2)
+        ax.set_title(f"{policy}: {int(kept.sum())} of {CROWD} first tokens in time", fontsize=10)
+        ax.set_xlabel("seconds")
+        ax.set_yticks([])
+        ax.invert_yaxis()
+    axes[0].set_ylabel("requests, by arrival")
+    save(made, "plan.png")
+
+
 def draw_all() -> None:
     """Draw what there are results for."""
     for name, draw in (("evidence", by_load), ("slo_scale", limits), ("reliability", chances)):
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw(json.loads(path.read_text()))
+    plans()
 
 
 if __name__ == "__main__":

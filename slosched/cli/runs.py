@@ -189,13 +189,16 @@ def simulate(
     """Run one policy on one workload and print everything about it.
 
     Example: slosched simulate --policy edf --rate 8 --timeline edf.json.gz
+
+    Several engines: slosched simulate --engines 4 --router least-tokens --rate 40
     """
     from slosched.core.errors import require
     from slosched.core.files import write_file
     from slosched.core.metrics import Metrics
     from slosched.lab.runfile import write_run
-    from slosched.report.table import run_table
+    from slosched.report.table import fleet_rows, fleet_table, run_table
     from slosched.report.trace import trace_bytes
+    from slosched.simulator.fleet import FleetRun
 
     machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
     source = c.source_of(
@@ -214,10 +217,13 @@ def simulate(
         write_file(timeline, trace_bytes(run, compress=timeline.suffix == ".gz"))
     if save is not None:
         write_run(save, run, machine)
+    fleet = run if isinstance(run, FleetRun) else None
     if as_json:
-        c.print_json(metrics.to_dict())
+        c.print_json(metrics.to_dict() | ({"engines": fleet_rows(fleet)} if fleet else {}))
     else:
-        c.print_table(run_table(metrics))
+        c.print_table(run_table(metrics, engines=engines))
+        if fleet:
+            c.print_table(fleet_table(fleet))
 
 
 def capacity(

@@ -22,7 +22,8 @@ def split(text: str, kind: str, grammar: str = GRAMMAR) -> tuple[str, dict[str, 
     ----------
     text
         A name or ``package.module:Class``, then perhaps ``:key=value,key=value``. Values are read as numbers,
-        true, false or none where they look like it.
+        true, false or none where they look like it. A key of two parts, ``key.name=value``, gives one
+        entry of a mapping.
     kind, grammar
         What it is, and what its words may be, for messages.
 
@@ -32,6 +33,8 @@ def split(text: str, kind: str, grammar: str = GRAMMAR) -> tuple[str, dict[str, 
     ('edf', {'budget': 512, 'demote': True})
     >>> split("my.module:Mine:k=2", "policy")
     ('my.module:Mine', {'k': 2})
+    >>> split("slosched:promised.chat=0.99,promised.batch=0.5", "policy")
+    ('slosched', {'promised': {'chat': 0.99, 'batch': 0.5}})
     """
     name, _, words = text.strip().partition(":")
     if words and "=" not in words.partition(":")[0]:
@@ -42,7 +45,15 @@ def split(text: str, kind: str, grammar: str = GRAMMAR) -> tuple[str, dict[str, 
         key, equals, value = word.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{kind} must be {grammar}, got {text!r}.")
-        parameters[key.strip().replace("-", "_")] = _value(value.strip())
+        key, dot, entry = key.strip().partition(".")
+        key = key.replace("-", "_")
+        if not dot:
+            parameters[key] = _value(value.strip())
+            continue
+        mapping = parameters.setdefault(key, {})
+        if not entry or not isinstance(mapping, dict):
+            raise InputError(f"{kind} must be {grammar}, got {text!r}.")
+        mapping[entry] = _value(value.strip())
     return name.strip(), parameters
 
 

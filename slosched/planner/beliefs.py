@@ -13,6 +13,7 @@ Fitting given the forecast and the limit also means that it matters little which
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 
 import numpy as np
 
@@ -67,6 +68,12 @@ class Beliefs:
                 self._fit(label)
         self._rows, self._serials = running.copy(), t.serial[running].copy()
         return gone
+
+    def frozen(self) -> Beliefs:
+        """The same beliefs, which learn no more: for another thread."""
+        view = copy(self)
+        view._line, view._residuals = self._line.copy(), list(self._residuals)
+        return view
 
     def factors(self, label: Ints, said: Floats, e2e_s: Floats) -> Floats:
         """Corrections of forecasts.

@@ -7,6 +7,7 @@ answer lengths drawn from the forecasts; the one that has kept most weight withi
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -192,35 +193,20 @@ class Planner:
     def _look_ahead(
         self, snapshot: Snapshot, rows: Ints, jobs: Floats, running: int, engine: Floats, scale: Floats
     ) -> None:
-        """Draw futures and compare the rules on them, here or in the background."""
+        """Compare the rules on futures from here, now or in the background."""
         horizon_s = self._horizon_s(float(engine[r.STEP]))
         self._next_s = snapshot.now_s + horizon_s / self.params.comparisons
-        t, present = snapshot.table, len(rows)
-        label, generated = t.class_index[rows], t.generated_tokens[rows].astype(np.float64)
-        atoms = t.atoms[rows] * scale[:, None]
-        starts = []
-        for turn in range(self.params.futures):
-            later, at = self._futures.draw(snapshot.now_s, horizon_s, turn % 2 == 0)
-            labels, lengths = self._futures.labels[at], self._futures.atoms[at]
-            factor = self._beliefs.factors(
-                labels, lengths.mean(axis=1), later[:, r.E2E_DUE] - later[:, r.ARRIVAL]
-            )
-            later[:, r.LEFT] *= factor
-            start = np.concatenate([jobs, later])
-            lengths = np.concatenate([atoms, lengths * factor[:, None]])
-            start[:, r.TRUTH] = self._beliefs.draw(
-                np.concatenate([label, labels]), lengths.mean(axis=1), lengths,
-                np.concatenate([generated, np.zeros(len(at))]), start[:, r.LEFT], self._rng,
-            )  # fmt: skip
-            starts.append(start)
-        task = Comparison(
-            rows, t.serial[rows], starts, running, present, engine, self.leader.candidates(),
-            snapshot.now_s, horizon_s,
+        t = snapshot.table
+        present = Present(
+            rows=rows, serials=t.serial[rows], running=running, jobs=jobs, engine=engine,
+            label=t.class_index[rows], generated=t.generated_tokens[rows].astype(np.float64),
+            atoms=t.atoms[rows] * scale[:, None], now_s=snapshot.now_s, horizon_s=horizon_s,
+            arrivals=copy(self._futures), beliefs=self._beliefs.frozen(),
         )  # fmt: skip
         if self._background is not None:
-            self._background.submit(task)
+            self._background.submit(present)
         else:
-            self._compare(task)
+            self._compare(present)
 
     def _horizon_s(self, step_s: float) -> float:
         """Seconds to look ahead, with decode steps of `step_s`."""
@@ -234,30 +220,63 @@ class Planner:
         answer_s = float((left * left).sum() / left.sum()) * step_s
         return float(np.clip(max(LIMITS_AHEAD * typical, ANSWERS_AHEAD * answer_s), *HORIZON_S))
 
-    def _compare(self, task: Comparison) -> None:
+    def _compare(self, present: Present) -> None:
         """Roll the candidates forward on the same futures; the best one leads from now on."""
-        value, stake, until_s = np.zeros(len(task.candidates)), 0.0, task.now_s + task.horizon_s
-        works = [r.work_for(len(start)) for start in task.starts]
-        raw = np.zeros(task.present)
-        for place, rule in enumerate(task.candidates):
-            for start, work in zip(task.starts, works, strict=True):
+        starts = [_future(present, turn % 2 == 0, self._rng) for turn in range(self.params.futures)]
+        works = [r.work_for(len(start)) for start in starts]
+        candidates, until_s = self.leader.candidates(), present.now_s + present.horizon_s
+        value, stake, raw = np.zeros(len(candidates)), 0.0, np.zeros(len(present.rows))
+        for place, rule in enumerate(candidates):
+            for start, work in zip(starts, works, strict=True):
                 value[place] += r.rollout(
-                    start, task.running, task.present, task.engine, self.leader.rules[rule], until_s, work
+                    start, present.running, len(raw), present.engine, self.leader.rules[rule], until_s, work
                 )
                 if place == 0:
                     stake += float(start[:, r.WEIGHT].sum())
-                    raw += work.met[: task.present] / len(task.starts)
+                    raw += work.met[: len(raw)] / len(starts)
             if rule == 0 and value[0] >= SETTLED * stake:
                 value = value[: place + 1]
                 break
-        self._words = Words(task.rows, task.serials, task.running, raw)
-        candidates = task.candidates[: len(value)]
+        self._words = Words(present.rows, present.serials, present.running, raw)
+        candidates = candidates[: len(value)]
         if stake > 0:
             value = value / stake
             rival = float(value[1:].max(initial=-np.inf))
             first = float(value[candidates == 0][0])
-            self.certificate = Certificate(float(value[0]), rival, first, len(candidates), len(task.starts))
-            self.leader.learn(candidates, value, task.now_s, max(FADE_S, task.horizon_s))
+            self.certificate = Certificate(float(value[0]), rival, first, len(candidates), len(starts))
+            self.leader.learn(candidates, value, present.now_s, max(FADE_S, present.horizon_s))
+
+
+class Present(NamedTuple):
+    """All that futures are drawn from, as it was at one step: nothing of it changes afterwards."""
+
+    rows: Ints
+    serials: Ints
+    running: int
+    jobs: Floats
+    engine: Floats
+    label: Ints
+    generated: Floats
+    atoms: Floats
+    now_s: float
+    horizon_s: float
+    arrivals: Futures
+    beliefs: Beliefs
+
+
+def _future(present: Present, latest: bool, rng: np.random.Generator) -> Floats:
+    """Jobs of one possible future: those that are there, then those that may arrive."""
+    later, at = present.arrivals.draw(present.now_s, present.horizon_s, latest)
+    label, atoms = present.arrivals.labels[at], present.arrivals.atoms[at]
+    factor = present.beliefs.factors(label, atoms.mean(axis=1), later[:, r.E2E_DUE] - later[:, r.ARRIVAL])
+    later[:, r.LEFT] *= factor
+    start = np.concatenate([present.jobs, later])
+    atoms = np.concatenate([present.atoms, atoms * factor[:, None]])
+    start[:, r.TRUTH] = present.beliefs.draw(
+        np.concatenate([present.label, label]), atoms.mean(axis=1), atoms,
+        np.concatenate([present.generated, np.zeros(len(at))]), start[:, r.LEFT], rng,
+    )  # fmt: skip
+    return start
 
 
 class Words(NamedTuple):
@@ -267,20 +286,6 @@ class Words(NamedTuple):
     serials: Ints
     running: int
     raw: Floats
-
-
-class Comparison(NamedTuple):
-    """Futures and the rules to compare on them."""
-
-    rows: Ints
-    serials: Ints
-    starts: list[Floats]
-    running: int
-    present: int
-    engine: Floats
-    candidates: Ints
-    now_s: float
-    horizon_s: float
 
 
 def _carried_out(

@@ -20,6 +20,7 @@ from slosched.policies.base import Policy
 from slosched.policies.fallback import edf_demoted
 from slosched.policies.hopeless import HOPELESS, patient, refused
 from slosched.policies.programs import ProgramDeadlines
+from slosched.policies.promises import ClassPromises
 from slosched.policies.tenants import TenantShares
 
 
@@ -54,6 +55,9 @@ class Slosched(Policy):
         Above 0, at most 1.
     fairness, tenant_shares, fairness_s
         Strength, shares and time constant of fairness between tenants, see `TenantShares`; 0 for none.
+    promised
+        Shares of classes that are to keep all their limits, whatever it costs the others, see
+        `ClassPromises`; by class name, above 0 and below 1.
     programs
         Whether the calls of one program (`program_index`) share one deadline, see `ProgramDeadlines`.
     seed
@@ -79,6 +83,7 @@ class Slosched(Policy):
         fairness: float = 0.0,
         tenant_shares: Mapping[str, float] | None = None,
         fairness_s: float = 60.0,
+        promised: Mapping[str, float] | None = None,
         programs: bool = False,
         seed: int = 0,
         background: bool = False,
@@ -98,6 +103,8 @@ class Slosched(Policy):
             self._views.append(ProgramDeadlines())
         if fairness > 0:
             self._views.append(shares)
+        if promised:
+            self._views.append(ClassPromises(promised))
         if hopeless == "keep":
             self._views.append(patient)
         self.planner = Planner(params, seed=seed, background=background)

@@ -1,9 +1,9 @@
 """Rankers that read prompts with a pretrained encoder, beside the light ranker's words and counts.
 
-Two rungs above the light one. ``frozen``: a linear score of the encoder's vectors as they are. ``tuned``: the
-encoder itself is trained to rank (ListMLE, as Fu et al. 2024, arXiv 2408.15792, but mean pooling and a higher
-rate). Either is added to the light ranker's score, each in units of its own spread, so that neither drowns
-the other.
+Two rungs above the light one. ``frozen``: a score of the states of three of the encoder's layers as they are,
+by likeness to prompts whose answers are known. ``tuned``: the encoder itself is trained to rank (ListMLE, as
+Fu et al. 2024, arXiv 2408.15792, but mean pooling and a higher rate). Either is added to the light ranker's
+score, each in units of its own spread, so that neither drowns the other.
 
 What nearly all prompts begin or end with, such as a template or a system prompt, tells nothing of an answer's
 length but would fill the encoder's window. It is cut off before the encoder reads.
@@ -26,17 +26,22 @@ from slosched.core.files import write_files
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate
-from slosched.predictors.encoder import ENCODER, TOKENIZER, WINDOW_TOKENS, Encoder, export_encoder
-from slosched.predictors.ranker import FOLDS, Progress, Ranker, fitted, folds, tau, train_ranker
+from slosched.predictors.encoder import (
+    ENCODER,
+    TOKENIZER,
+    WINDOW_TOKENS,
+    Encoder,
+    export_encoder,
+    layers_read,
+)
+from slosched.predictors.heads import Head, Plane, aims_of, fit_surface, head_of
+from slosched.predictors.ranker import FOLDS, Progress, Ranker, folds, scored_out_of_fold, tau, train_ranker
+from slosched.predictors.rules_of_thumb import rules_of_thumb
 from slosched.predictors.states import read_tensors, write_tensors
 
 METHODS = ("frozen", "tuned")
 
-PENALTY = 2.0
-"""Weight of the squared weights of a frozen encoder's score, whose inputs have length 1: 1 and 3 rank alike
-(``benchmarks/rungs.py --part frozen``)."""
-
-SHARES = (0.5, 1.0, 2.0)
+SHARES = (0.5, 1.0, 2.0, 4.0)
 """Weights of the encoder's score, the light one's being 1; the best on prompts held out is taken."""
 
 EPOCHS = 5
@@ -45,6 +50,8 @@ LEARNING_RATE = 1e-4
 
 SHARED_BY = 0.9
 """Share of the prompts that must begin, or end, with a text for it to be cut off as a template."""
+
+FORMAT = "slosched-encoder-2"
 
 QUICK = "light"
 """Folder of the light ranker within an encoder ranker's."""
@@ -61,9 +68,7 @@ class EncoderRanker:
     encoder
         Turns prompts into vectors.
     head
-        Weight of each number of a vector, shape (hidden size,).
-    normalised
-        Whether vectors are scaled to length 1 first.
+        Turns vectors into scores.
     spread
         Standard deviations of the light and of the encoder's score on prompts not trained on, shape (2,).
     share
@@ -78,8 +83,7 @@ class EncoderRanker:
 
     quick: Ranker
     encoder: Encoder
-    head: Floats
-    normalised: bool
+    head: Head
     spread: Floats
     share: float
     calibration: Calibration
@@ -88,9 +92,9 @@ class EncoderRanker:
 
     def __post_init__(self) -> None:
         size = self.encoder.hidden_size
-        require(self.head.shape == (size,), "head", f"of shape ({size},), as the encoder", self.head.shape)
-        ok = self.spread.shape == (2,) and bool(np.all(self.spread > 0) and np.isfinite(self.head).all())
-        require(ok, "encoder ranker", "finite weights and two spreads above 0", self.spread)
+        require(self.head.size == size, "head", f"for vectors of {size}, as the encoder's", self.head.size)
+        ok = self.spread.shape == (2,) and bool(np.all(self.spread > 0) and np.isfinite(self.spread).all())
+        require(ok, "spread", "two finite numbers above 0", self.spread)
 
     def score(self, texts: Sequence[str]) -> Floats:
         """Score of each text, higher means longer, shape (n,)."""
@@ -99,7 +103,7 @@ class EncoderRanker:
 
     def encoded(self, texts: Sequence[str]) -> Floats:
         """The encoder's score of each text, shape (n,)."""
-        return np.asarray(_vectors(self.encoder, inner_of(texts, self.ends), self.normalised) @ self.head)
+        return self.head.score(self.encoder.embed(inner_of(texts, self.ends)))
 
     def forecast(self, prompts: Sequence[Prompt]) -> Floats:
         """Atoms for each prompt, shape (n, FORECAST_ATOMS)."""
@@ -112,13 +116,13 @@ class EncoderRanker:
         for name in (ENCODER, TOKENIZER):
             if (self.encoder.folder / name).resolve() != (target / name).resolve():
                 shutil.copyfile(self.encoder.folder / name, target / name)
-        arrays = {
-            "head": self.head, "spread": self.spread, "scores": self.calibration.scores,
+        arrays = self.head.arrays() | {
+            "spread": self.spread, "scores": self.calibration.scores,
             "log_atoms": self.calibration.log_atoms,
         }  # fmt: skip
-        write_tensors(target / "ranker.safetensors", arrays, {"format": "slosched-encoder-1"})
+        write_tensors(target / "ranker.safetensors", arrays, {"format": FORMAT})
         about = {
-            "kind": "encoder", "normalised": self.normalised, "share": self.share,
+            "kind": "encoder", "share": self.share,
             "window_tokens": self.encoder.window_tokens, "ends": self.ends, "report": self.report,
         }  # fmt: skip
         write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
@@ -135,18 +139,23 @@ class EncoderRanker:
         """
         source = Path(folder)
         about = about_of(source)
-        arrays, _ = read_tensors(source / "ranker.safetensors")
+        path = source / "ranker.safetensors"
+        arrays, written = read_tensors(path)
+        if written.get("format") != FORMAT:
+            found = written.get("format")
+            raise InputError(f"{path}: format must be {FORMAT!r}, got {found!r}; train the ranker anew.")
         try:
-            head, spread, scores, log_atoms = (
-                np.asarray(arrays[name], np.float64) for name in ("head", "spread", "scores", "log_atoms")
+            head = head_of(arrays)
+            spread, scores, log_atoms = (
+                np.asarray(arrays[name], np.float64) for name in ("spread", "scores", "log_atoms")
             )
             window, share = int(about["window_tokens"]), float(about["share"])
             begin, end = (str(text) for text in about.get("ends", ("", "")))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: {error} is missing or is not a number.") from None
         return cls(
-            Ranker.load(source / QUICK), Encoder(source, window), head, bool(about.get("normalised")), spread,
-            share, Calibration(scores, log_atoms), (begin, end), about.get("report", {}),
+            Ranker.load(source / QUICK), Encoder(source, window), head, spread, share,
+            Calibration(scores, log_atoms), (begin, end), about.get("report", {}),
         )  # fmt: skip
 
 
@@ -198,32 +207,60 @@ def train_encoder(
     """
     require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
     answers.require_enough()
-    from slosched.predictors.transformer import TRAINED_ON, open_model, train_transformer
+    from slosched.predictors.transformer import TRAINED_ON, layers_of, open_model, train_transformer
 
+    if method == "frozen":
+        body, tokenizer = open_model(model, download=download)
+        export_encoder(body, tokenizer, out, layers_read(layers_of(body)))
+        made = train_frozen(answers, Encoder(out, window_tokens), seed=seed, progress=progress)
+        return replace(made, report={"model": Path(model).name} | made.report)
+    ends = common_ends([prompt.text for prompt in answers.prompts])
+    inner = inner_of([prompt.text for prompt in answers.prompts], ends)
+    cut = [replace(p, text=text) for p, text in zip(answers.prompts, inner, strict=True)]
+    tuned = train_transformer(
+        replace(answers, prompts=cut), model, epochs=epochs, learning_rate=learning_rate, pooling="mean",
+        both_ends=True, seed=seed, most_tokens=window_tokens, device=device, download=download,
+        progress=progress,
+    )  # fmt: skip
+    export_encoder(tuned.body, tuned.tokenizer, out)
+    encoder = Encoder(out, window_tokens)
+    head = Plane(tuned.head.weight.detach().cpu().double().numpy()[0])
+    known, watched = answers.split(TRAINED_ON, seed)
+    quick = train_ranker(known, seed=seed)
+    texts = [prompt.text for prompt in watched.prompts]
+    encoded = head.score(encoder.embed(inner_of(texts, ends)))
+    made = _summed(watched, np.stack([quick.score(texts), encoded], axis=1), quick, encoder, head, ends, seed)
+    report = {"model": Path(model).name, "method": method} | made.report | {"prompts": len(answers.prompts)}
+    return replace(made, report=report)
+
+
+def train_frozen(
+    answers: Answers, encoder: Encoder, *, seed: int = 0, progress: Progress | None = None
+) -> EncoderRanker:
+    """The frozen rung on an encoder that was written before, see `train_encoder`; several may share one."""
+    answers.require_enough()
     texts = [prompt.text for prompt in answers.prompts]
     ends = common_ends(texts)
-    inner = inner_of(texts, ends)
-    if method == "frozen":
-        export_encoder(*open_model(model, download=download), out)
-        encoder = Encoder(out, window_tokens)
-        vectors = _vectors(encoder, inner, True)
-        head, apart, quick = _frozen(answers, vectors, seed, progress)
-        watched = answers
-    else:
-        cut = [replace(p, text=text) for p, text in zip(answers.prompts, inner, strict=True)]
-        tuned = train_transformer(
-            replace(answers, prompts=cut), model, epochs=epochs, learning_rate=learning_rate, pooling="mean",
-            both_ends=True, seed=seed, most_tokens=window_tokens, device=device, download=download,
-            progress=progress,
-        )  # fmt: skip
-        export_encoder(tuned.body, tuned.tokenizer, out)
-        encoder = Encoder(out, window_tokens)
-        head = tuned.head.weight.detach().cpu().double().numpy()[0]
-        known, watched = answers.split(TRAINED_ON, seed)
-        quick = train_ranker(known, seed=seed)
-        texts = [prompt.text for prompt in watched.prompts]
-        encoded = _vectors(encoder, inner_of(texts, ends), False) @ head
-        apart = np.stack([quick.score(texts), encoded], axis=1)
+    vectors = encoder.embed(inner_of(texts, ends))
+    rules = rules_of_thumb()
+    general = encoder.embed([prompt.text for prompt in rules.prompts]), aims_of(rules)
+    quick, light = scored_out_of_fold(answers, seed=seed, progress=progress)
+    fold = folds(answers, seed)
+    encoded = np.zeros(len(fold))
+    for k in range(FOLDS):
+        inside, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        part = fit_surface(vectors[inside], aims_of(answers.select(inside)), general, seed=seed)
+        encoded[held] = part.score(vectors[held])
+    head = fit_surface(vectors, aims_of(answers), general, seed=seed)
+    made = _summed(answers, np.stack([light, encoded], axis=1), quick, encoder, head, ends, seed)
+    return replace(made, report={"method": "frozen"} | made.report)
+
+
+def _summed(
+    watched: Answers, apart: Floats, quick: Ranker, encoder: Encoder, head: Head, ends: tuple[str, str],
+    seed: int,
+) -> EncoderRanker:  # fmt: skip
+    """The ranker, from light and encoder's scores of prompts not trained on, shape (prompts, 2)."""
     spread = np.maximum(apart.std(axis=0), 1e-9)
     lengths = watched.output_tokens
     sums = {share: (apart / spread) @ np.array([1.0, share]) for share in SHARES}
@@ -231,12 +268,11 @@ def train_encoder(
     share = max(SHARES, key=lambda s: (order[s], -abs(np.log(s))))
     made = calibrate(sums[share][watched.prompt], lengths, watched.cut, seed=seed)
     report = {
-        "prompts": len(answers.prompts), "answers": len(answers.output_tokens),
-        "cut": int(answers.cut.sum()), "model": Path(model).name, "method": method, "share": share,
-        "tau_held_out": order[share], "tau_light": tau(apart[watched.prompt, 0], lengths),
+        "prompts": len(watched.prompts), "answers": len(lengths), "cut": int(watched.cut.sum()),
+        "share": share, "tau_held_out": order[share], "tau_light": tau(apart[watched.prompt, 0], lengths),
         "tau_encoder": tau(apart[watched.prompt, 1], lengths),
     }  # fmt: skip
-    return EncoderRanker(quick, encoder, head, method == "frozen", spread, share, made, ends, report)
+    return EncoderRanker(quick, encoder, head, spread, share, made, ends, report)
 
 
 def common_ends(texts: Sequence[str]) -> tuple[str, str]:
@@ -271,29 +307,3 @@ def _shared(texts: Sequence[str]) -> str:
 def inner_of(texts: Sequence[str], ends: tuple[str, str]) -> list[str]:
     """The texts without what they begin and end with; one that is nothing else stays as it is."""
     return [text.removeprefix(ends[0]).removesuffix(ends[1]) or text for text in texts]
-
-
-def _frozen(
-    answers: Answers, vectors: Floats, seed: int, progress: Progress | None
-) -> tuple[Floats, Floats, Ranker]:
-    """Weights of the encoder's score; light and encoder's scores of each prompt by rankers that have not seen
-    it, shape (prompts, 2); the light ranker.
-    """
-    from slosched.predictors.ranker import scored_out_of_fold
-
-    quick, light = scored_out_of_fold(answers, seed=seed, progress=progress)
-    fold = folds(answers, seed)
-    encoded = np.zeros(len(fold))
-    for k in range(FOLDS):
-        inside, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        weights = fitted(vectors[inside], answers.select(inside), "listmle", PENALTY, seed)
-        encoded[held] = vectors[held] @ weights
-    head = fitted(vectors, answers, "listmle", PENALTY, seed)
-    return head, np.stack([light, encoded], axis=1), quick
-
-
-def _vectors(encoder: Encoder, texts: Sequence[str], normalised: bool) -> Floats:
-    found = encoder.embed(texts).astype(np.float64)
-    if normalised:
-        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
-    return found

@@ -22,7 +22,7 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Measures of one predictor on answers it was not trained on.
+    """Measures of one predictor on answers it was not trained on; not a number where there were none.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ class Quality:
     batch_ms: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Names and values."""
-        return asdict(self)
+        """Names and values; None for what was not measured."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def evaluate(predictor: Predictor, answers: Answers) -> tuple[Quality, Floats]:
@@ -81,6 +81,12 @@ def quality(atoms: Floats, tokens: Floats, *, prompt_ms: float = 0.0, batch_ms: 
     >>> right.tau, right.mae_tokens, right.regret
     (1.0, 0.0, 0.0)
     """
+    if len(tokens) == 0:
+        nothing = float("nan")
+        return Quality(
+            answers=0, tau=nothing, mae_tokens=nothing, coverage=nothing, pinball_tokens=nothing,
+            regret=nothing, prompt_ms=prompt_ms, batch_ms=batch_ms,
+        )  # fmt: skip
     mean = atoms.mean(axis=1)
     low, high = interval(atoms)
     miss = tokens[:, None] - atoms
@@ -116,7 +122,9 @@ def _seconds(predictor: Predictor, prompts: list[Prompt]) -> float:
 
 
 def reliability(atoms: Floats, tokens: ArrayLike) -> list[tuple[float, float]]:
-    """Each level of the atoms, and the share of lengths at or below it."""
+    """Each level of the atoms, and the share of lengths at or below it; none where there are no lengths."""
+    if np.size(tokens) == 0:
+        return []
     return [(float(p), float(np.mean(np.asarray(tokens) <= atoms[:, k]))) for k, p in enumerate(LEVELS)]
 
 
@@ -153,7 +161,8 @@ def plot(path: str, reliability_points: list[tuple[float, float]], curve: list[t
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2 if curve else 1, squeeze=False)[0]
     axes[0].plot([0, 1], [0, 1], color="#888888", linewidth=1)
-    axes[0].plot(*zip(*reliability_points, strict=True), marker="o", color="#1f5fa8")
+    if reliability_points:
+        axes[0].plot(*zip(*reliability_points, strict=True), marker="o", color="#1f5fa8")
     axes[0].set(xlabel="forecast level", ylabel="share of answers at or below", title=path)
     if curve:
         axes[1].plot(*zip(*curve, strict=True), marker="o", color="#1f5fa8")

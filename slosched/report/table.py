@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from slosched.core.metrics import NO_QUEUE, Latency, Metrics, Share
 from slosched.lab.comparison import OURS, Comparison
+from slosched.simulator.fleet import FleetRun
 
 
 def compare_table(comparison: Comparison) -> Table:
@@ -80,8 +83,8 @@ def _verdict(comparison: Comparison) -> list[str]:
     return [f"Misses of {OURS} over those of the best baseline, {best}: {', '.join(parts)}."]
 
 
-def run_table(metrics: Metrics) -> Table:
-    """Everything about one run."""
+def run_table(metrics: Metrics, *, engines: int = 1) -> Table:
+    """Everything about one run; on several engines, their busy time is over that of all."""
     m = metrics
     table = Table(
         title=f"{m.policy} on {m.workload} ({m.engine}, seed {m.seed})",
@@ -90,12 +93,31 @@ def run_table(metrics: Metrics) -> Table:
     )
     table.add_column()
     table.add_column()
-    for name, value in _run_rows(m):
+    for name, value in _run_rows(m, engines):
         table.add_row(name, value)
     return table
 
 
-def _run_rows(m: Metrics) -> list[tuple[str, str]]:
+def fleet_table(run: FleetRun) -> Table:
+    """What each engine of a fleet did."""
+    title = f"{len(run.logs)} engines behind {run.router}"
+    caption = f"Moved between engines: {run.moved}; lost with an engine: {int(run.lost.sum())}."
+    table = Table("engine", "requests", "steps", "busy s", title=title, caption=caption)
+    for i, row in enumerate(fleet_rows(run)):
+        table.add_row(str(i), str(row["requests"]), str(row["steps"]), _number(row["busy_s"]))
+    return table
+
+
+def fleet_rows(run: FleetRun) -> list[dict[str, Any]]:
+    """The same as plain numbers: requests, steps and seconds busy of each engine."""
+    sent = np.bincount(run.engine_of[run.engine_of >= 0], minlength=len(run.logs))
+    return [
+        {"requests": int(count), "steps": log.steps, "busy_s": log.busy_s}
+        for count, log in zip(sent, run.logs, strict=True)
+    ]
+
+
+def _run_rows(m: Metrics, engines: int) -> list[tuple[str, str]]:
     rejected = f", {m.rejected} rejected" if m.rejected else ""
     rows = [
         ("requests", f"{m.requests} ({m.finished} finished{rejected}) at {_number(m.offered_rps)}/s"),
@@ -121,7 +143,9 @@ def _run_rows(m: Metrics) -> list[tuple[str, str]]:
         # A live server, seen from outside: what it did inside is not known.
         return [*rows, ("run", f"{_number(m.span_s)} s, {m.wall_s:.1f} s with warm-up")]
     planning = f"{m.plans} plans, p50 {_number(m.plan_p50_us)} µs, p99 {_number(m.plan_p99_us)} µs"
-    engine = f"{m.steps} steps, busy {m.busy_share:.0%} of {_number(m.span_s)} s, run in {m.wall_s:.2f} s"
+    times = f"{engines} × " if engines > 1 else ""
+    busy = f"busy {m.busy_share / engines:.0%} of {times}{_number(m.span_s)} s"
+    engine = f"{m.steps} steps, {busy}, run in {m.wall_s:.2f} s"
     preempted = f"{m.preemptions}, {m.recomputed_tokens} tokens recomputed"
     return [*rows, ("preemptions", preempted), ("planning", planning), ("engine", engine)]
 

@@ -352,7 +352,7 @@ class RemoteKv(Feature):
     """A KV connector: what others have computed is loaded, at once or meanwhile, and sent away at the end.
 
     Some look-ups take their time, some loads fail, and the blocks of some answers are kept until sent. Loads
-    fail only where one step is in flight: with more, vLLM alone does not pass this check either.
+    fail only with synchronous scheduling and one step in flight: else vLLM alone fails this check, too.
     """
 
     name = "kv_connector"
@@ -380,7 +380,7 @@ class RemoteKv(Feature):
         """Take the connector's place; with steps in flight vLLM frees no block that they may still write."""
         engine.scheduler.connector = self
         engine.scheduler.defer_block_free = engine.depth > 1
-        self._fails = engine.depth == 1
+        self._fails = engine.depth == 1 and not engine.asynchronous
 
     def reply(self, engine: Any, reply: Any) -> None:
         """Report loads and sendings that are done, and blocks that could not be loaded."""

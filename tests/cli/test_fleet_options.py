@@ -7,6 +7,7 @@ import json
 import pytest
 
 from slosched.cli import main
+from slosched.routers import FleetSnapshot, PickRouter
 
 SHORT = ["--workload", "chat", "--duration", "4"]
 
@@ -25,6 +26,29 @@ def test_simulate_several_engines(capsys: pytest.CaptureFixture[str]) -> None:
         run(["simulate", "--policy", "edf", "--rate", "60", "--json", "--max-num-seqs", "8", *words, *SHORT])
         shares.append(json.loads(capsys.readouterr().out)["attainment"]["value"])
     assert shares[1] > shares[0] + 0.05
+
+
+class Second(PickRouter):
+    """Everybody to the second engine."""
+
+    name = "second"
+
+    def pick(self, row: int, fleet: FleetSnapshot) -> int:
+        """The second."""
+        return 1
+
+
+def test_a_router_of_ones_own_and_what_each_engine_did(capsys: pytest.CaptureFixture[str]) -> None:
+    """Named by package.module:Class; the table and the JSON say what went where."""
+    words = ["simulate", "--policy", "fcfs", "--rate", "20", "--engines", "2", "--router"]
+    run([*words, f"{__name__}:Second", "--json", *SHORT])
+    found = json.loads(capsys.readouterr().out)
+    assert [row["requests"] for row in found["engines"]] == [0, found["requests"]]
+    assert [row["steps"] > 0 for row in found["engines"]] == [False, True]
+    run([*words, "round-robin", *SHORT])
+    said = capsys.readouterr().out
+    assert "2 engines behind round-robin" in said
+    assert "of 2 × " in said
 
 
 def test_compare_several_engines(capsys: pytest.CaptureFixture[str]) -> None:

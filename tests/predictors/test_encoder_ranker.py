@@ -71,9 +71,17 @@ def test_prompts_of_any_content_get_the_same_score_alone_as_in_company(made: Enc
 def test_what_does_not_fit_is_refused_by_name(made: EncoderRanker, tmp_path: Path) -> None:
     folder = made.save(tmp_path / "r")
     arrays, about = read_tensors(folder / "ranker.safetensors")
-    write_tensors(folder / "ranker.safetensors", arrays | {"head": arrays["head"][:16]}, about)
-    with pytest.raises(InputError, match=r"head must be of shape \(32,\)"):
+    path = folder / "ranker.safetensors"
+    write_tensors(path, arrays | {"centres": arrays["centres"][:, :16]}, about)
+    with pytest.raises(InputError, match=r"head must be for vectors of \d+, as the encoder's, got 16"):
         load_predictor(folder)
+    write_tensors(path, arrays | {"centres": arrays["centres"][:16]}, about)
+    with pytest.raises(InputError, match=r"centres must be of shape \(\d+, size\)"):
+        load_predictor(folder)
+    write_tensors(path, arrays, {"format": "slosched-encoder-1"})
+    with pytest.raises(InputError, match=r"format must be .*train the ranker anew"):
+        load_predictor(folder)
+    write_tensors(path, arrays, about)
     (folder / "encoder.onnx").write_bytes(b"no model")
     with pytest.raises(InputError, match="ONNX encoder"):
         load_predictor(folder)
@@ -86,7 +94,9 @@ def test_what_does_not_fit_is_refused_by_name(made: EncoderRanker, tmp_path: Pat
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed.*slosched\[encoder\]"):
+    with pytest.raises(
+        MissingExtraError, match=r"onnxruntime is not installed; install it with: pip install .*extra encoder"
+    ):
         Encoder(tmp_path)
 
 

@@ -131,3 +131,20 @@ def test_commands_show_an_example(run: Run) -> None:
         code, text, _ = run(*words, "--help")
         assert code == 0
         assert "Example: slosched" in " ".join(text.split())
+
+
+def test_held_out_answers_that_are_all_cut_are_said_not_to_be_measured(
+    run: Run, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    rows = [{"prompt": f"say {i}", "output_tokens": 7 + i, "cut": i > 0} for i in range(40)]
+    data = tmp_path / "cut.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    code, text, error = run("train", "ranker", "--data", data, "--out", tmp_path / "r", "--json")
+    assert (code, error) == (0, "")
+    held = json.loads(text, parse_constant=pytest.fail)["held_out"]  # NaN is no JSON
+    assert held["answers"] == 0
+    assert held["tau"] is None
+    code, text, _ = run("train", "ranker", "--data", data, "--out", tmp_path / "r")
+    assert code == 0
+    assert "No answer held out ended by itself" in text
+    assert not [w for w in recwarn if "empty" in str(w.message) or "Small" in str(w.message)]

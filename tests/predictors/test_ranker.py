@@ -18,6 +18,7 @@ from slosched.predictors.calibration import _spread, calibrate, interval
 from slosched.predictors.evaluation import evaluate, quality
 from slosched.predictors.features import BUCKETS, COUNTS, featurise
 from slosched.predictors.ranker import Ranker, fit, tau, train_ranker
+from slosched.predictors.rules_of_thumb import PATTERNS, PLACES, rules_of_thumb
 
 VERBS = {"List": 3.0, "Name": 2.0, "Explain": 5.0, "Describe": 4.5, "Derive": 6.0}
 THINGS = ("rivers", "planets", "proofs", "songs", "engines", "birds", "laws", "cities")
@@ -326,3 +327,32 @@ def test_labels_that_tell_nothing_train_or_are_named() -> None:
     assert train_ranker(cut).forecast([Prompt("say 3")]).min() >= 9
     with pytest.raises(InputError, match="at least 20 different prompts, got 1"):
         train_ranker(Answers.single(["x"] * 40, list(range(10, 50))))
+
+
+def test_rules_of_thumb_tell_what_a_rankers_own_prompts_do_not() -> None:
+    """Trained on sums alone, a ranker still knows that an essay is longer than a greeting."""
+    texts = [f"What is {i} plus {i % 7}?" + " Show each step." * (i % 2) for i in range(80)]
+    known = Answers.single(texts, [5 + i % 3 + 60 * (i % 2) for i in range(80)])
+    asked = [
+        "Write an essay about tides.",
+        "hello",
+        "Write a haiku about tides.",
+        "Write a story about tides",
+    ]
+    told = train_ranker(known).score(asked)
+    assert min(told[0], told[3]) > max(told[1], told[2])
+    own = train_ranker(known).score(["What is 4 plus 3?", "What is 4 plus 3? Show each step."])
+    assert own[0] < own[1]
+    alone = train_ranker(known, rules=0.0).score(asked)
+    assert not (min(alone[0], alone[3]) > max(alone[1], alone[2]))
+    with pytest.raises(InputError, match="rules must be at least 0"):
+        train_ranker(known, rules=-1.0)
+
+
+def test_rules_of_thumb_are_the_same_each_time_and_filled_in() -> None:
+    rules = rules_of_thumb()
+    texts = [prompt.text for prompt in rules.prompts]
+    assert len(set(texts)) == len(texts) > len(PATTERNS)
+    assert not any(f"{{{kind}}}" in text for text in texts for kind in PLACES)
+    rules_of_thumb.cache_clear()
+    assert [p.text for p in rules_of_thumb().prompts] == texts

@@ -31,6 +31,10 @@ def test_yaml_and_toml_say_the_same(tmp_path: Path, suffix: str, text: str) -> N
         ("guards: {time_box: 1}", "guards.time_box", "time_box_us"),
         ("bounds: {max: 1}", "bounds.max", "max_weight"),
         ("metrics: {prot: 1}", "metrics.prot", "port"),
+        ("thinking: {end: 5, begin: 4}", "thinking.begin", "end"),
+        ("tenants: {gold: {weight: 1}}", "tenants.gold.weight", "max_weight"),
+        ("admission: {chance: 1}", "admission.chance", "min_chance"),
+        ("forecast: {rank: 1}", "forecast.rank", "ranker"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_known_ones(

@@ -96,6 +96,13 @@ def test_a_stream_that_breaks_off_ends_with_an_error() -> None:
     assert told_["error"]["code"] == 503
 
 
+def test_an_answer_may_speak_of_the_mark_that_ends_streams() -> None:
+    """An answer about server-sent events, several tokens in a chunk: text is text."""
+    about = b'data: {"choices":[{"index":0,"text":"write data: [DONE] last","finish_reason":null}]}\n\n'
+    chunks = [TEXT, about, STOP, DONE]
+    assert serve(chunks)[2] == b"".join(chunks)
+
+
 def test_each_answer_asked_for_needs_its_end() -> None:
     """Two prompts, one of which was refused: the other's answer comes, and an error."""
     two = {"prompt": ["a", "b"], "n": 1}
@@ -270,3 +277,30 @@ def test_half_a_character_is_a_bad_request() -> None:
 @pytest.mark.parametrize("body", [b"not json", b"[1]", b"", b"[" * 100_000, b'{"vllm_xargs": 3}'])
 def test_odd_bodies_are_the_servers_business(body: bytes) -> None:
     assert serve([TEXT, STOP, DONE], request=body)[3]
+
+
+@pytest.mark.parametrize("depth", [100, 600, 900])
+def test_a_deeply_nested_body_is_the_servers_business(depth: int) -> None:
+    """However deep: no error of the front's own."""
+    body = b'{"prompt":' + b"[" * depth + b"]" * depth + b"}"
+    assert serve([b"{}"], kind=JSON, request=body, status=400)[0] == 400
+
+
+def test_a_body_that_needs_no_change_is_not_written_anew() -> None:
+    """To the byte, blanks and all; images in it make that worth while."""
+    body = b'{ "prompt" :  "hello", "stream": true }'
+    reached = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", JSON)]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": []}
+    asyncio.run(Front(app)(scope, receive, send))
+    assert reached == [body]

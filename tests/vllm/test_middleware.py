@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from slosched.integrations.vllm import middleware
+from slosched.integrations.vllm.front import Front
 from slosched.integrations.vllm.middleware import MAX_VALUE, PATHS, SloHeaders, fields_of
 
 
@@ -68,26 +69,33 @@ def test_other_requests_pass_untouched(path: str, headers: dict[str, str]) -> No
     assert _serve(path, headers, [b'{"a": 1}'])[0] == b'{"a": 1}'
 
 
-def test_a_body_without_end_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit the client counts as gone: no more is read, and no whole body goes on."""
+@pytest.mark.parametrize("middle", [SloHeaders, Front])
+def test_a_long_body_goes_on_as_it_comes(middle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Video in a request, or a client that never ends: it is not collected, and nothing of it is lost."""
     monkeypatch.setattr(middleware, "MAX_BODY", 10)
     parts = [b"12345"] * 50
     seen: list[dict[str, Any]] = []
+    read: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        while not seen or seen[-1]["type"] == "http.request":
+        while not seen or seen[-1]["more_body"]:
             seen.append(await receive())
+            read.append(50 - len(parts))
+        seen[-1]["length"] = dict(scope["headers"])[b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
     async def send(message: Any) -> None: ...
 
-    scope = {"type": "http", "path": PATHS[0], "headers": [(b"x-slo-ttft-ms", b"5")]}
-    asyncio.run(SloHeaders(app)(scope, receive, send))
-    assert len(parts) == 47
-    assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]
-    assert seen[0]["more_body"] is True
+    headers = [(b"x-slo-ttft-ms", b"5"), (b"content-length", b"250")]
+    scope = {"type": "http", "method": "POST", "path": PATHS[0], "headers": headers}
+    asyncio.run(middle(app)(scope, receive, send))
+    assert b"".join(message["body"] for message in seen) == b"12345" * 50
+    assert seen[-1]["length"] == b"250"
+    assert read[0] == 3
     assert _serve(PATHS[0], {"x-slo-ttft-ms": "500"}, [b"12345", b"67890"])[0] == b"1234567890"
 
 

@@ -27,6 +27,7 @@ from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.prometheus import bind_address
 from slosched.integrations.vllm.publishing import Job, Publisher, rank_of, write_whole
 from slosched.integrations.vllm.state import KEPT, Learned
 from slosched.integrations.vllm.tenants import FORGOTTEN_S, OTHER_TENANTS, Tenants
@@ -110,6 +111,19 @@ def test_every_rank_is_known_by_its_number() -> None:
     assert rank_of(SimpleNamespace(parallel_config=parallel)) == 3
     assert rank_of(SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_rank=1))) == 1
     assert rank_of(SimpleNamespace()) == 0
+
+
+def test_metrics_listen_where_the_server_does(tmp_path: Path) -> None:
+    """Also where a file of options says so, and not on the network beside a server on a Unix socket."""
+    file = tmp_path / "serve.yaml"
+    file.write_text("host: 127.0.0.1\nport: 8000\n")
+    assert bind_address(None, ["serve", "m", "--config", str(file)]) == "127.0.0.1"
+    assert bind_address(None, ["serve", "m", f"--config={file}", "--host", "10.0.0.7"]) == "0.0.0.0"
+    assert bind_address(None, ["serve", "m", "--uds", "/run/vllm.sock"]) == "127.0.0.1"
+    for text in ("- a", "host: [", "port: 1", ""):
+        file.write_text(text)
+        assert bind_address(None, ["serve", "m", "--config", str(file)]) == "0.0.0.0"
+    assert bind_address(None, ["serve", "m", "--config", str(tmp_path / "none.yaml")]) == "0.0.0.0"
 
 
 def free_ports() -> int:

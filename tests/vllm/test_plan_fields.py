@@ -415,3 +415,38 @@ def test_who_waits_for_kv_from_elsewhere_takes_no_answer_its_token() -> None:
         engine.advance()
     assert slow.loading == 3
     assert slow.starved == 0
+
+
+class Watches(Policy):
+    """Arrival order; notes the capacity and the memory it is shown."""
+
+    name: ClassVar[str] = "watches"
+    paces: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        self.seen.append((snapshot.engine.limits.max_num_seqs, snapshot.free_blocks))
+        return Plan(snapshot=snapshot, policy=self.name, order=snapshot.waiting)
+
+
+def test_a_policy_sees_the_slots_and_the_memory_that_vllm_gives_to_newcomers() -> None:
+    """`max_num_active_seqs` below `max_num_seqs`, and a watermark of memory while somebody runs."""
+    from slosched.integrations.vllm.snapshots import limits_of
+
+    policy = Watches()
+    scheduler = _scheduler(policy)
+    manager = scheduler.kv_cache_manager
+    if not hasattr(manager, "watermark_blocks") or not hasattr(scheduler, "max_num_active_reqs"):
+        pytest.skip("this vLLM has no max_num_active_seqs or no watermark")
+    manager.watermark_blocks = 7
+    for i in range(3):
+        _add(scheduler, f"{i}", 60, start=1000 * i)
+    _step(scheduler)
+    assert policy.seen == [(LIMITS.max_num_seqs, LIMITS.kv_blocks)]
+    free = manager.block_pool.get_num_free_blocks()
+    _step(scheduler)  # the third prompt is not done yet
+    assert policy.seen[1:] == [(LIMITS.max_num_seqs, free - 7)]
+    scheduler.max_num_active_reqs = 3
+    assert limits_of(scheduler).max_num_seqs == 3

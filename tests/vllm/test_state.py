@@ -60,7 +60,8 @@ def test_a_file_of_lengths_alone_is_still_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"format": 9}', '{"format": 1, "step_time": {}, "lengths": {}}']
+    "text",
+    ["", "{}", "[]", '{"format": 9}', '{"format": 1, "step_time": {}, "lengths": {}}', "[" * 100_000],
 )
 def test_a_broken_state_file_is_refused_and_changes_nothing(tmp_path: Path, text: str) -> None:
     """The engine goes on with what it has."""

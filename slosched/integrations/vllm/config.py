@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -256,13 +256,8 @@ def _explain(error: Any) -> str:
 
 def _section(place: tuple[Any, ...]) -> type[BaseModel]:
     """The section of the settings at a place such as ("classes", "chat")."""
-    sections: dict[str, type[BaseModel]] = {
-        "classes": ClassConfig,
-        "tenants": RightsConfig,
-        "admission": AdmissionConfig,
-        "bounds": BoundsConfig,
-        "guards": GuardsConfig,
-        "metrics": MetricsConfig,
-        "forecast": ForecastConfig,
-    }
-    return sections[place[0]] if place else Config
+    if not place:
+        return Config
+    annotation = Config.model_fields[place[0]].annotation
+    kinds = (annotation, *get_args(annotation))
+    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Section))

@@ -11,6 +11,8 @@ from slosched.integrations.vllm.middleware import Message, Send
 from slosched.integrations.vllm.refusal_reason import REASON
 
 DONE = b"data: [DONE]"
+DONE_LINE = re.compile(rb"^" + re.escape(DONE), re.MULTILINE)
+"""The end of a stream; the same words within a line are text of an answer."""
 FINISHED = re.compile(rb'"finish_reason": ?"')
 ERROR = b'data: {"error"'
 REFUSED = REASON.encode()
@@ -78,7 +80,7 @@ class Ending:
         body = message.get("body", b"")
         if self._start is not None:
             if not _says_something(body):
-                if DONE in body or not message.get("more_body", False):
+                if DONE_LINE.search(body) or not message.get("more_body", False):
                     self._replaced = True
                     await self._refuse(self._send)
                 else:
@@ -90,8 +92,9 @@ class Ending:
             self._start, self._held = None, []
         self._finished += len(FINISHED.findall(body))
         self._error = self._error or ERROR in body
-        if DONE in body and self._finished < self._answers and not self._error:
-            message = {**message, "body": body.replace(DONE, _cut_short() + DONE, 1)}
+        done = DONE_LINE.search(body)
+        if done is not None and self._finished < self._answers and not self._error:
+            message = {**message, "body": body[: done.start()] + _cut_short() + body[done.start() :]}
         await self._send(message)
 
     async def _whole(self, message: Message) -> None:

@@ -26,6 +26,7 @@ from slosched.core.errors import InputError
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.endings import Ending
 from slosched.integrations.vllm.middleware import (
+    MORE,
     PATHS,
     Message,
     Receive,
@@ -33,7 +34,7 @@ from slosched.integrations.vllm.middleware import (
     body_of,
     fields_of,
     replayed,
-    with_fields,
+    rewritten,
 )
 from slosched.integrations.vllm.published import Told, folder_for, told
 from slosched.integrations.vllm.slo_fields import Claim, read_claim
@@ -161,21 +162,19 @@ class Front:
             await self.app(scope, receive, send)
             return
         content, after = await body_of(receive)
-        request = _object(content)
-        if request is None:
-            verdict = None
-        elif SURROGATE.search(content) and not _encodable(request):
-            await _answer(send, 400, "the request holds half a character (a lone surrogate)", None)
-            return
-        else:
-            request = with_fields(request, fields_of(scope["headers"]))
+        request = None if after is MORE else _object(content)
+        verdict, changed = None, content
+        if request is not None:  # else it is the server's own business
+            if SURROGATE.search(content) and not _encodable(request):
+                await _answer(send, 400, "the request holds half a character (a lone surrogate)", None)
+                return
+            request, changed = rewritten(content, request, fields_of(scope["headers"]))
             claim = read_claim(request.get("vllm_xargs"), self.config)
             verdict = self.door.refuse(claim, _prompt_tokens(request))
         if verdict is not None:
             self._count("front", verdict.status, verdict.message)
             await _answer(send, verdict.status, verdict.message, verdict.retry_s)
             return
-        changed = content if request is None else json.dumps(request).encode()
         scope, receive = replayed(scope, receive, changed, after)
         if scope["path"] not in STREAMED:
             await self.app(scope, receive, send)
@@ -247,7 +246,7 @@ def _object(content: bytes) -> dict[str, Any] | None:
 def _encodable(request: dict[str, Any]) -> bool:
     try:
         json.dumps(request, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, RecursionError):
         return False
     return True
 
@@ -261,13 +260,17 @@ def _prompt_tokens(request: dict[str, Any]) -> int:
 
 
 def _characters(part: Any) -> int:
-    if isinstance(part, str):
-        return len(part)
-    if isinstance(part, list):
-        return sum(_characters(piece) for piece in part)
-    if isinstance(part, dict):
-        return _characters(part.get("content", part.get("text", "")))
-    return 0
+    """Characters of all texts in a prompt or in messages, however deeply they are nested."""
+    total, left = 0, [part]
+    while left:
+        piece = left.pop()
+        if isinstance(piece, str):
+            total += len(piece)
+        elif isinstance(piece, list):
+            left += piece
+        elif isinstance(piece, dict):
+            left.append(piece.get("content", piece.get("text", "")))
+    return total
 
 
 def _answers(request: dict[str, Any] | None) -> int:

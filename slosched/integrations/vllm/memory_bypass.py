@@ -56,6 +56,7 @@ class Bypass:
 
 
 def free_blocks(scheduler: Any) -> int:
-    """Blocks that may be given to newcomers."""
+    """Blocks that may be given to newcomers: a watermark is kept free for those who run."""
     manager = scheduler.kv_cache_manager
-    return int(manager.block_pool.get_num_free_blocks()) - int(getattr(manager, "watermark_blocks", 0))
+    kept = int(getattr(manager, "watermark_blocks", 0)) if scheduler.running else 0
+    return max(0, int(manager.block_pool.get_num_free_blocks()) - kept)

@@ -31,8 +31,12 @@ HEADERS = {
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 MAX_VALUE = 128
 MAX_BODY = 64 * 1024 * 1024
+"""Bytes of a body that are held to be read; a longer one goes on as it comes, without fields from headers."""
 
 Message = MutableMapping[str, Any]
+MORE: Message = {"type": "http.request", "body": b"", "more_body": True}
+"""Stands for the rest of a body that is too long to be read."""
+
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
@@ -59,7 +63,7 @@ class SloHeaders:
             await self.app(scope, receive, send)
             return
         content, after = await body_of(receive)
-        changed = merged(content, fields)
+        changed = content if after is MORE else merged(content, fields)
         await self.app(*replayed(scope, receive, changed, after), send)
 
 
@@ -67,8 +71,10 @@ def replayed(
     scope: Message, receive: Receive, content: bytes, after: Message | None
 ) -> tuple[Message, Receive]:
     """A connection whose body is `content`, followed by what came `after` it, for the application behind."""
-    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
-    headers.append((b"content-length", str(len(content)).encode()))
+    headers = scope["headers"]
+    if after is not MORE:
+        headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+        headers.append((b"content-length", str(len(content)).encode()))
     messages: list[Message] = [{"type": "http.request", "body": content, "more_body": after is not None}]
     if after is not None:
         messages.append(after)
@@ -110,8 +116,18 @@ def merged(content: bytes, fields: dict[str, str]) -> bytes:
         return content
     if not isinstance(request, dict):
         return content
+    return rewritten(content, request, fields)[1]
+
+
+def rewritten(
+    content: bytes, request: dict[str, Any], fields: dict[str, str]
+) -> tuple[dict[str, Any], bytes]:
+    """A request with the fields, and its body: the same bytes where nothing changes."""
     changed = with_fields(request, fields)
-    return content if changed is request else json.dumps(changed).encode()
+    try:
+        return changed, content if changed is request else json.dumps(changed).encode()
+    except RecursionError:  # so deep that it could just be read
+        return request, content
 
 
 def with_fields(request: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
@@ -124,7 +140,7 @@ def with_fields(request: dict[str, Any], fields: dict[str, str]) -> dict[str, An
 
 
 async def body_of(receive: Receive) -> tuple[bytes, Message | None]:
-    """The whole body, and the message that ended it early (a disconnect), if any."""
+    """The whole body and None; or its beginning, and `MORE` or the message that ended it (a disconnect)."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -133,7 +149,7 @@ async def body_of(receive: Receive) -> tuple[bytes, Message | None]:
             return b"".join(parts), message
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MAX_BODY:
-            return b"".join(parts), {"type": "http.disconnect"}
         if not message.get("more_body", False):
             return b"".join(parts), None
+        if size > MAX_BODY:
+            return b"".join(parts), MORE

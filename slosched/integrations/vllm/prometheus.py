@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from slosched.core.errors import InputError
@@ -168,7 +169,8 @@ def serve(collector: StatsCollector, port: int, address: str) -> Any:
 def bind_address(configured: str | None, arguments: Sequence[str] | None = None) -> str:
     """Where metrics are served: as configured, else on loopback if the API server is, else everywhere.
 
-    vLLM's engine process starts with the server's command line, which says where that listens.
+    vLLM's engine process starts with the server's command line, which says where that listens, or names the
+    file (``--config``) that does. A server on a Unix socket (``--uds``) is on no network.
 
     Examples
     --------
@@ -180,12 +182,9 @@ def bind_address(configured: str | None, arguments: Sequence[str] | None = None)
     if configured is not None:
         return configured
     words = list(sys.argv if arguments is None else arguments)
-    host = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--host":
-            host = following
-        elif word.startswith("--host="):
-            host = word.removeprefix("--host=")
+    if _option(words, "uds") is not None:
+        return "127.0.0.1"
+    host = _option(words, "host")
     if host is None:
         return "0.0.0.0"
     if host == "localhost":
@@ -195,6 +194,29 @@ def bind_address(configured: str | None, arguments: Sequence[str] | None = None)
     except ValueError:
         return host
     return host if loopback else "0.0.0.0"
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    """An option of the server's command line; else of the file of options it names, if that can be read."""
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == f"--{name}":
+            found = following
+        elif word.startswith(f"--{name}="):
+            found = word.removeprefix(f"--{name}=")
+    if found is not None or name == "config":
+        return found
+    file = _option(words, "config")
+    if file is None:
+        return None
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    value = content.get(name) if isinstance(content, dict) else None
+    return None if value is None else str(value)
 
 
 def on_shared_page() -> bool:

@@ -14,6 +14,7 @@ from slosched.core.table import RequestTable
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.decision import NOBODY
 from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.memory_bypass import free_blocks
 from slosched.integrations.vllm.queue import SloQueue
 from slosched.integrations.vllm.state import Learned
 
@@ -72,8 +73,7 @@ class Snapshots:
         if old and not copied:
             refresh(self._ledger.table)
             self._synced = step
-        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        return self.of(self._queue.line.rows.copy(), self._rows, free, step), refresh
+        return self.of(self._queue.line.rows.copy(), self._rows, free_blocks(scheduler), step), refresh
 
     def of(self, waiting: Ints, running: Ints, free_blocks: int, step: int) -> Snapshot:
         """The state now, with the given rows waiting and running."""
@@ -94,8 +94,9 @@ def limits_of(scheduler: Any) -> EngineLimits:
     """The scheduler's capacity in slosched's terms."""
     config = scheduler.scheduler_config
     interval = getattr(scheduler, "local_prefill_interval", None)  # since 0.33
+    most = int(scheduler.max_num_running_reqs)
     return EngineLimits(
-        max_num_seqs=max(1, int(scheduler.max_num_running_reqs)),
+        max_num_seqs=max(1, min(most, int(getattr(scheduler, "max_num_active_reqs", most)))),  # since 0.31
         max_num_batched_tokens=max(1, int(scheduler.max_num_scheduled_tokens)),
         # One block is vLLM's placeholder and never given out.
         kv_blocks=max(1, int(scheduler.cache_config.num_gpu_blocks or 0) - 1),
