@@ -268,7 +268,7 @@ def _test(tree: Path, tests: list[str]) -> None:
 
 
 def earlier(path: Path, seed: int, targets: Sequence[Target]) -> tuple[list[dict[str, Any]], dict[str, bool]]:
-    """Rows of the targets that are not tried now, from a file of the same sample, and what became of faults."""
+    """Rows of the targets that are not tried now, from a file of the same sample, and what the faults did."""
     if not path.exists():
         return [], {}
     old = json.loads(path.read_text())

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from ages import HEADLINE, pages, stale, write_note
 from common import RESULTS, ROOT
-from detail import hindsight, mutants, named_cells, table, traces, tuned
+from detail import table, traces, tuned
 
 from slosched.lab.evidence import LIGHT_LOAD, OURS
 from slosched.lab.statistics import Interval
@@ -243,10 +243,7 @@ SECTIONS: tuple[Section, ...] = (
     (DOCS / "does-it-help.md", "gain by limits", "evidence", gain_by_limits),
     (DOCS / "choosing-a-policy.md", "policies by load", "evidence", policies_by_load),
     (DOCS / "choosing-a-policy.md", "refusing", "evidence", refusing),
-    (DOCS / "study-in-detail.md", "named cells", "evidence_cells", named_cells),
-    (DOCS / "study-in-detail.md", "hindsight", "hindsight", hindsight),
     (DOCS / "study-in-detail.md", "tuned rivals", "rivals_tuned", tuned),
-    (DOCS / "study-in-detail.md", "mutants", "mutants", mutants),
     (DOCS / "traces.md", "real traces", "traces", traces),
 )
 """Where figures stand: page, name of the markers, name of the result, what is written between them."""
