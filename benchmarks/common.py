@@ -99,7 +99,7 @@ MEASURED = {
     "predictors": ("slosched.predictors.ranker", "slosched.simulator.engine", "slosched.policies.slosched"),
     "reliability": ("slosched.policies.slosched", "slosched.lab.population"),
     "probe": ("slosched.predictors.probe_training",),
-    "rivals_tuned": ("slosched.policies.slosched", "slosched.lab.population"),
+    "tune_rivals": ("slosched.policies.slosched", "slosched.lab.population"),
     "roofline": ("slosched.solvers.static.annealing",),
     "rungs": ("slosched.predictors.encoder_ranker", "slosched.predictors.transformer"),
     "simulator_speed": ("slosched.simulator.engine",),

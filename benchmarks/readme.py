@@ -243,7 +243,7 @@ SECTIONS: tuple[Section, ...] = (
     (DOCS / "does-it-help.md", "gain by limits", "evidence", gain_by_limits),
     (DOCS / "choosing-a-policy.md", "policies by load", "evidence", policies_by_load),
     (DOCS / "choosing-a-policy.md", "refusing", "evidence", refusing),
-    (DOCS / "study-in-detail.md", "tuned rivals", "rivals_tuned", tuned),
+    (DOCS / "study-in-detail.md", "tuned rivals", "tune_rivals", tuned),
     (DOCS / "traces.md", "real traces", "traces", traces),
 )
 """Where figures stand: page, name of the markers, name of the result, what is written between them."""

@@ -42,7 +42,7 @@ FIRST_SEED = 5000
 
 def main() -> None:
     """Run all settings, and say which are best."""
-    parser = study_options(__doc__, "rivals_tuned.json", draws=24, seed=FIRST_SEED)
+    parser = study_options(__doc__, "tune_rivals.json", draws=24, seed=FIRST_SEED)
     parser.add_argument("--policy", action="append", choices=list(GRID), help="policy; several")
     parser.add_argument("--store", type=Path, default=Path("out/tuning/runs.jsonl"))
     options = parser.parse_args()

@@ -327,6 +327,17 @@ def test_the_third_overrun_in_a_row_moves_planning_away(clock: Clock) -> None:
     assert decided(timed(clock, *[fits] * 40), 40) == [False] * 40
 
 
+@pytest.mark.parametrize(("own_ms", "wall_ms"), [(250.0, 250.0), (125.0, 1000.0)])
+def test_a_plan_may_take_all_of_its_box(clock: Clock, own_ms: float, wall_ms: float) -> None:
+    """A quarter of a step of a second here, or four times that in wall time: at equality it fits."""
+    planner = timed(clock, *[(own_ms, wall_ms)] * 40)
+    planner._guards = GuardsConfig(time_box_share=0.25)
+    planner.step_s = 1.0
+    assert planner.box_s == 0.25
+    assert decided(planner, 40) == [False] * 40
+    assert planner._stats.fallbacks == {}
+
+
 def test_waiting_counts_as_a_tenth_of_an_overrun(clock: Clock) -> None:
     """From four boxes of wall time on, beyond which no processor time explains it."""
     assert decided(timed(clock, *[(0.5, 3.99)] * 40), 40) == [False] * 40
