@@ -106,7 +106,7 @@ def test_same_seed_same_result(slosched: Any) -> None:
 
 
 def test_compare_writes_the_folder(slosched: Any, tmp_path: Path) -> None:
-    """Compare prints a table and leaves report, results, pictures and timeline, and nothing temporary."""
+    """Compare prints a table and leaves report, results, runs, pictures and timeline, and nothing temporary."""
     out = tmp_path / "out"
     ended = slosched(
         "compare", "--policy", "fcfs", "--policy", "slosched", "--load", 0.5, "--load", 1.3, "--seeds", 2,
