@@ -25,7 +25,7 @@ class Slosched(Router):
     not, the wait being exponential with that mean. A tight pace leaves an engine less time for others, a slow
     engine makes more work of the same request, a cached prompt is none. Among equal gains, as
     where nobody has limits, the engine decides where the weighted waiting of all grows least; then that with
-    the least seconds of work, lost requests included; then the first.
+    the least seconds of work, lost requests included; then that with the fewest; then the first.
 
     It holds nobody.
 
@@ -50,7 +50,8 @@ class Slosched(Router):
         if self.refuse and late.all():
             return Routing(refuse=(row,))
         worth = max(lane.LEAST_WEIGHT, float(fleet.table.weight[row]))
-        best = fleet.open[int(np.lexsort((seconds, increase, -np.round(gain / worth, EQUAL)))[0])]
+        ahead = fleet.outstanding()[fleet.open]
+        best = fleet.open[int(np.lexsort((ahead, seconds, increase, -np.round(gain / worth, EQUAL)))[0])]
         self._lines.sent(row, best)
         return Routing(send=((row, best),))
 

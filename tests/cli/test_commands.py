@@ -106,7 +106,7 @@ def test_same_seed_same_result(slosched: Any) -> None:
 
 
 def test_compare_writes_the_folder(slosched: Any, tmp_path: Path) -> None:
-    """Compare prints a table and leaves report, results, pictures and timeline, and nothing temporary."""
+    """Compare prints a table and leaves report, results, runs, pictures, timeline, and nothing temporary."""
     out = tmp_path / "out"
     ended = slosched(
         "compare", "--policy", "fcfs", "--policy", "slosched", "--load", 0.5, "--load", 1.3, "--seeds", 2,
@@ -116,7 +116,7 @@ def test_compare_writes_the_folder(slosched: Any, tmp_path: Path) -> None:
     assert "slosched" in ended.out
     assert sorted(path.name for path in out.iterdir()) == [
         "attainment.png", "classes.png", "latency.png", "queue.png", "report.html", "results.csv",
-        "results.json", "timeline.json.gz", "timeline.png",
+        "results.json", "runs.jsonl", "timeline.json.gz", "timeline.png",
     ]  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert len(results["points"]) == 8
