@@ -186,16 +186,17 @@ def test_a_chance_just_enough_is_no_refusal() -> None:
     assert refused(snapshot, snapshot.waiting, 0.05).tolist() == [0, 1, 2]
 
 
-def test_patience_is_for_those_who_wait() -> None:
+@pytest.mark.parametrize(("tokens", "e2e_s"), [(1, 8.0), (4, 4.0)])
+def test_patience_is_for_those_who_wait(tokens: int, e2e_s: float) -> None:
     """The TTFT limit of a request with a token orders nobody; its e2e limit counts what is left."""
     steps = StepTimeModel(base_s=0.5, prefill_token_s=0.0)
-    begun = request("begun", Slo(ttft_s=0.25, e2e_s=1.0), generated_tokens=4)
+    begun = request("begun", Slo(ttft_s=0.25, e2e_s=1.0), generated_tokens=tokens)
     waits = request("waits", Slo(ttft_s=0.25, e2e_s=1.0))
     snapshot = Snapshot.of([waits], [begun], engine=Engine(step_time=steps))
     row = int(snapshot.running[0])
-    snapshot.table.computed_tokens[row] = 104
+    snapshot.table.computed_tokens[row] = 99 + tokens  # its last token is to be computed
     seen = patient(snapshot).table
-    assert seen.e2e_s[row] == 4.0  # six tokens more take three seconds, so the limit is doubled twice
+    assert seen.e2e_s[row] == e2e_s  # nine tokens more take four and a half seconds, six three
     assert seen.ttft_s[row] in (0.25, np.inf)
     assert seen.ttft_s[snapshot.waiting[0]] == 0.5
     assert seen.e2e_s[snapshot.waiting[0]] == 8.0
