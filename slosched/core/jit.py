@@ -25,7 +25,7 @@ BORROWED: dict[str, Any] = {"_nrt": False}
 A kernel that calls another with ten arrays spends some 500 ns on counting, in atomic operations. A function
 with this option that allocates does not compile."""
 
-ZERO = np.int64(0)
+ZERO: Any = np.int64(0)
 """A 0 for calls between kernels: numba compiles the called one anew for each literal number it is given."""
 
 _UNCACHED: list[str] = []

@@ -30,6 +30,10 @@ from numpy.typing import NDArray
 
 from slosched.core.jit import BORROWED, ZERO, njit
 
+INNER = {**BORROWED, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""For kernels that only kernels call: without the code by which Python would, a sixth of what is compiled.
+From Python call their ``py_func``; anything else ends the process."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -56,8 +60,9 @@ decides between rules that keep the same limits."""
 TIMES = (BASE, SEQUENCE, KV_TOKEN, PREFILL_TOKEN, ATTENTION, KNEE_TOKEN, STEP, SHARE)
 """Entries of `engine` in seconds."""
 
-# Entries of `Work.counts`: waiting, parked, begun prompts, and those with tokens in this step.
-WAITING, ASIDE, OPEN, CHOSEN = range(4)
+# Entries of `Work.counts`: waiting, parked, begun prompts, those with tokens in this step; answers that have
+# ended, and those of them that kept their limits.
+WAITING, ASIDE, OPEN, CHOSEN, ENDED, KEPT, COUNTS = range(7)
 
 # Entries of a rule.
 URGENCY, PRICE, SLOW, WHOLE, CAUTION, ANSWER, CAP, SPREAD, RULE_SIZE = range(9)
@@ -129,7 +134,7 @@ class Work(NamedTuple):
     tokens: Floats  # how many
     seen: Floats  # decode step up to which a job is brought up to date
     met: Floats  # 1 kept, 0 missed, between for a guess at the horizon
-    counts: Ints  # lengths of the queues, see `WAITING`
+    counts: Ints  # see `WAITING`
 
 
 def work_for(n: int) -> Work:
@@ -137,11 +142,11 @@ def work_for(n: int) -> Work:
     heap, parked, begun, decoding, chosen = (np.empty(n, dtype=np.int64) for _ in range(5))
     return Work(
         np.empty((n, COLUMNS)), np.empty(n), heap, parked, begun, decoding, chosen, np.empty(n),
-        np.empty(n), np.empty(n), np.zeros(4, dtype=np.int64),
+        np.empty(n), np.empty(n), np.zeros(COUNTS, dtype=np.int64),
     )  # fmt: skip
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def room_tokens(
     engine: Floats, decoding: float, context: float, token_s: float, step_s: float, cap: float
 ) -> float:
@@ -158,7 +163,7 @@ def room_tokens(
     return float(max(1.0, min(most, max(LEAST_TOKENS, np.floor(room)))))
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def pace_s(jobs: Floats, j: int, now_s: float, whole: float, spread: float) -> float:
     """Seconds per token that a running answer may take from now on; infinity if no limit binds."""
     own = np.inf
@@ -173,20 +178,20 @@ def pace_s(jobs: Floats, j: int, now_s: float, whole: float, spread: float) -> f
     return float(own)
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def token_cost_s(engine: Floats, jobs: Floats, j: int) -> float:
     """Seconds for each prompt token of a job, beyond the knee."""
     return float(engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[j, HAVE] + 0.5 * jobs[j, TODO]))
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def work_s(engine: Floats, jobs: Floats, j: int, answer: float) -> float:
     """Engine seconds that a job takes: its prompt, and its share of the steps in which it decodes."""
     prompt = jobs[j, TODO] * (token_cost_s(engine, jobs, j) + engine[KNEE_TOKEN])
     return float(prompt + answer * jobs[j, LEFT] * engine[SHARE])
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def due_s(engine: Floats, jobs: Floats, j: int) -> float:
     """Clock time by which the first token is due if all limits are to be kept; infinity for best effort."""
     due = jobs[j, FIRST_DUE] if jobs[j, GENERATED] == 0.0 else np.inf
@@ -198,7 +203,7 @@ def due_s(engine: Floats, jobs: Floats, j: int) -> float:
     return float(due)
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float, slow: float) -> bool:
     """Whether a job without a running answer will miss a limit whatever is done."""
     if jobs[j, GENERATED] > 0.0 and jobs[j, FIRST] > jobs[j, FIRST_DUE]:
@@ -213,7 +218,7 @@ def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float, slo
     return bool(alone > jobs[j, TPOT] and jobs[j, LEFT] > 1.5)
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def rule_key(engine: Floats, jobs: Floats, j: int, rule: Floats) -> float:
     """Sort key of a job, smaller first."""
     key = 0.0
@@ -225,7 +230,7 @@ def rule_key(engine: Floats, jobs: Floats, j: int, rule: Floats) -> float:
     return float(key)
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _push(heap: Ints, size: int, key: Floats, job: int) -> None:
     i = size
     while i > 0:
@@ -238,7 +243,7 @@ def _push(heap: Ints, size: int, key: Floats, job: int) -> None:
     heap[i] = job
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _pop(heap: Ints, size: int, key: Floats) -> None:
     size -= 1
     job = heap[size]
@@ -259,7 +264,7 @@ def _pop(heap: Ints, size: int, key: Floats) -> None:
     heap[i] = job
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def _slack(jobs: Floats, j: int, now: float) -> float:
     """Seconds that the rest of an answer, as long as it is in this future, may take."""
     slack = jobs[j, E2E_DUE] - now
@@ -269,7 +274,7 @@ def _slack(jobs: Floats, j: int, now: float) -> float:
     return float(slack)
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def _kept(jobs: Floats, j: int, finish_s: float) -> bool:
     """Whether a job that ends now kept all its limits; GENERATED is its whole answer."""
     if jobs[j, FIRST] > jobs[j, FIRST_DUE] or finish_s > jobs[j, E2E_DUE]:
@@ -281,7 +286,71 @@ def _kept(jobs: Floats, j: int, finish_s: float) -> bool:
     return True
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
+def _begun(W: Work, engine: Floats, now: float, open_: int) -> tuple[int, int, bool]:
+    """The begun prompt to go on with, -1 if there is none; its place; whether it is lost."""
+    job, place, aloof = -1, -1, False
+    for x in range(open_):
+        j = W.begun[x]
+        gone = lost(engine, W.jobs, j, now, 1.0, 0.0)
+        if job < 0 or (gone, W.key[j], j) < (aloof, W.key[job], job):
+            job, place, aloof = j, x, gone
+    return job, place, aloof
+
+
+@njit(**INNER, error_model="numpy")
+def _park(W: Work, engine: Floats, rule: Floats, now: float, waiting: int, aside: int) -> tuple[int, int]:
+    """Put lost requests at the head of the queue aside; how many wait then, and how many are parked."""
+    while waiting > 0:
+        head = W.heap[0]
+        if not lost(engine, W.jobs, head, now, rule[CAUTION], rule[SLOW]):
+            break
+        _pop(W.heap, waiting, W.key)
+        waiting -= 1
+        _push(W.parked, aside, W.key, head)
+        aside += 1
+    return waiting, aside
+
+
+@njit(**INNER, error_model="numpy")
+def _enters(
+    jobs: Floats, head: int, engine: Floats, alone: float, tight: float, decoding: int, running: int,
+    joined: int, free: float,
+) -> bool:  # fmt: skip
+    """Whether a newcomer finds a slot and memory, and its decoding leaves the tightest pace alone."""
+    if running >= engine[SLOTS]:
+        return False
+    need = jobs[head, HAVE] + jobs[head, TODO]
+    if need > free and running > 0:
+        return False
+    if decoding == 0:
+        return True
+    more = alone + engine[SEQUENCE] * (joined + 1.0)
+    more += engine[KV_TOKEN] * need
+    return bool(more <= SAFE * min(tight, max(jobs[head, TPOT], alone / SAFE)))
+
+
+@njit(**INNER, error_model="numpy")
+def _in_time(
+    jobs: Floats, job: int, take: float, engine: Floats, begin: float, beside: float, soonest: float,
+    due: float,
+) -> float:  # fmt: skip
+    """Prompt tokens of a job that joins others in a step; 0 if a first token would be late.
+
+    First tokens come as the step ends, which begins at `begin` if it holds what is chosen already; `beside`
+    is what it holds.
+    """
+    cost = engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[job, HAVE] + 0.5 * take)
+    over = max(0.0, beside + take - engine[KNEE_TOKENS])
+    late = begin + take * cost + engine[KNEE_TOKEN] * over - soonest
+    if late > 0.0:
+        return float(take - np.ceil(late / (cost + engine[KNEE_TOKEN])))
+    if take == jobs[job, TODO] and late + soonest > due:
+        return 0.0
+    return take
+
+
+@njit(**INNER, error_model="numpy")
 def _fill(
     W: Work, engine: Floats, rule: Floats, now: float, tight: float, answers: int, context: float, free: float
 ) -> tuple[float, float, int, float]:  # fmt: skip
@@ -311,41 +380,22 @@ def _fill(
     heap, parked, begun, decoding = W.heap, W.parked, W.begun, W.decoding
     waiting, aside, open_ = counts[WAITING], counts[ASIDE], counts[OPEN]
     room, filled, seconds = -1.0, 0.0, 0.0
-    joined, chosen = 0, 0
+    joined, chosen = ZERO, 0
     alone = engine[BASE] + engine[SEQUENCE] * answers + engine[KV_TOKEN] * context
     soonest = np.inf  # when the first tokens of this step are due
     while True:
-        job, place, aloof = -1, -1, False
-        for x in range(open_):
-            j = begun[x]
-            gone = lost(engine, jobs, j, now, 1.0, 0.0)
-            if job < 0 or (gone, key[j], j) < (aloof, key[job], job):
-                job, place, aloof = j, x, gone
-        behind = aloof
-        while waiting > 0:
-            head = heap[0]
-            if not lost(engine, jobs, head, now, rule[CAUTION], rule[SLOW]):
-                break
-            _pop(heap, waiting, key)
-            waiting -= 1
-            _push(parked, aside, key, head)
-            aside += 1
-        fresh, idle = False, False
-        head = -1
+        job, place, aloof = _begun(W, engine, now, open_)
+        waiting, aside = _park(W, engine, rule, now, waiting, aside)
+        fresh, idle, head = False, False, -1
         if waiting > 0:
             head = heap[0]
         elif aside > 0 and open_ == 0 and filled == 0.0:
             head, idle = parked[0], True
-        if head >= 0 and (job < 0 or (behind and not idle) or (key[head], head) < (key[job], job)):
-            running = answers + open_ + joined
-            enters = running < engine[SLOTS]
-            enters = enters and (jobs[head, HAVE] + jobs[head, TODO] <= free or running == 0)
-            if enters and answers + joined > 0:
-                more = alone + engine[SEQUENCE] * (joined + 1.0)
-                more += engine[KV_TOKEN] * (jobs[head, HAVE] + jobs[head, TODO])
-                enters = more <= SAFE * min(tight, max(jobs[head, TPOT], alone / SAFE))
-            if enters:
-                job, fresh = head, True
+        first = head >= 0 and (job < 0 or (aloof and not idle) or (key[head], head) < (key[job], job))
+        if first and _enters(
+            jobs, head, engine, alone, tight, answers + joined, answers + open_ + joined, joined, free
+        ):
+            job, fresh = head, True
         if job < 0:
             break
         if room < 0.0:
@@ -354,14 +404,7 @@ def _fill(
         take = min(room - filled, jobs[job, TODO])
         due = jobs[job, FIRST_DUE] if jobs[job, GENERATED] == 0.0 and not idle else np.inf
         if chosen > 0 and min(soonest, due) < np.inf:
-            # First tokens come as the step ends: nobody joins who makes another's late, or its own.
-            cost = engine[PREFILL_TOKEN] + engine[ATTENTION] * (jobs[job, HAVE] + 0.5 * take)
-            over = max(0.0, answers + filled + take - engine[KNEE_TOKENS])
-            late = now + alone + seconds + take * cost + engine[KNEE_TOKEN] * over - soonest
-            if late > 0.0:
-                take -= np.ceil(late / (cost + engine[KNEE_TOKEN]))
-            elif take == jobs[job, TODO] and late + soonest > due:
-                break
+            take = _in_time(jobs, job, take, engine, now + alone + seconds, answers + filled, soonest, due)
         if take < 1.0:
             break
         if fresh:
@@ -393,7 +436,7 @@ def _fill(
     return filled, seconds, joined, free
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def _tightest(W: Work, alone: float, now: float, answers: int, rule: Floats) -> float:
     """The tightest pace that a running answer can still keep beside no prompt at all."""
     tight = np.inf
@@ -404,13 +447,118 @@ def _tightest(W: Work, alone: float, now: float, answers: int, rule: Floats) -> 
     return float(tight)
 
 
-@njit(**BORROWED, error_model="numpy")
+@njit(**INNER, error_model="numpy")
 def _advance(jobs: Floats, j: int, tokens: float) -> None:
     """Give an answer so many tokens."""
     jobs[j, GENERATED] += tokens
     jobs[j, TRUTH] -= tokens
     jobs[j, LEFT] = max(1.0, jobs[j, LEFT] - tokens)
     jobs[j, HAVE] += tokens
+
+
+@njit(**INNER, error_model="numpy")
+def _begin(
+    W: Work, start: Floats, running: int, present: int, engine: Floats, rule: Floats
+) -> tuple[int, float]:
+    """Copy the jobs and put them into their queues; how many decode, and their tokens of context."""
+    jobs, key = W.jobs, W.key
+    B, K, waiting, open_ = ZERO, 0.0, ZERO, ZERO
+    for j in range(len(start)):
+        for c in range(COLUMNS):
+            jobs[j, c] = start[j, c]
+        W.met[j] = 0.0
+        key[j] = rule_key(engine, jobs, j, rule)
+    for j in range(running):
+        if jobs[j, TODO] == 0.0:
+            W.decoding[B] = j
+            W.seen[j] = 0.0
+            B += 1
+            K += jobs[j, HAVE]
+        else:
+            W.begun[open_] = j
+            open_ += 1
+    for j in range(running, present):
+        _push(W.heap, waiting, key, j)
+        waiting += 1
+    W.counts[:] = 0
+    W.counts[WAITING], W.counts[OPEN] = waiting, open_
+    return B, K
+
+
+@njit(**INNER, error_model="numpy")
+def _catch_up(
+    W: Work, engine: Floats, rule: Floats, now: float, clock: float, prompts: bool, B: int, K: float,
+    free: float,
+) -> tuple[int, float, float, float, float]:  # fmt: skip
+    """Bring the answers up to date: who has ended, how soon the next one does, the tightest pace.
+
+    Returns
+    -------
+    tuple
+        Answers that go on, their tokens of context, KV tokens free, the tightest pace, and the decode step at
+        which to do this again: the next one beside prompts, else the next end.
+    """
+    jobs, decoding, met, seen = W.jobs, W.decoding, W.met, W.seen
+    alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
+    tight, first_end, y = np.inf, np.inf, ZERO
+    for x in range(B):
+        j = decoding[x]
+        _advance(jobs, j, clock - seen[j])
+        seen[j] = clock
+        if jobs[j, TRUTH] <= 0.0:
+            W.counts[ENDED] += 1
+            if _kept(jobs, j, now):
+                met[j] = 1.0
+                W.counts[KEPT] += 1
+            K -= jobs[j, HAVE]
+            free += jobs[j, HAVE]
+            continue
+        decoding[y] = j
+        y += 1
+        first_end = min(first_end, jobs[j, TRUTH])
+        own = pace_s(jobs, j, now, rule[WHOLE], rule[SPREAD])
+        if SAFE * own >= alone:
+            tight = min(tight, own)
+    return y, K, free, tight, clock + (1.0 if prompts else first_end)
+
+
+@njit(**INNER, error_model="numpy")
+def _guess(W: Work, engine: Floats, now: float, clock: float, step_s: float, answers: int) -> None:
+    """Guess at those that have not ended: an answer goes on at the pace of the second half, `step_s` a token,
+    and a request in the queue has the luck of those that ended.
+    """
+    jobs, met, counts = W.jobs, W.met, W.counts
+    luck = (1.0 + counts[KEPT]) / (2.0 + counts[ENDED])
+    for x in range(answers):
+        j = W.decoding[x]
+        _advance(jobs, j, clock - W.seen[j])
+        limited = jobs[j, TPOT] < np.inf or jobs[j, E2E_DUE] < np.inf
+        ok = jobs[j, FIRST] <= jobs[j, FIRST_DUE] and now <= jobs[j, E2E_DUE]
+        if ok and limited:
+            met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (_slack(jobs, j, now) / (jobs[j, TRUTH] * step_s) - 1.0)))
+        else:
+            met[j] = 1.0 if ok else 0.0
+    for x in range(counts[OPEN]):
+        met[W.begun[x]] = 0.0 if lost(engine, jobs, W.begun[x], now, 1.0, 0.0) else luck
+    for x in range(counts[WAITING]):
+        met[W.heap[x]] = 0.0 if lost(engine, jobs, W.heap[x], now, 1.0, 0.0) else 0.5 * luck
+    for x in range(counts[ASIDE]):
+        met[W.parked[x]] = 0.0
+
+
+@njit(**INNER, error_model="numpy")
+def _worth(W: Work, start: Floats, now: float) -> float:
+    """Sum of weight times `W.met`, less a little for waiting."""
+    jobs, met = W.jobs, W.met
+    total = 0.0
+    for j in range(len(start)):
+        total += jobs[j, WEIGHT] * met[j]
+        due = min(jobs[j, FIRST_DUE], jobs[j, E2E_DUE])
+        if start[j, GENERATED] == 0.0 and due < np.inf:
+            first = now if np.isnan(jobs[j, FIRST]) else jobs[j, FIRST]
+            wait = (first - jobs[j, ARRIVAL]) / max(1e-9, due - jobs[j, ARRIVAL])
+            total -= LATENCY * jobs[j, WEIGHT] * min(1.0, wait)
+    return float(total)
 
 
 @njit(**BORROWED, error_model="numpy")
@@ -438,31 +586,12 @@ def rollout(
     float
         Sum of weight times `W.met`.
     """
-    jobs, key, heap, parked, begun, decoding = W.jobs, W.key, W.heap, W.parked, W.begun, W.decoding
-    met, counts, seen = W.met, W.counts, W.seen
+    jobs, key, heap, decoding, counts = W.jobs, W.key, W.heap, W.decoding, W.counts
     n = len(start)
     now, free = engine[NOW], engine[FREE]
-    B, K = ZERO, 0.0
-    waiting, aside, open_, later = ZERO, ZERO, ZERO, present
+    B, K = _begin(W, start, running, present, engine, rule)
+    waiting, aside, open_, later = counts[WAITING], counts[ASIDE], counts[OPEN], present
     half_s, late_steps = 0.5 * (now + until_s), 0.0
-    ended, kept = 0.0, 0.0
-    for j in range(n):
-        for c in range(COLUMNS):
-            jobs[j, c] = start[j, c]
-        met[j] = 0.0
-        key[j] = rule_key(engine, jobs, j, rule)
-    for j in range(running):
-        if jobs[j, TODO] == 0.0:
-            decoding[B] = j
-            seen[j] = 0.0
-            B += 1
-            K += jobs[j, HAVE]
-        else:
-            begun[open_] = j
-            open_ += 1
-    for j in range(running, present):
-        _push(heap, waiting, key, j)
-        waiting += 1
     # Decode steps so far; the next at which an answer ends or paces are looked at again; the tightest pace.
     clock, look, tight = 0.0, 0.0, np.inf
     while now < until_s:
@@ -477,28 +606,7 @@ def rollout(
             now = jobs[later, RELEASE]
             continue
         if clock >= look:
-            # Bring the answers up to date: who has ended, how soon the next one does, the tightest pace.
-            alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
-            tight, first_end, y = np.inf, np.inf, ZERO
-            for x in range(B):
-                j = decoding[x]
-                _advance(jobs, j, clock - seen[j])
-                seen[j] = clock
-                if jobs[j, TRUTH] <= 0.0:
-                    met[j] = 1.0 if _kept(jobs, j, now) else 0.0
-                    ended += 1.0
-                    kept += met[j]
-                    K -= jobs[j, HAVE]
-                    free += jobs[j, HAVE]
-                    continue
-                decoding[y] = j
-                y += 1
-                first_end = min(first_end, jobs[j, TRUTH])
-                own = pace_s(jobs, j, now, rule[WHOLE], rule[SPREAD])
-                if SAFE * own >= alone:
-                    tight = min(tight, own)
-            B = y
-            look = clock + (1.0 if prompts else first_end)
+            B, K, free, tight, look = _catch_up(W, engine, rule, now, clock, prompts, B, K, free)
             while free < 0.0 and B > 1:
                 # Memory is short: the newest answer is preempted and computed again.
                 B -= 1
@@ -544,42 +652,17 @@ def rollout(
             j = decoding[x]
             _advance(jobs, j, 1.0)
             jobs[j, HAVE] -= 1.0  # the token made is computed in the next step
-            seen[j] = clock
+            W.seen[j] = clock
             if np.isnan(jobs[j, FIRST]):
                 jobs[j, FIRST] = now
             K += jobs[j, HAVE]
         B += joined
         if joined > 0:
             look = clock
-    for x in range(B):
-        _advance(jobs, decoding[x], clock - seen[decoding[x]])
-    # Guess at those that have not ended: an answer goes on at the pace of the second half, and a request in
-    # the queue has the luck of those that ended.
-    step_s = max(engine[BASE], (now - half_s) / max(1.0, late_steps))
-    luck = (1.0 + kept) / (2.0 + ended)
-    for x in range(B):
-        j = decoding[x]
-        limited = jobs[j, TPOT] < np.inf or jobs[j, E2E_DUE] < np.inf
-        ok = jobs[j, FIRST] <= jobs[j, FIRST_DUE] and now <= jobs[j, E2E_DUE]
-        if ok and limited:
-            met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (_slack(jobs, j, now) / (jobs[j, TRUTH] * step_s) - 1.0)))
-        else:
-            met[j] = 1.0 if ok else 0.0
-    for x in range(open_):
-        met[begun[x]] = 0.0 if lost(engine, jobs, begun[x], now, 1.0, 0.0) else luck
-    for x in range(waiting):
-        met[heap[x]] = 0.0 if lost(engine, jobs, heap[x], now, 1.0, 0.0) else 0.5 * luck
-    for x in range(aside):
-        met[parked[x]] = 0.0
-    total = 0.0
-    for j in range(n):
-        total += jobs[j, WEIGHT] * met[j]
-        due = min(jobs[j, FIRST_DUE], jobs[j, E2E_DUE])
-        if start[j, GENERATED] == 0.0 and due < np.inf:
-            first = now if np.isnan(jobs[j, FIRST]) else jobs[j, FIRST]
-            wait = (first - jobs[j, ARRIVAL]) / max(1e-9, due - jobs[j, ARRIVAL])
-            total -= LATENCY * jobs[j, WEIGHT] * min(1.0, wait)
-    return float(total)
+    counts[WAITING], counts[ASIDE], counts[OPEN] = waiting, aside, open_
+    _guess(W, engine, now, clock, max(engine[BASE], (now - half_s) / max(1.0, late_steps)), B)
+    worth: float = _worth(W, start, now)
+    return worth
 
 
 @njit(**BORROWED, error_model="numpy")
@@ -596,30 +679,13 @@ def decide(start: Floats, running: int, engine: Floats, rule: Floats, W: Work) -
     tuple
         How many prompts get tokens, and the tokens in all.
     """
-    n = len(start)
-    jobs, key = W.jobs, W.key
-    now, free = engine[NOW], engine[FREE]
-    B, K, waiting, open_ = ZERO, 0.0, ZERO, ZERO
-    for j in range(n):
-        for c in range(COLUMNS):
-            jobs[j, c] = start[j, c]
-        key[j] = rule_key(engine, jobs, j, rule)
-    for j in range(running):
-        if jobs[j, TODO] == 0.0:
-            W.decoding[B] = j
-            B += 1
-            K += jobs[j, HAVE]
-        else:
-            W.begun[open_] = j
-            open_ += 1
-    for j in range(running, n):
-        _push(W.heap, waiting, key, j)
-        waiting += 1
-        W.met[j] = 1.0 if lost(engine, jobs, j, now, rule[CAUTION], rule[SLOW]) else 0.0
+    now = engine[NOW]
+    B, K = _begin(W, start, running, len(start), engine, rule)
+    for j in range(running, len(start)):
+        W.met[j] = 1.0 if lost(engine, W.jobs, j, now, rule[CAUTION], rule[SLOW]) else 0.0
     alone = engine[BASE] + engine[SEQUENCE] * B + engine[KV_TOKEN] * K
     tight = _tightest(W, alone, now, B, rule)
-    W.counts[WAITING], W.counts[ASIDE], W.counts[OPEN] = waiting, 0, open_
-    filled, _, _, _ = _fill(W, engine, rule, now, tight, B, K, free)
+    filled, _, _, _ = _fill(W, engine, rule, now, tight, B, K, engine[FREE])
     return W.counts[CHOSEN], filled
 
 
@@ -634,20 +700,32 @@ def ranks(jobs: Floats, engine: Floats, rule: Floats) -> Floats:
     return out
 
 
+class Columns(NamedTuple):
+    """The columns of a `slosched.core.table.RequestTable` that jobs are made of."""
+
+    prompt: Ints
+    generated: Ints
+    computed: Ints
+    cached: Ints
+    atoms: Floats
+    arrival: Floats
+    ttft: Floats
+    tpot: Floats
+    e2e: Floats
+    first: Floats
+    weight: Floats
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
-def gather(
-    rows: Ints, running: int, prompt: Ints, generated: Ints, computed: Ints, cached: Ints, atoms: Floats,
-    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats,
-    scale: Floats, growth: float,
-) -> Floats:  # fmt: skip
+def gather(table: Columns, rows: Ints, running: int, scale: Floats, growth: float) -> Floats:
     """Jobs of some table rows, the first `running` of which run; TRUTH is left as believed.
 
     Parameters
     ----------
+    table
+        Columns of the table.
     rows, running
         Table rows, and how many of them run.
-    prompt, generated, computed, cached, atoms, arrival, ttft, tpot, e2e, first, weight
-        Columns of the table.
     scale
         Factor on the forecast of each row, shape (len(rows),).
     growth
@@ -658,6 +736,8 @@ def gather(
     ndarray
         Shape (len(rows), COLUMNS).
     """
+    prompt, generated, computed, cached, atoms = table[:5]
+    arrival, ttft, tpot, e2e, first, weight = table[5:]
     n, width = len(rows), atoms.shape[1]
     jobs = np.empty((n, COLUMNS))
     for i in range(n):
