@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from ages import HEADLINE, pages, stale, write_note
 from common import RESULTS, ROOT
-from detail import table, traces, tuned
+from detail import named_cells, table, traces, tuned
 
 from slosched.lab.evidence import LIGHT_LOAD, OURS
 from slosched.lab.statistics import Interval
@@ -243,6 +243,7 @@ SECTIONS: tuple[Section, ...] = (
     (DOCS / "does-it-help.md", "gain by limits", "evidence", gain_by_limits),
     (DOCS / "choosing-a-policy.md", "policies by load", "evidence", policies_by_load),
     (DOCS / "choosing-a-policy.md", "refusing", "evidence", refusing),
+    (DOCS / "study-in-detail.md", "named cells", "evidence_cells", named_cells),
     (DOCS / "study-in-detail.md", "tuned rivals", "tune_rivals", tuned),
     (DOCS / "traces.md", "real traces", "traces", traces),
 )
