@@ -101,7 +101,7 @@ TARGETS = (
     Target("admission", "policies/hopeless.py", "tests/policies/test_options.py -k 'not agentic'", 5),
     Target("sessions", "core/workload.py", "tests/simulator/test_sessions.py -k 'not turns_follow and not "
            "slow'", 3, ("previous", "turn", "open_loop", "rows")),
-    Target("bounds", "lab/bound.py", "tests/evidence/test_bound.py", 8,
+    Target("bounds", "lab/bound.py", "tests/evidence/test_bound.py -k 'not no_policy'", 8,
            ("attainment_bound", "spans_of", "_jobs", "_most_alive", "_shareable", "_Windows")),
     Target("statistics", "lab/statistics.py", "tests/lab/test_statistics.py", 8),
     Target("calibration", "predictors/calibration.py", "tests/predictors/test_ranker.py "
