@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from ages import HEADLINE, pages, stale, write_note
 from common import RESULTS, ROOT
-from detail import named_cells, table, traces, tuned
+from detail import hindsight, named_cells, table, traces, tuned
 
 from slosched.lab.evidence import LIGHT_LOAD, OURS
 from slosched.lab.statistics import Interval
@@ -244,6 +244,7 @@ SECTIONS: tuple[Section, ...] = (
     (DOCS / "choosing-a-policy.md", "policies by load", "evidence", policies_by_load),
     (DOCS / "choosing-a-policy.md", "refusing", "evidence", refusing),
     (DOCS / "study-in-detail.md", "named cells", "evidence_cells", named_cells),
+    (DOCS / "study-in-detail.md", "hindsight", "hindsight", hindsight),
     (DOCS / "study-in-detail.md", "tuned rivals", "tune_rivals", tuned),
     (DOCS / "traces.md", "real traces", "traces", traces),
 )
