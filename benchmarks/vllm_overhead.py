@@ -6,8 +6,8 @@ of the difference of the blocks' medians (and, for the tail, of their 90 % quant
 machine disturbs little, while the quantiles over all steps are what it was that day; the same for p99, the
 difference of the quantiles over all steps. ``cpu`` is the engine thread's own processor time, which leaves
 out when the thread was not running; its least block tells most on a busy machine. ``host`` is all that the
-scheduler does for a step: ``schedule``, ``update_from_output`` and ``add_request``. The first steps, which all
-teach the step-time model, do not count. Needs vLLM; writes benchmarks/results/ after every row.
+scheduler does for a step: ``schedule``, ``update_from_output`` and ``add_request``. The first steps, which
+all teach the step-time model, do not count. Needs vLLM; writes benchmarks/results/ after every row.
 """
 
 from __future__ import annotations
