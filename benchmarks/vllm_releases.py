@@ -53,7 +53,7 @@ vllm.ModelRegistry.register_model("LlamaForCausalLM", TextModel)
 from vllm.platforms import current_platform
 type(current_platform).import_kernels = classmethod(lambda cls: None)  # compiled, for another PyTorch
 from slosched.testing.chaos import run_chaos
-from slosched.testing.chaos_features import FEATURES
+from slosched.testing.chaos_features import FEATURES, can_have
 from slosched.testing.harness import make_scheduler
 from slosched.testing.schedule_reads import unknown
 from slosched.testing.trial_scheduler import trial_factory
@@ -62,9 +62,11 @@ import numpy as np
 from slosched.core.engine import Engine
 from slosched.core.limits import LOOPS, EngineLimits
 from slosched.testing.chaos import chaos_workload
-from slosched.testing.harness import installed_loop
+from slosched.testing.harness import installed_loop, make_request
 from slosched.testing.parity import differences
 
+probe = make_request("a", [1], max_tokens=1, arrival_s=0.0, priority=0, block_tokens=16, hashed=False)
+followed = hasattr(probe, "is_prefill_chunk")  # else nobody can tell what late drafts were for
 requests = int(sys.argv[1])
 limits = EngineLimits(max_num_seqs=8, kv_blocks=64, max_model_len=512, max_num_batched_tokens=128)
 result = {"path": vllm.__file__}
@@ -81,7 +83,9 @@ for late in (False, True):
     cells = [(depth, cache, ()) for depth, cache in itertools.product((1, 2, 4), (False, True))]
     cells += [
         (2 if late else 1, True, (name,))
-        for name, kind in FEATURES.items() if kind.asynchronous or not late
+        for name, kind in FEATURES.items()
+        if can_have(kind, asynchronous=late, depth=2 if late else 1)
+        and (followed or not late or name != "speculation")
     ]
     for depth, cache, features in cells:
         row["requests"] += requests
@@ -209,7 +213,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"only {', '.join(QUICK)}, and no file is written"
     )
-    parser.add_argument("--requests", type=int, default=200, help="in each of 25 runs")
+    parser.add_argument("--requests", type=int, default=200, help="in each run")
     parser.add_argument("--timeout", type=float, default=300.0)
     parser.add_argument("--unpacked", type=Path, help="a folder VERSION/vllm/… of files fetched before")
     parser.add_argument("--out", default="vllm_releases.json")

@@ -154,6 +154,7 @@ def compiling() -> Iterator[None]:
         begun, kernels, depth = 0.0, 0, 0
 
         def on_start(self, _: object) -> None:
+            """Count a kernel."""
             if not self.begun:
                 self.begun = time.perf_counter()
                 say("First use: kernels are compiled and kept in a cache (`slosched warmup` compiles all).")
@@ -163,6 +164,7 @@ def compiling() -> Iterator[None]:
                 print(f"\rcompiling kernel {self.kernels} …", end="", file=sys.stderr, flush=True)
 
         def on_end(self, _: object) -> None:
+            """A kernel, or a part of one, is done."""
             self.depth -= 1
 
     listener = Compiles()

@@ -204,6 +204,7 @@ def hindsight(
     runs, all_runs = 0, len(begins) + trials * (1 + FAST)
 
     def weight(met: Mask) -> float:
+        """Share of the weight that is kept; counts the run."""
         nonlocal runs
         runs += 1
         if progress is not None:

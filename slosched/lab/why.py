@@ -225,6 +225,7 @@ def _what_ifs(run: RunFile, again: Run, row: int) -> list[WhatIf]:
     ]
 
     def trial(change: str, policy: Policy, workload: object = None) -> None:
+        """Run it again with one thing changed, and note what that saves and costs."""
         changed = simulate(
             work if workload is None else workload,  # type: ignore[arg-type]
             policy, engine=run.engine, seed=run.seed,

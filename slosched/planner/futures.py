@@ -119,12 +119,7 @@ class Futures:
 
 def gather(snapshot: Snapshot, rows: Ints, running: int, scale: Floats) -> Floats:
     """Jobs of table rows, the first `running` of which run; see `slosched.planner.rollout.gather`."""
-    t = snapshot.table
-    columns = r.Columns(
-        t.prompt_tokens, t.generated_tokens, t.computed_tokens, t.cached_tokens, t.atoms, t.arrival_s,
-        t.ttft_s, t.tpot_s, t.e2e_s, t.first_token_s, t.weight,
-    )  # fmt: skip
-    jobs: Floats = r.gather(columns, rows, running, scale, OUTLIVED_GROWTH)
+    jobs: Floats = r.gather(r.columns_of(snapshot.table), rows, running, scale, OUTLIVED_GROWTH)
     return jobs
 
 

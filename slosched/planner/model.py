@@ -33,6 +33,7 @@ from slosched.core.arrays import Floats, Ints
 from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.core.jit import njit
 from slosched.core.snapshot import Snapshot
+from slosched.planner.rollout import Columns, columns_of
 
 # Entries of `engine`: seconds, tokens and requests as in the model above; the present time; the expected
 # share of time that prompts of future requests take; seconds that a step with a prompt may take, infinity for
@@ -123,20 +124,15 @@ def jobs_of(snapshot: Snapshot, waiting: Ints | None = None) -> Floats:
     ndarray
         Shape (running + waiting, ATOMS + atoms), columns as listed at the top of this module.
     """
-    t = snapshot.table
     rows = np.concatenate([snapshot.running, snapshot.waiting if waiting is None else waiting])
-    jobs: Floats = _gather(
-        rows, len(snapshot.running), t.prompt_tokens, t.generated_tokens, t.computed_tokens, t.cached_tokens,
-        t.atoms, t.arrival_s, t.ttft_s, t.tpot_s, t.e2e_s, t.first_token_s, t.weight,
-    )  # fmt: skip
+    jobs: Floats = _gather(columns_of(snapshot.table), rows, len(snapshot.running))
     return jobs
 
 
 @njit(nogil=True, cache=True)
-def _gather(
-    rows: Ints, running: int, prompt: Ints, generated: Ints, computed: Ints, cached: Ints, atoms: Floats,
-    arrival: Floats, ttft: Floats, tpot: Floats, e2e: Floats, first: Floats, weight: Floats,
-) -> Floats:  # fmt: skip
+def _gather(table: Columns, rows: Ints, running: int) -> Floats:
+    prompt, generated, computed, cached, atoms = table[:5]
+    arrival, ttft, tpot, e2e, first, weight = table[5:]
     n, width = len(rows), atoms.shape[1]
     jobs = np.empty((n, ATOMS + width))
     for i in range(n):

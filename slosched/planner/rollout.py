@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.jit import BORROWED, ZERO, njit
+from slosched.core.table import RequestTable
 
 INNER = {**BORROWED, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """For kernels that only kernels call: without the code by which Python would, a sixth of what is compiled.
@@ -714,6 +715,14 @@ class Columns(NamedTuple):
     e2e: Floats
     first: Floats
     weight: Floats
+
+
+def columns_of(table: RequestTable) -> Columns:
+    """The columns of a table, as kernels take them."""
+    return Columns(
+        table.prompt_tokens, table.generated_tokens, table.computed_tokens, table.cached_tokens, table.atoms,
+        table.arrival_s, table.ttft_s, table.tpot_s, table.e2e_s, table.first_token_s, table.weight,
+    )  # fmt: skip
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

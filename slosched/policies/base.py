@@ -95,6 +95,7 @@ def _knowing(plan: Callable[[Any, Snapshot], Plan]) -> Callable[[Any, Snapshot],
 
     @wraps(plan)
     def known(self: Any, snapshot: Snapshot) -> Plan:
+        """Plan on the policy's own table, on which a request keeps its row, where a snapshot has its own."""
         if not snapshot.table.detached:
             return plan(self, snapshot)
         kept: KeptTable = self.__dict__.setdefault("_kept", KeptTable())

@@ -399,6 +399,7 @@ def _loss(answers: Answers, objective: str, seed: int) -> Callable[[Floats], tup
     who = of[rank]
 
     def listed(scores: Floats) -> tuple[float, Floats]:
+        """Listwise loss of scores, and its gradient."""
         hazard = -scores[who]
         top = hazard.max(axis=1, keepdims=True)
         odds = np.exp(hazard - top)

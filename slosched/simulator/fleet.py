@@ -475,6 +475,7 @@ def _together(logs: Sequence[RunLog], wall_s: float) -> RunLog:
     times = np.unique(np.concatenate([log.depth_time_s for log in logs]))
 
     def depth(name: str) -> Ints:
+        """Sum over the engines of a sampled number, at the times of all samples."""
         total = np.zeros(len(times), dtype=np.int64)
         for log in logs:
             at = np.searchsorted(log.depth_time_s, times, side="right") - 1

@@ -336,6 +336,7 @@ def _hostile(seed: int) -> Iterable[tuple[str, Snapshot]]:
     snapshot = random_snapshot(seed, waiting=15, running=3)
 
     def with_(**columns: float) -> Snapshot:
+        """The snapshot with the same value in all rows of some columns."""
         table: RequestTable = snapshot.table
         changed = {}
         for name, value in columns.items():

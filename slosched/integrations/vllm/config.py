@@ -78,9 +78,9 @@ class GuardsConfig(_Section):
     """What keeps a policy from hurting the engine.
 
     Planning may take `time_box_us` of processor time on the engine's thread in a step, or `time_box_share` of
-    a decoding step if that is more; a policy that needs more plans in the background on the last state, one
-    that searches for `search_ms`. A background plan longer than
-    `plan_limit_ms` is a failure. `breaker_failures` failed plans in a row turn the policy off for good.
+    a decoding step if that is more; a policy that needs more plans in the background on the last state. A
+    background plan longer than `plan_limit_ms` is a failure. `breaker_failures` failed plans in a row turn
+    the policy off for good.
 
     A request is preempted only after `min_run_ms` and if it is expected to run for more than
     `preempt_margin_ms`. One that has waited longer than `max_wait_s` goes first, at most one in
@@ -90,7 +90,6 @@ class GuardsConfig(_Section):
 
     time_box_us: float = Field(default=200.0, gt=0, le=1e7)
     time_box_share: float = Field(default=0.05, ge=0, le=1)
-    search_ms: float = Field(default=5.0, gt=0, le=1e6)
     plan_limit_ms: float = Field(default=1000.0, gt=0, le=1e6)
     breaker_failures: int = Field(default=5, ge=1, le=10_000)
     preempt: bool = True

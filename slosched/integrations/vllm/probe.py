@@ -390,6 +390,7 @@ def read(reader: Reader, step: Step, at: dict[int, int], begun: dict[int, Any]) 
     states, step.states = step.states, None  # its memory belongs to the next step
 
     def last(places: Any) -> Any:
+        """The rows of the last tokens of requests at these places."""
         rows = torch.as_tensor(step.last[list(places)])
         if states.device.type != "cpu":
             rows = rows.pin_memory().to(states.device, non_blocking=True)
