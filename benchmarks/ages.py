@@ -66,8 +66,9 @@ def _without_note(text: str) -> str:
 def _shows(page: str, result: str) -> bool:
     """Whether a page names a result's file or script; a script `soak.py` also makes `soak_vllm.json`."""
     parts = result.split("_")
-    stems = ["_".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(re.search(rf"\b{stem}\.(py|json|yaml)", page) for stem in stems)
+    scripts = ["_".join(parts[: i + 1]) for i in range(len(parts))]
+    named = any(re.search(rf"\b{script}\.py", page) for script in scripts)
+    return named or re.search(rf"\b{result}\.(json|yaml)", page) is not None
 
 
 def age(path: Path) -> list[str]:
