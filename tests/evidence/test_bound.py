@@ -358,3 +358,11 @@ def test_only_who_is_there_can_share_a_step() -> None:
     # Of twelve at one instant on four slots, 1.1 s of steps hold 11 / 10 of four.
     together = replace(decoders(12, 11, np.inf, np.inf), e2e_s=np.full(12, 1.2))
     assert attainment_bound(together, timed(**steps)) == pytest.approx(4 * 1.1 / 12, abs=1e-6)
+
+
+def test_up_to_the_knee_tokens_are_free() -> None:
+    """Ten prompts, each a step of one second up to the knee: half of them are in time after five."""
+    engine = timed(base_s=1.0, knee_tokens=100, knee_token_s=0.01)
+    work = Workload.plain(np.zeros(10), np.full(10, 100), np.ones(10, dtype=np.int64))
+    work = replace(work, ttft_s=np.full(10, 5.0))
+    assert attainment_bound(work, engine) == pytest.approx(0.5, abs=1e-6)
