@@ -176,7 +176,11 @@ def main() -> int:
     if options.sharegpt is not None:
         sets |= chats(options.sharegpt, options.encoder)
     about = environment("torch", "transformers", "onnxruntime")
-    about["options"] = {k: str(v) for k, v in vars(options).items() if k not in ("merge", "out", "ltr")}
+    about["options"] = {
+        k: v.name if isinstance(v, Path) else str(v)
+        for k, v in vars(options).items()
+        if k not in ("merge", "out", "ltr", "answers")
+    }
     with tempfile.TemporaryDirectory() as work:
         shared = None
         if "frozen" in options.methods:
