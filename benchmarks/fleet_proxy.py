@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,22 @@ async def first_bytes(url: str, rate: float, seconds: float) -> list[float]:
     return found
 
 
-async def open_together(url: str, streams: int) -> int:
-    """How many of so many streams that are open together end whole."""
-    whole = 0
+async def open_together(url: str, streams: int) -> Counter[str]:
+    """What becomes of so many streams that are open together: ``whole``, or how else they end."""
+    ends: Counter[str] = Counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as client:
 
         async def one() -> None:
-            nonlocal whole
             body = {"prompt": "x", "stream": True, "pause_s": 4.0}
-            async with client.post(f"{url}/v1/completions", json=body) as answer:
-                whole += (await answer.read()).endswith(b"data: [DONE]\n\n")
+            try:
+                async with client.post(f"{url}/v1/completions", json=body) as answer:
+                    whole = (await answer.read()).endswith(b"data: [DONE]\n\n")
+                    ends["whole" if whole else f"status {answer.status}"] += 1
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                ends[type(error).__name__] += 1
 
-        await asyncio.gather(*(one() for _ in range(streams)), return_exceptions=True)
-    return whole
+        await asyncio.gather(*(one() for _ in range(streams)))
+    return ends
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -129,8 +133,8 @@ def main() -> None:
                 for label, target in (("direct", urls[0]), ("router", url)):
                     rows[label] = quantiles(asyncio.run(first_bytes(target, options.rate, options.seconds)))
                     print(label, rows[label], flush=True)
-                whole = asyncio.run(open_together(url, options.streams))
-                print(f"{whole} of {options.streams} streams, open together, ended whole")
+                ends = asyncio.run(open_together(url, options.streams))
+                print(f"{options.streams} streams, open together: {dict(ends)}")
     finally:
         for server in servers:
             server.terminate()
@@ -140,7 +144,7 @@ def main() -> None:
     write_json(
         RESULTS / "fleet_proxy.json",
         {"rate_rps": options.rate, "seconds": options.seconds, "first_byte": rows, "added": added,
-         "streams": {"open": options.streams, "whole": whole}, "provenance": provenance(),
+         "streams": {"open": options.streams, "ends": dict(ends)}, "provenance": provenance(),
          "environment": environment("aiohttp", "uvicorn")},
     )  # fmt: skip
 

@@ -27,7 +27,6 @@ from chat_sets import read_chat
 from common import RESULTS, data_folder, environment, write_json
 from numpy.typing import NDArray
 
-from slosched.lab.digests import code_digest
 from slosched.predictors.answers import Answers, read_answers
 from slosched.predictors.encoder import Encoder, Vectors, export_encoder, import_runtime, layers_read
 from slosched.predictors.encoder_ranker import EncoderRanker, train_encoder, train_frozen
@@ -102,6 +101,12 @@ def read_sets(folder: Path, files: Sequence[Path]) -> dict[str, Set]:
     return found
 
 
+def chats(path: Path, encoder: str) -> dict[str, Set]:
+    """The sets of ``chat_sets.py``, their answers counted in the encoder's tokens."""
+    tokenizer = import_runtime()[1].Tokenizer.from_file(f"{model_folder(encoder)}/tokenizer.json")
+    return {name: Set(*found) for name, found in read_chat(path, tokenizer).items()}
+
+
 def rungs(
     options: argparse.Namespace, known: Answers, seed: int, work: Path, encoder: Encoder | None
 ) -> dict[str, tuple[Scorer, Any]]:
@@ -169,11 +174,13 @@ def main() -> int:
         return 1
     sets = read_sets(folder, options.answers)
     if options.sharegpt is not None:
-        tokenizer = import_runtime()[1].Tokenizer.from_file(f"{model_folder(options.encoder)}/tokenizer.json")
-        sets |= {name: Set(*found) for name, found in read_chat(options.sharegpt, tokenizer).items()}
+        sets |= chats(options.sharegpt, options.encoder)
     about = environment("torch", "transformers", "onnxruntime")
-    about["options"] = {k: str(v) for k, v in vars(options).items() if k not in ("merge", "out", "ltr")}
-    about["code"] = code_digest("slosched.predictors.encoder_ranker")
+    about["options"] = {
+        k: v.name if isinstance(v, Path) else str(v)
+        for k, v in vars(options).items()
+        if k not in ("merge", "out", "ltr", "answers")
+    }
     with tempfile.TemporaryDirectory() as work:
         shared = None
         if "frozen" in options.methods:

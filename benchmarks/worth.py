@@ -28,7 +28,6 @@ from rungs import Set, read_sets
 from slosched.core.arrays import Floats, Ints
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.metrics import Spread
-from slosched.lab.digests import code_digest
 from slosched.lab.figures import figures
 from slosched.lab.population import draw
 from slosched.lab.scenarios import Scenario
@@ -169,7 +168,7 @@ def main() -> int:
         draws[str(seed)] = worth(scenario, worlds, options.policy, options.kinds)
         about: dict[str, Any] = {
             "environment": environment(), "policy": options.policy,
-            "requests": options.requests, "policy_code": code_digest("slosched.policies.slosched"),
+            "requests": options.requests,
         }  # fmt: skip
         write_json(options.out, about | {"draws": draws, "summary": summary(draws)})
         print(seed, {k: round(100 * v, 1) for k, v in draws[str(seed)].items()}, file=sys.stderr, flush=True)

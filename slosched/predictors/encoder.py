@@ -6,7 +6,10 @@ weights of 8 bits, so that serving needs neither torch nor transformers, only on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +148,6 @@ def export_encoder(
     import contextlib
     import io
     import tempfile
-    import warnings
 
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -160,8 +162,7 @@ def export_encoder(
     inner.save(str(target / TOKENIZER))
     sample = torch.ones(2, 16, dtype=torch.long)
     sizes = {0: torch.export.Dim("texts", min=1, max=4096), 1: torch.export.Dim("tokens", min=2, max=512)}
-    with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as work, _quiet():
         plain = str(Path(work) / "plain.onnx")
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -175,6 +176,19 @@ def export_encoder(
             reason = " ".join(str(error).split())[:160]
             raise InputError(f"{type(body).__name__} cannot be written as ONNX: {reason}") from error
         quantize_dynamic(plain, str(target / ENCODER), weight_type=QuantType.QInt8, per_channel=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings of what does not concern who trains a ranker."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def pooled(body: Any, layers: Sequence[int] | None = None) -> Any:

@@ -61,6 +61,7 @@ class _Lines:
 
     def __init__(self) -> None:
         self._jobs: Floats = np.zeros((0, lane.WIDTH))
+        self._serial: Ints = np.zeros(0, dtype=np.int64)  # whose request a row of jobs is; -1 for nobody's
         self._engines: list[Floats] = []
         self._lines: list[Floats] = []
         self._seen: list[tuple[Ints | None, float, int]] = []
@@ -87,8 +88,10 @@ class _Lines:
 
     def _update(self, fleet: FleetSnapshot) -> None:
         t = fleet.table
-        if len(self._jobs) < t.capacity:
-            self._jobs = np.concatenate([self._jobs, np.zeros((t.capacity - len(self._jobs), lane.WIDTH))])
+        more = t.capacity - len(self._jobs)
+        if more > 0:
+            self._jobs = np.concatenate([self._jobs, np.zeros((more, lane.WIDTH))])
+            self._serial = np.concatenate([self._serial, np.full(more, -1)])
         for view in fleet.engines[len(self._seen) :]:
             self._engines.append(np.array(lane.engine_columns(view.engine)))
             self._lines.append(np.empty((0, lane.LINE_WIDTH)))
@@ -112,8 +115,13 @@ class _Lines:
 
     def _fill(self, rows: Ints, fleet: FleetSnapshot) -> None:
         t, jobs = fleet.table, self._jobs
-        jobs[rows, lane.PROMPT], jobs[rows, lane.LENGTH] = t.prompt_tokens[rows], t.atoms[rows].mean(axis=1)
         jobs[rows, lane.GENERATED] = t.generated_tokens[rows]
+        rows = rows[self._serial[rows] != t.serial[rows]]  # all else about a request stays as it is
+        if not len(rows):
+            return
+        self._serial[rows] = t.serial[rows]
+        jobs[rows, lane.TODO] = 0.0
+        jobs[rows, lane.PROMPT], jobs[rows, lane.LENGTH] = t.prompt_tokens[rows], t.atoms[rows].mean(axis=1)
         jobs[rows, lane.FIRST_DUE] = t.arrival_s[rows] + t.ttft_s[rows]
         jobs[rows, lane.E2E_DUE] = t.arrival_s[rows] + t.e2e_s[rows]
         jobs[rows, lane.TPOT], jobs[rows, lane.WEIGHT] = t.tpot_s[rows], t.weight[rows]
