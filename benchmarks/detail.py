@@ -125,6 +125,6 @@ def mutants(result: dict[str, Any]) -> str:
         + f"({100 * result['killed'] / result['mutants']:.0f} %), seed {result['seed']}, {result['processor_s']} s of "
         + f"processor. Of {len(result['faults'])} faults that once survived, {len(missed)} do"
         + (f": {', '.join(missed)}. " if missed else ". ")
-        + f"`make mutants`, {commit(result)}. Survivors:\n\n"
+        + f"`make mutants`, commits {', '.join(dict.fromkeys(r['commit'] for r in result['rows']))}. Survivors:\n\n"
         + ("\n".join(lines) or "- none")
     )

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from ages import HEADLINE, pages, stale, write_note
 from common import RESULTS, ROOT
-from detail import hindsight, named_cells, table, traces, tuned
+from detail import hindsight, mutants, named_cells, table, traces, tuned
 
 from slosched.lab.evidence import LIGHT_LOAD, OURS
 from slosched.lab.statistics import Interval
@@ -246,6 +246,7 @@ SECTIONS: tuple[Section, ...] = (
     (DOCS / "study-in-detail.md", "named cells", "evidence_cells", named_cells),
     (DOCS / "study-in-detail.md", "hindsight", "hindsight", hindsight),
     (DOCS / "study-in-detail.md", "tuned rivals", "tune_rivals", tuned),
+    (DOCS / "study-in-detail.md", "mutants", "mutants", mutants),
     (DOCS / "traces.md", "real traces", "traces", traces),
 )
 """Where figures stand: page, name of the markers, name of the result, what is written between them."""
