@@ -210,6 +210,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--part", choices=("blend", "effect"), action="append")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10_000, 10_005)))
+    parser.add_argument("--sets", nargs="+", help="sets of blend; all if not given")
     parser.add_argument("--policies", nargs="+", default=["slosched", "sjf", "trail"])
     parser.add_argument("--answers", type=Path, nargs="*", default=[], help="further sets, for blend")
     parser.add_argument("--sharegpt", type=Path, help="chats for blend, see chat_sets.py; needs tokenizers")
@@ -227,7 +228,8 @@ def main() -> int:
         for part in options.part or ("blend", "effect"):
             cells = found.setdefault(part, {})
             if part == "blend":
-                blends(sets | more, seed, cells)
+                chosen = {n: s for n, s in (sets | more).items() if n in (options.sets or sets | more)}
+                blends(chosen, seed, cells)
             else:
                 effect({n: s for n, s in sets.items() if ":" not in n}, seed, options.policies, cells)
             print(f"seed {seed} {part}", file=sys.stderr, flush=True)
