@@ -47,7 +47,8 @@ LONG_SHARE = 0.04
 def knobs(engine: Engine) -> Iterator[Contender]:
     """What an operator of stock vLLM can turn; the defaults come first."""
     for long in (0, int(LONG_SHARE * engine.limits.max_model_len)):
-        for budget in ("", *(f"@{tokens}" for tokens in BUDGETS)):
+        lawful = [tokens for tokens in BUDGETS if tokens >= engine.limits.max_num_seqs]  # else vLLM refuses
+        for budget in ("", *(f"@{tokens}" for tokens in lawful)):
             for policy in STOCK.values():
                 yield Contender(policy=f"{policy}{budget}", long_prefill_token_threshold=long)
 
