@@ -24,7 +24,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.delenv("SLOSCHED_DATA", raising=False)
     notebook = nbformat.read(FOLDER / name, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=560, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     return client.execute()
 
