@@ -18,6 +18,7 @@ from slosched.planner.rollout import LEAST_TOKENS
 from slosched.planner.warmup import PLANNER_KERNELS
 from slosched.policies.base import Policy
 from slosched.policies.fallback import edf_demoted
+from slosched.policies.give_way import Way, give_way
 from slosched.policies.hopeless import HOPELESS, patient, refused
 from slosched.policies.programs import ProgramDeadlines
 from slosched.policies.promises import ClassPromises
@@ -58,6 +59,8 @@ class Slosched(Policy):
     promised
         Shares of classes that are to keep all their limits, whatever it costs the others, see
         `ClassPromises`; by class name, above 0 and below 1.
+    preempt
+        Whether answers with no limit left give way to requests that can still keep theirs, see `give_way`.
     programs
         Whether the calls of one program (`program_index`) share one deadline, see `ProgramDeadlines`.
     seed
@@ -84,6 +87,7 @@ class Slosched(Policy):
         tenant_shares: Mapping[str, float] | None = None,
         fairness_s: float = 60.0,
         promised: Mapping[str, float] | None = None,
+        preempt: bool = False,
         programs: bool = False,
         seed: int = 0,
         background: bool = False,
@@ -92,9 +96,11 @@ class Slosched(Policy):
         require(0 < rescue_share <= 1, "rescue_share", "a number above 0, at most 1", rescue_share)
         require(hopeless in HOPELESS, "hopeless", f"one of {', '.join(HOPELESS)}", hopeless)
         require(0 < least_chance <= 1, "least_chance", "a number above 0, at most 1", least_chance)
+        require(isinstance(preempt, bool), "preempt", "true or false", preempt)
         require(isinstance(programs, bool), "programs", "true or false", programs)
         self.starvation_s, self.rescue_share = starvation_s, rescue_share
-        self.rejects = self.preempts = hopeless == "reject"
+        self.rejects = hopeless == "reject"
+        self.gives_way, self.preempts = preempt, preempt or self.rejects
         self.least_chance = least_chance
         # What the planner is shown instead of the snapshot, one change after the other.
         self._views: list[Callable[[Snapshot], Snapshot]] = []
@@ -127,8 +133,14 @@ class Slosched(Policy):
             preempt = refused(seen, seen.running, self.least_chance)  # it waits then, to be refused next
         if len(reject):
             seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
-        planned = self.planner.plan(seen)
-        order = self._rescue(seen, planned.order)
+        way = give_way(seen) if self.gives_way else Way(seen, preempt[:0], preempt[:0])
+        planned = self.planner.plan(way.seen)
+        order = self._rescue(seen, np.concatenate([planned.order, way.aside]))
+        planned = planned._replace(
+            hold=np.concatenate([planned.hold, way.aside]),
+            running_order=np.concatenate([planned.running_order, way.preempt]),
+        )
+        preempt = np.union1d(preempt, way.preempt)
         tokens = planned.prefill_tokens
         if tokens is not None and self._rescued >= 0:
             tokens = max(tokens, int(LEAST_TOKENS))

@@ -1,0 +1,101 @@
+"""Answers with no limit left give way to requests that can still keep theirs, and come back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slosched import (
+    Engine,
+    EngineLimits,
+    LengthForecast,
+    Request,
+    Slo,
+    Snapshot,
+    StepTimeModel,
+    Workload,
+    simulate,
+)  # fmt: skip
+from slosched.core.errors import InputError
+from slosched.policies.give_way import give_way
+from slosched.policies.slosched import Slosched
+
+STEP_TIME = StepTimeModel(base_s=0.01, prefill_token_s=5e-5, sequence_s=1e-4, kv_token_s=1e-8)
+FULL = Engine(limits=EngineLimits(max_num_seqs=2, max_num_batched_tokens=2048), step_time=STEP_TIME)
+
+
+def asked(name: str, length: int, slo: Slo) -> Request:
+    """A request of a hundred prompt tokens."""
+    return Request(
+        request_id=name, prompt_tokens=100, forecast=LengthForecast.point(length), slo=slo, arrival_s=0.0
+    )
+
+
+def full(first: Slo, second: Slo, waits: Slo) -> Snapshot:
+    """Two running answers, a short and a long one, fill both slots; one request waits."""
+    snapshot = Snapshot.of(
+        [asked("waits", 10, waits)],
+        [asked("short", 50, first), asked("long", 500, second)],
+        now_s=0.5,
+        engine=FULL,
+    )
+    snapshot.table.generated_tokens[snapshot.running] = 5
+    snapshot.table.first_token_s[snapshot.running] = 0.1
+    return snapshot
+
+
+EARLY, PACED, WHOLE = Slo(ttft_s=1.0), Slo(ttft_s=1.0, tpot_s=0.1), Slo(e2e_s=60.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "waits", "who"),
+    [
+        (EARLY, EARLY, EARLY, ["long"]),  # the longest to come
+        (EARLY, PACED, EARLY, ["short"]),  # a paced one has something to lose
+        (Slo(), PACED, EARLY, ["short"]),  # best effort gives way, too
+        (WHOLE, PACED, EARLY, []),
+        (EARLY, EARLY, Slo(), []),  # best effort displaces nobody
+        (EARLY, EARLY, Slo(ttft_s=0.4), []),  # nor does who is late
+    ],
+)
+def test_who_gives_way(first: Slo, second: Slo, waits: Slo, who: list[str]) -> None:
+    """Only answers with nothing to lose stop, only for a request with something to win, and only one here."""
+    snapshot = full(first, second, waits)
+    way = give_way(snapshot)
+    assert [snapshot.table.request_ids[row] for row in way.preempt.tolist()] == who
+    assert len(way.seen.running) == 2 - len(who)
+    assert way.seen.free_blocks == snapshot.free_blocks + 7 * len(who)
+
+
+def test_nobody_stops_where_there_is_room() -> None:
+    """With a third slot the newcomer simply enters."""
+    roomy = replace(FULL, limits=replace(FULL.limits, max_num_seqs=3))
+    assert len(give_way(replace(full(EARLY, EARLY, EARLY), engine=roomy)).preempt) == 0
+
+
+def test_first_tokens_come_in_time_and_everybody_is_served() -> None:
+    """Long answers with a limit on the first token only, four slots: far more first tokens are in time."""
+    rng = np.random.default_rng(0)
+    n = 150
+    work = replace(
+        Workload.plain(
+            np.cumsum(rng.exponential(0.3, n)), rng.integers(50, 300, n), rng.integers(50, 400, n)
+        ),
+        ttft_s=np.full(n, 2.0),
+    )
+    engine = replace(FULL, limits=replace(FULL.limits, max_num_seqs=4))
+    plain, gives = (
+        simulate(work, policy, engine=engine).outcomes for policy in (Slosched(), Slosched(preempt=True))
+    )
+    kept = [float((done.ttft_s <= work.ttft_s).mean()) for done in (plain, gives)]
+    assert kept[1] > 0.95
+    assert kept[0] < 0.7
+    assert gives.finished.all()
+
+
+def test_preempt_is_true_or_false() -> None:
+    """Anything else is refused."""
+    with pytest.raises(InputError, match="preempt must be true or false, got 1"):
+        Slosched(preempt=1)  # type: ignore[arg-type]
