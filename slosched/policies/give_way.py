@@ -31,13 +31,17 @@ class Way(NamedTuple):
     aside: Ints
 
 
+RESCUED = "give_way.rescued"
+"""Column of the table: 1 for a request that starved, and that stops no more."""
+
+
 def give_way(snapshot: Snapshot) -> Way:
     """Find room for waiting requests that can keep their limits, at the cost of answers that have none left.
 
     A request with a limit on its first token only is kept, or lost, once that token is out: the rest of its
     answer has no limit, and may stop and go on later, computed again. As many such answers stop as it takes
     to let in the prompts of one step, the longest to come first (most expected tokens left). They come back
-    when nobody waits who can still keep a limit.
+    when nobody waits who can still keep a limit, or when they starve.
     """
     t, limits = snapshot.table, snapshot.limits
     free = _no_limit_left(snapshot, snapshot.waiting)
@@ -55,6 +59,7 @@ def give_way(snapshot: Snapshot) -> Way:
     preempt = nobody
     if slots > 0 or blocks > 0:
         can = snapshot.running[_no_limit_left(snapshot, snapshot.running)]
+        can = can[t.extra(RESCUED)[can] == 0.0]
         left = remaining_tokens(t.atoms, can, t.generated_tokens)
         can = can[np.lexsort((t.serial[can], -left))]
         held = np.cumsum(np.ceil(t.computed_tokens[can] / block).astype(np.int64))

@@ -18,7 +18,7 @@ from slosched.planner.rollout import LEAST_TOKENS
 from slosched.planner.warmup import PLANNER_KERNELS
 from slosched.policies.base import Policy
 from slosched.policies.fallback import edf_demoted
-from slosched.policies.give_way import Way, give_way
+from slosched.policies.give_way import RESCUED, Way, give_way
 from slosched.policies.hopeless import HOPELESS, patient, refused
 from slosched.policies.programs import ProgramDeadlines
 from slosched.policies.promises import ClassPromises
@@ -135,7 +135,7 @@ class Slosched(Policy):
             seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
         way = give_way(seen) if self.gives_way else Way(seen, preempt[:0], preempt[:0])
         planned = self.planner.plan(way.seen)
-        order = self._rescue(seen, np.concatenate([planned.order, way.aside]))
+        order = self._rescue(seen, np.concatenate([planned.order, way.aside]), way.aside)
         planned = planned._replace(
             hold=np.concatenate([planned.hold, way.aside]),
             running_order=np.concatenate([planned.running_order, way.preempt]),
@@ -161,10 +161,14 @@ class Slosched(Policy):
         """End the background thread, if there is one."""
         self.planner.close()
 
-    def _rescue(self, snapshot: Snapshot, order: Ints) -> Ints:
-        """Put the oldest starved request first, if it is its turn."""
-        table, waiting = snapshot.table, snapshot.waiting
-        oldest = waiting[:1]
+    def _rescue(self, snapshot: Snapshot, order: Ints, aside: Ints) -> Ints:
+        """Put the oldest starved request first, if it is its turn; who stopped for others comes later."""
+        table = snapshot.table
+        oldest = snapshot.waiting[:1]
+        if len(aside):
+            others = snapshot.waiting[~np.isin(snapshot.waiting, aside)]
+            starved = len(others) > 0 and snapshot.now_s - table.arrival_s[others[0]] > self.starvation_s
+            oldest = (others if starved else aside)[:1]
         serial = int(table.serial[oldest[0]]) if len(oldest) else -1
         if self._rescued >= 0 and serial != self._rescued:  # admitted, or gone
             self._next_rescue_s = snapshot.now_s + self._rescue_s / self.rescue_share
@@ -175,6 +179,7 @@ class Slosched(Policy):
             return order
         prompt_s = float(prefill_s(snapshot, oldest)[0])
         decode_s = float(remaining_s(snapshot, oldest, decode_step_s(snapshot))[0]) - prompt_s
+        table.extra(RESCUED)[oldest] = 1.0
         together = max(1, min(snapshot.limits.max_num_seqs, len(snapshot.running)))
         self._rescued, self._rescue_s = serial, prompt_s + decode_s / together
         return np.concatenate([oldest, order[order != oldest[0]]])

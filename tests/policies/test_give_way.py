@@ -99,3 +99,19 @@ def test_preempt_is_true_or_false() -> None:
     """Anything else is refused."""
     with pytest.raises(InputError, match="preempt must be true or false, got 1"):
         Slosched(preempt=1)  # type: ignore[arg-type]
+
+
+def test_who_stopped_does_not_starve() -> None:
+    """In lasting overload by newcomers with limits, an answer that stopped goes on within its bound."""
+    n = 1200
+    work = replace(
+        Workload.plain(np.linspace(0.0, 60.0, n), np.full(n, 900), np.full(n, 40)),
+        ttft_s=np.full(n, 3.0),
+    )
+    engine = replace(FULL, limits=replace(FULL.limits, max_num_seqs=4))
+    policy = Slosched(preempt=True, starvation_s=5.0, rescue_share=0.2)
+    done = simulate(work, policy, engine=engine).outcomes
+    assert done.finished.all()
+    during = done.finish_s < work.arrival_s[-1]
+    first = done.first_token_s < work.arrival_s[-1]
+    assert (during & first & (done.e2e_s > 6.0)).sum() > 20  # they stopped, and went on while others came
