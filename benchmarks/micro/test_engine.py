@@ -14,10 +14,10 @@ from slosched.workloads.mixes import mix
 
 @pytest.mark.parametrize("waiting", [100, 1000, 10_000])
 def test_planner_step(benchmark: Any, queue: Any, waiting: int) -> None:
-    """One step of the planner on a standing queue; every eighth compares all simple orders."""
+    """One step of the planner on a standing queue, with a comparison of rules when one is due."""
     planner, engine = Planner(), queue(waiting).snapshot
-    order, _ = benchmark.pedantic(planner.plan, args=(engine,), rounds=200, warmup_rounds=16)
-    assert len(order) == waiting
+    planned = benchmark.pedantic(planner.plan, args=(engine,), rounds=200, warmup_rounds=16)
+    assert 0 < len(planned.order) <= waiting
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
