@@ -137,7 +137,7 @@ def online(policy: Any, said: Floats | None, name: str, output_tokens: Any, clas
 
 def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cells) -> None:
     """Attainment and latency of policies by what was known at the start."""
-    from slosched.core.presets import find_engine
+    from slosched.core.engine import find_engine
     from slosched.core.workload import Workload
     from slosched.policies.registry import policy_of
     from slosched.simulator import simulate

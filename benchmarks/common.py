@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from slosched.core.limits import EngineLimits
-from slosched.core.presets import preset
+from slosched.core.engine import EngineLimits, preset
 from slosched.lab.cells import provenance
 from slosched.lab.digests import code_digest
 from slosched.lab.parallel import cores

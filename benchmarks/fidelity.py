@@ -19,9 +19,8 @@ from kernel_tables import KernelTables, read
 from scipy.optimize import minimize
 
 from slosched.core.arrays import Floats
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.fitting import fit
-from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.simulator import simulate

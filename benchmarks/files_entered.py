@@ -55,7 +55,7 @@ def trace_to_table() -> None:
 
 def xargs_to_row() -> list[str]:
     """Files from a request with SLO fields to its admission by vLLM's scheduler under EDF."""
-    from slosched.core.limits import EngineLimits
+    from slosched.core.engine import EngineLimits
     from slosched.integrations.vllm.adapter import adapted, attach, base_class, make_policy
     from slosched.integrations.vllm.clock import VirtualClock
     from slosched.integrations.vllm.config import Config

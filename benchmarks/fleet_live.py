@@ -28,8 +28,7 @@ from common import RESULTS, environment, write_json
 from live_mixes import live_mix
 from live_server import SLOSCHED, server
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.lab.load import LoadCounts, LoadSettings, load

@@ -25,8 +25,7 @@ from aiohttp import web
 from common import RESULTS, environment, write_json
 from fleet_live import router
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.cells import provenance
 

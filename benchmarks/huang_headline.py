@@ -26,7 +26,7 @@ from rich.progress import track
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
 
-from slosched.core.presets import preset
+from slosched.core.engine import preset
 from slosched.solvers.solve import solve
 from slosched.solvers.static.one_machine import moore_hodgson
 from slosched.solvers.static.problem import BatchCost, StaticProblem

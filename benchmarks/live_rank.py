@@ -24,9 +24,8 @@ from live_server import PLAIN, SLOSCHED, engine_cores, pin_client, server
 from scipy.stats import kendalltau
 
 from slosched.cli.common import say
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.fitting import fit_file
-from slosched.core.limits import EngineLimits
 from slosched.core.metrics import Metrics
 from slosched.core.workload import Workload
 from slosched.lab.load import LoadCounts, LoadSettings, load

@@ -21,8 +21,7 @@ import numpy as np
 from common import RESULTS, environment, write_json
 from live_mixes import MIXES, live_mix
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 
 STEPS = StepTimeModel(base_s=0.016, prefill_token_s=3.6e-4, sequence_s=2e-3)

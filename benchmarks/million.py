@@ -12,7 +12,7 @@ import time
 import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 
-from slosched.core.presets import preset
+from slosched.core.engine import preset
 from slosched.simulator import simulate
 from slosched.workloads import read, resample
 

@@ -85,7 +85,7 @@ class Target:
 CPSAT_TESTS = "tests/solvers/test_exact.py -k 'cpsat or rounding_makes'"
 TARGETS = (
     Target("outcomes", "core/outcome.py", "tests/core/test_outcome.py", 3),
-    Target("SLO", "core/slo.py", "tests/core/test_nouns.py", 3),
+    Target("SLO", "core/request.py", "tests/core/test_nouns.py", 3, ("Slo",)),
     Target("SLO fields", "integrations/vllm/slo_fields.py", "tests/vllm/test_fields.py", 5),
     Target("SLO rules", "workloads/slos.py", "tests/workloads/test_slos.py", 4),
     Target("headers", "integrations/vllm/middleware.py", "tests/vllm/test_middleware.py", 4),

@@ -25,10 +25,9 @@ import numpy as np
 from common import RESULTS, data_folder, environment, write_json
 from predictors import probed
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, preset
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.outcome import Outcomes
-from slosched.core.presets import preset
 from slosched.core.snapshot import Snapshot
 from slosched.core.workload import Workload
 from slosched.planner.plan import Plan

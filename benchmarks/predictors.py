@@ -376,8 +376,7 @@ def effect(
     """Policies under forecasts of held-out GPTeacher prompts, after each seed: the share of class mean to
     oracle closed.
     """
-    from slosched.core.limits import EngineLimits
-    from slosched.core.presets import preset
+    from slosched.core.engine import EngineLimits, preset
     from slosched.core.workload import Workload
     from slosched.policies import policy as policy_by_name
     from slosched.simulator import simulate

@@ -1,7 +1,7 @@
-"""Derive the coefficients of `slosched.core.presets` from public measurements.
+"""Derive the coefficients of `slosched.core.engine` from public measurements.
 
 Prints one line per preset on a data centre GPU, in the units of the table in
-`slosched/core/presets.py`. Prefill comes
+`slosched/core/engine.py`. Prefill comes
 from NVIDIA AIConfigurator's kernel tables (matrix products and context attention, summed over the
 layers), plus a time per token for all that is neither, measured as what an engine profile (NVIDIA Dynamo,
 Llama-3.1-8B in FP8 on H200) takes beyond the same kernels in FP8 and scaled by layers·width and by memory
@@ -221,7 +221,7 @@ def dynamo_model(folder: Path) -> tuple[StepTimeModel, float]:
 
 
 def line(name: str, model: StepTimeModel, error: float | None) -> str:
-    """The coefficients in the units of the table in `slosched/core/presets.py`."""
+    """The coefficients in the units of the table in `slosched/core/engine.py`."""
     values = (
         f"{model.base_s * 1e3:6.2f} ms, {model.prefill_token_s * 1e6:5.1f} us, "
         f"{model.attention_work_s * 1e12:6.0f} ps, {model.sequence_s * 1e6:5.1f} us, "

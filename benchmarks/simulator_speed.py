@@ -212,7 +212,7 @@ def measure(case: Case, rival: DynoSim, step_time: StepTimeModel | None) -> dict
     """Both simulators in turn on one case."""
     import numpy as np
 
-    from slosched.core.limits import EngineLimits
+    from slosched.core.engine import EngineLimits
     from slosched.simulator import simulate
     from slosched.workloads import generate
 

@@ -17,8 +17,8 @@ from typing import Any
 from common import RESULTS, engine_limits, environment, write_json
 from rich.progress import Progress, TaskID
 
+from slosched.core.engine import preset
 from slosched.core.metrics import Spread
-from slosched.core.presets import preset
 from slosched.lab.bench import Bench
 from slosched.lab.comparison import Comparison
 from slosched.lab.population import FIRST_REPORTING_SEED

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, environment, write_json
 
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import EngineLimits
 from slosched.integrations.vllm.step_timer import EVERY_FIRST
 
 BLOCK = 20

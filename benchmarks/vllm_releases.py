@@ -60,7 +60,7 @@ from slosched.testing.trial_scheduler import trial_factory
 from dataclasses import replace
 import numpy as np
 from slosched.core.engine import Engine
-from slosched.core.limits import LOOPS, EngineLimits
+from slosched.core.engine import LOOPS, EngineLimits
 from slosched.testing.chaos import chaos_workload
 from slosched.testing.harness import installed_loop, make_request
 from slosched.testing.parity import differences

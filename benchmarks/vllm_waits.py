@@ -21,9 +21,7 @@ POLICIES = ("fcfs", "edf", "slosched")
 
 def measure(policy: str, rate: float, seed: int, requests: int) -> tuple[list[float], list[list[float]]]:
     """Real over stated waits, and the bins of stated chance, of one run."""
-    from slosched.core.engine import Engine
-    from slosched.core.limits import EngineLimits
-    from slosched.core.presets import preset
+    from slosched.core.engine import Engine, EngineLimits, preset
     from slosched.policies import policy as by_name
     from slosched.testing.virtual_clock import VirtualEngine
     from slosched.workloads.builtin import mixed

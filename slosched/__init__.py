@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from slosched.core.engine import Engine as Engine
+    from slosched.core.engine import EngineLimits as EngineLimits
     from slosched.core.errors import InputError as InputError
     from slosched.core.forecast import LengthForecast as LengthForecast
-    from slosched.core.limits import EngineLimits as EngineLimits
     from slosched.core.request import Request as Request
-    from slosched.core.slo import Slo as Slo
+    from slosched.core.request import Slo as Slo
     from slosched.core.snapshot import Snapshot as Snapshot
     from slosched.core.steptime import StepTimeModel as StepTimeModel
     from slosched.ordering import order as order
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Engine": "slosched.core.engine",
-    "EngineLimits": "slosched.core.limits",
+    "EngineLimits": "slosched.core.engine",
     "InputError": "slosched.core.errors",
     "KeyPolicy": "slosched.policies",
     "LengthForecast": "slosched.core.forecast",
@@ -39,7 +39,7 @@ _HOME = {
     "Policy": "slosched.policies",
     "policy": "slosched.policies",
     "Request": "slosched.core.request",
-    "Slo": "slosched.core.slo",
+    "Slo": "slosched.core.request",
     "Snapshot": "slosched.core.snapshot",
     "StepTimeModel": "slosched.core.steptime",
     "Workload": "slosched.workloads",

@@ -11,8 +11,7 @@ from gpu_parts.decoder import Work, captured
 from gpu_parts.settings import Settings, say
 
 from slosched import EngineLimits, LengthForecast, Request, Slo, Snapshot
-from slosched.core.engine import Engine
-from slosched.core.presets import preset
+from slosched.core.engine import Engine, preset
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import RequestTable
 

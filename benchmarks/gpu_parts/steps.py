@@ -13,8 +13,8 @@ from gpu_parts.decoder import Work, captured, seconds_of
 from gpu_parts.settings import Settings, fastest, say
 
 from slosched import InputError, StepTimeModel
+from slosched.core.engine import preset
 from slosched.core.fitting import FitReport, fit
-from slosched.core.presets import preset
 
 
 def ceilings(settings: Settings) -> dict[str, float]:

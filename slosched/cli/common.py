@@ -220,7 +220,7 @@ def engine_of(
     kv_tokens: int | None = None,
 ) -> Engine:
     """The engine of a name or file, with the limits that were given over its own."""
-    from slosched.core.presets import find_engine
+    from slosched.core.engine import find_engine
 
     return find_engine(name).with_limits(
         max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, kv_tokens=kv_tokens

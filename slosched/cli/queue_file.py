@@ -22,8 +22,7 @@ from slosched.core.engine import Engine
 from slosched.core.errors import DataError, InputError
 from slosched.core.files import open_text, read_text
 from slosched.core.forecast import LengthForecast
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from slosched.core.arrays import Ints
-from slosched.core.engine import DEFAULT_ENGINE, Engine
+from slosched.core.engine import DEFAULT_ENGINE, Engine, EngineLimits
 from slosched.core.errors import require
-from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import RequestTable

@@ -92,7 +92,7 @@ def aim_at_answers(table: RequestTable, rows: Ints, now_s: float, step_s: float)
     --------
     >>> from slosched.core.forecast import LengthForecast
     >>> from slosched.core.request import Request
-    >>> from slosched.core.slo import Slo
+    >>> from slosched.core.request import Slo
     >>> from slosched.core.table import RequestTable
     >>> table = RequestTable.of([Request(request_id="a", prompt_tokens=9, forecast=LengthForecast.point(500),
     ...                                  thinking=LengthForecast.point(400), slo=Slo(ttfat_s=10.0))])

@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, find_engine
 from slosched.core.errors import MissingExtraError
-from slosched.core.presets import find_engine
 from slosched.integrations.asking import PATHS, read_asked
 from slosched.integrations.dispatch import NOBODY, REFUSED, Dispatcher, Held
 from slosched.integrations.proxy_metrics import RouterMetrics

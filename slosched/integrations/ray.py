@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from slosched.core.presets import find_engine
+from slosched.core.engine import find_engine
 from slosched.integrations.asking import Asked, read_asked
 from slosched.integrations.dispatch import Dispatcher, Held
 from slosched.integrations.vllm.config import Config, load_config

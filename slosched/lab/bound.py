@@ -27,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.arrays import Floats, Ints
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 

@@ -56,7 +56,7 @@ def code_digest(*modules: str) -> str:
 
     Examples
     --------
-    >>> code_digest("slosched.core.slo") == code_digest("slosched.core.slo", "slosched.core.errors")
+    >>> code_digest("slosched.core.request") == code_digest("slosched.core.request", "slosched.core.errors")
     True
     """
     lines = [f"{name} {_source_digest(name)}" for name in sorted(closure(*modules))]

@@ -184,7 +184,7 @@ def hindsight(
     --------
     Two prompts of one second, due after 1.5 s: one can be in time, the heavier.
 
-    >>> from slosched.core.limits import EngineLimits
+    >>> from slosched.core.engine import EngineLimits
     >>> from slosched.core.steptime import StepTimeModel
     >>> work = Workload.plain(np.zeros(2), np.full(2, 1000), np.ones(2, dtype=np.int64))
     >>> work = replace(work, ttft_s=np.full(2, 1.5), weight=np.array([1.0, 3.0]))

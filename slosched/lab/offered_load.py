@@ -71,7 +71,7 @@ def demand(prompt_tokens: Ints, output_tokens: Ints, cached_tokens: Ints, engine
 
     Examples
     --------
-    >>> from slosched.core.presets import preset
+    >>> from slosched.core.engine import preset
     >>> one = demand(np.array([1000]), np.array([200]), np.array([0]), preset("h100-llama-3.1-8b"))
     >>> round(one.sustained_rps, 1), one.running
     (19.9, 256.0)
@@ -127,7 +127,7 @@ def offered_load(workload: Workload, engine: Engine, *, duration_s: float | None
 
     Examples
     --------
-    >>> from slosched.core.presets import preset
+    >>> from slosched.core.engine import preset
     >>> from slosched.workloads import generate
     >>> work = generate("chat", rate_per_s=10.0, duration_s=60.0, seed=1)
     >>> 0.4 < offered_load(work, preset("h100-llama-3.1-8b")) < 0.8

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from slosched.core.engine import DEFAULT_ENGINE, Engine
+from slosched.core.engine import DEFAULT_ENGINE, Engine, find_engine
 from slosched.core.errors import InputError, require
-from slosched.core.presets import find_engine
 from slosched.core.snapshot import Snapshot
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy

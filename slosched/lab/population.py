@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from slosched.core.engine import PRESETS
 from slosched.core.errors import require
-from slosched.core.presets import PRESETS
 from slosched.lab.scenarios import STEADY, Range, Scenario, Traffic, limits_of
 
 FIRST_REPORTING_SEED, LAST_SEED = 10_000, 19_999

@@ -14,10 +14,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from slosched.core.arrays import Floats, Ints
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, preset
 from slosched.core.errors import InputError, require
 from slosched.core.files import write_file
-from slosched.core.presets import preset
 from slosched.core.workload import Workload
 from slosched.lab.configfile import config_words, parse_config
 from slosched.lab.offered_load import Demand, demand

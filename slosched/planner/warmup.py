@@ -40,8 +40,7 @@ def _plan_twice() -> None:
     from dataclasses import replace
 
     from slosched.core.forecast import LengthForecast
-    from slosched.core.request import Request
-    from slosched.core.slo import Slo
+    from slosched.core.request import Request, Slo
     from slosched.core.snapshot import Snapshot
     from slosched.planner.planner import Planner
 

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.arrays import Ints
-from slosched.core.engine import DEFAULT_ENGINE, Engine
+from slosched.core.engine import DEFAULT_ENGINE, LOOPS, Engine, EngineLimits, find_engine
 from slosched.core.errors import InputError
-from slosched.core.limits import LOOPS, EngineLimits
 from slosched.core.outcome import Outcomes, Run, RunLog
-from slosched.core.presets import find_engine
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import RequestTable
 from slosched.core.thinking import aim_now

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.arrays import Floats, Ints
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, find_engine
 from slosched.core.errors import InputError, require
 from slosched.core.outcome import Run, RunLog
-from slosched.core.presets import find_engine
 from slosched.core.thinking import aim_now
 from slosched.core.workload import Workload
 from slosched.policies.base import Policy

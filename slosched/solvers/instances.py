@@ -32,9 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError, require
-from slosched.core.limits import EngineLimits
 from slosched.core.remaining import remaining_tokens
 from slosched.core.result import Result, Status
 from slosched.core.steptime import StepTimeModel

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
+from slosched.core.engine import EngineLimits
 from slosched.core.errors import InputError, install_words
-from slosched.core.limits import EngineLimits
 from slosched.integrations.vllm.config import VARIABLE, Config, load_config
 
 

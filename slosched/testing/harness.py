@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from slosched.core.engine import EngineLimits
 from slosched.core.errors import MissingExtraError
-from slosched.core.limits import EngineLimits
 
 STOP = 7
 """Token that ends an answer. All other tokens made here are far above it."""

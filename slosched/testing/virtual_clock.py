@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.engine import DEFAULT_ENGINE, Engine
+from slosched.core.engine import DEFAULT_ENGINE, Engine, find_engine
 from slosched.core.errors import InputError, MissingExtraError
 from slosched.core.forecast import LengthForecast
 from slosched.core.outcome import Outcomes, Run, RunLog
-from slosched.core.presets import find_engine
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.workload import Workload
 from slosched.integrations.vllm.adapter import adapted, attach
 from slosched.integrations.vllm.clock import VirtualClock

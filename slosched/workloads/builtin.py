@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from slosched.core.arrays import Floats
+from slosched.core.engine import preset
 from slosched.core.errors import InputError, require
-from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.core.thinking import Thinking
 from slosched.core.workload import Workload

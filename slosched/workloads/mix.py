@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from slosched.core.arrays import Ints
+from slosched.core.engine import EngineLimits
 from slosched.core.errors import InputError, require
-from slosched.core.limits import EngineLimits
 from slosched.core.thinking import Thinking
 from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
 

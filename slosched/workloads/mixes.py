@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from slosched.core.arrays import Floats
+from slosched.core.engine import EngineLimits, preset
 from slosched.core.errors import InputError, require
-from slosched.core.limits import EngineLimits
-from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.workloads.agentic import Turns, read_turns, sample_turns

@@ -158,7 +158,7 @@ def test_the_fit_leaves_attention_as_its_kernel_takes_it() -> None:
 def test_the_loops_queue_stays_one_that_policies_may_see() -> None:
     from gpu_parts.planner import Churn
 
-    from slosched.core.presets import preset
+    from slosched.core.engine import preset
     from slosched.integrations.vllm.decision import checked
     from slosched.policies import policy
 

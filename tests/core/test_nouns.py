@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slosched.core.engine import EngineLimits
 from slosched.core.errors import DataError, InputError, MissingExtraError, require
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 
 POINT = LengthForecast.point(10)
 seconds = st.floats(1e-6, 1e6)

@@ -11,9 +11,8 @@ import pytest
 
 from slosched import LengthForecast, Request, Slo, order, ordering
 from slosched.core.arrays import Ints
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload

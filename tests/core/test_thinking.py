@@ -15,8 +15,7 @@ from slosched.core.engine import DEFAULT_ENGINE, Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
 from slosched.core.outcome import Outcomes
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import RequestTable

@@ -10,10 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from slosched.cli import app, main
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits, preset
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
-from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.bench import Bench
 from slosched.lab.runfile import RunFile, read_run, write_run

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.bound import attainment_bound, possible_alone, spans_of
 from slosched.simulator import simulate

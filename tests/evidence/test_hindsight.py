@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.bound import attainment_bound
 from slosched.lab.hindsight import ROUTERS, Hindsight, _whole, hindsight

@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slosched.cli import app
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload

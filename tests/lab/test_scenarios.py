@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import PRESETS, Engine, EngineLimits, preset
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
-from slosched.core.presets import PRESETS, preset
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import COLUMNS, Workload
 from slosched.lab.named_cells import NAMED, named

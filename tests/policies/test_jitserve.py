@@ -7,12 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.policies import policy

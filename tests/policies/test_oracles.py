@@ -10,12 +10,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.estimate import deadline_s, hopeless, latest_start_s, prefill_s
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload

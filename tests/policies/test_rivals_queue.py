@@ -7,11 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload

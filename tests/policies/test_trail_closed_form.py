@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.policies.rivals.trail import Trail

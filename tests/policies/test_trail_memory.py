@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel

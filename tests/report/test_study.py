@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, preset
 from slosched.core.errors import InputError
-from slosched.core.presets import preset
 from slosched.core.steptime import StepTimeModel
 from slosched.lab.bench import Bench
 from slosched.lab.offered_load import offered_load
@@ -52,7 +51,7 @@ def _limited(plain: Workload, limit_s: float) -> Workload:
 
 def metronome(limit_s: float = 0.15) -> Bench:
     """An engine whose steps take 0.1 s whatever is in them, and which takes one request a step."""
-    from slosched.core.limits import EngineLimits
+    from slosched.core.engine import EngineLimits
 
     limits = EngineLimits(max_num_batched_tokens=1000, max_num_seqs=1)
     return Bench(source=Metronome(limit_s), engine=Engine(limits=limits, step_time=StepTimeModel(base_s=0.1)))

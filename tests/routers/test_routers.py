@@ -10,12 +10,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.steptime import StepTimeModel
 from slosched.core.table import Floats, RequestTable
 from slosched.routers import ROUTERS, FleetSnapshot, PickRouter, Router, Routing, huang, lane, router

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import PrefixBlocks, Workload
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slosched.core.engine import Engine
+from slosched.core.engine import LOOPS, Engine, EngineLimits
 from slosched.core.errors import InputError
-from slosched.core.limits import LOOPS, EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import PrefixBlocks, Workload

@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 
 from slosched.core.arrays import Floats, Ints
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits, preset
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.core.metrics import Metrics
-from slosched.core.presets import preset
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import PrefixBlocks, Workload

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.workload import Workload
 from slosched.simulator import simulate
 

@@ -9,9 +9,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.core.metrics import Metrics
 from slosched.core.outcome import Outcomes
 from slosched.core.snapshot import Snapshot

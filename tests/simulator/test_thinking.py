@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.metrics import Metrics
 from slosched.core.steptime import StepTimeModel
 from slosched.core.thinking import Thinking

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.engine import preset
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
-from slosched.core.presets import preset
-from slosched.core.request import Request
-from slosched.core.slo import Slo
+from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 from slosched.lab.overload import capture, overload, usual_load
 from slosched.solvers.continuous_problem import ContinuousProblem

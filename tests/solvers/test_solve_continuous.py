@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 from slosched.core.arrays import Ints
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
-from slosched.core.request import Request
+from slosched.core.request import Request, Slo
 from slosched.core.result import Status
-from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.planner import model as c

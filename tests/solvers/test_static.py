@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
-from slosched.core.request import Request
+from slosched.core.request import Request, Slo
 from slosched.core.result import LATENCY_TOLERANCE, WEIGHT_TOLERANCE, Result, Score, Status
-from slosched.core.slo import Slo
 from slosched.core.snapshot import Snapshot
 from slosched.solvers.solve import EXACT, SOLVERS, solve
 from slosched.solvers.static import constructive

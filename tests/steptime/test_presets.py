@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slosched.core.engine import DEFAULT_ENGINE, Engine
+from slosched.core.engine import DEFAULT_ENGINE, PRESETS, Engine, preset
 from slosched.core.errors import InputError
-from slosched.core.presets import PRESETS, preset
 from slosched.core.workload import Workload
 from slosched.simulator import simulate
 

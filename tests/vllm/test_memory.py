@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import slosched
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import EngineLimits
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import slosched.integrations.vllm as package
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import EngineLimits
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 

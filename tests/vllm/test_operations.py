@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slosched.core.engine import EngineLimits
 from slosched.core.forecast import LengthForecast
-from slosched.core.limits import EngineLimits
 from slosched.core.request import Request
 from slosched.core.table import RequestTable
 from slosched.integrations.vllm.adapter import take_up

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from slosched.core.arrays import Floats, Ints
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
-from slosched.core.limits import LOOPS, EngineLimits
+from slosched.core.engine import LOOPS, Engine, EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel

@@ -50,7 +50,7 @@ def test_a_streaming_session_may_change_its_program(ledger: Ledger) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
     """The same prefixes under the virtual clock."""
-    from slosched.core.limits import EngineLimits
+    from slosched.core.engine import EngineLimits
     from slosched.core.steptime import StepTimeModel
     from slosched.simulator.engine import table_of
     from slosched.testing.chaos import chaos_workload
@@ -73,7 +73,7 @@ def test_the_virtual_engine_knows_what_the_simulator_knows() -> None:
 @pytest.mark.parametrize("policy", ["slosched\npolicy_parameters: {programs: true}", "plas", "lpm"])
 def test_policies_of_programs_serve(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the live scheduler, without an error of their own."""
-    from slosched.core.limits import EngineLimits
+    from slosched.core.engine import EngineLimits
     from slosched.integrations.vllm.adapter import make
     from slosched.testing.harness import make_scheduler
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from slosched.core.arrays import Floats, Ints
-from slosched.core.engine import Engine
-from slosched.core.limits import LOOPS, EngineLimits
+from slosched.core.engine import LOOPS, Engine, EngineLimits
 from slosched.core.outcome import Run
 from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.thinking import Thinking
 from slosched.core.workload import Workload

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slosched.core.engine import Engine
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.integrations.vllm.config import Config

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from slosched.core.engine import EngineLimits
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.core.workload import COLUMNS
 from slosched.workloads import MIXES, Workload, describe, fit_to_engine, generate, mix, read
 from slosched.workloads.builtin import DEMO_SHARES, KINDS

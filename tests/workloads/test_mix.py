@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from slosched.core.engine import EngineLimits
 from slosched.core.errors import InputError
-from slosched.core.limits import EngineLimits
 from slosched.workloads import PrefixBlocks, Workload, cut, fit_to_engine, generate, merge, relabel, thin
 
 

@@ -184,8 +184,7 @@ def make_policy(config: Config) -> Policy:
 def rehearsal(limits: Any) -> Snapshot:
     """A small queue that makes a policy go through its code once."""
     from slosched.core.forecast import LengthForecast
-    from slosched.core.request import Request
-    from slosched.core.slo import Slo
+    from slosched.core.request import Request, Slo
 
     requests = [
         Request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from slosched.core.limits import EngineLimits
+from slosched.core.engine import EngineLimits
 from slosched.integrations.vllm.guarded_policy import GuardedPolicy
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.queue import SloQueue

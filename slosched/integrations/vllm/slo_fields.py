@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from slosched.core.slo import Slo
+from slosched.core.request import Slo
 from slosched.integrations.vllm.config import MAX_MS, Config
 
 MAX_TOKENS = 1e7

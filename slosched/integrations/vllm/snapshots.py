@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any
 
 from slosched.core.arrays import Ints
-from slosched.core.engine import Engine
-from slosched.core.limits import LOOPS, EngineLimits
+from slosched.core.engine import LOOPS, Engine, EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import RequestTable
 from slosched.integrations.vllm.clock import Clock

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from slosched.core.drift import OnlineStepTime
-from slosched.core.engine import Engine
+from slosched.core.engine import Engine, find_engine
 from slosched.core.errors import InputError
-from slosched.core.presets import find_engine
 from slosched.core.steptime import StepTimeModel
 from slosched.integrations.vllm.publishing import write_whole
 from slosched.predictors.blend import Blend
