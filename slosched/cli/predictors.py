@@ -199,7 +199,7 @@ def _require_matplotlib() -> None:
 
 
 def _draw(path: Path, title: str, points: list[tuple[float, float]], curve: list[tuple[int, float]]) -> None:
-    from slosched.core.files import write_file
+    from slosched.core.writing import write_file
     from slosched.predictors.evaluation import plot
 
     write_file(path, plot(title, points, curve))

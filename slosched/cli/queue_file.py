@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slosched.core.engine import Engine
 from slosched.core.errors import DataError, InputError
-from slosched.core.files import open_text, read_text
 from slosched.core.forecast import LengthForecast
+from slosched.core.reading import open_text, read_text
 from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 

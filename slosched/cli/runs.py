@@ -193,8 +193,8 @@ def simulate(
     Several engines: slosched simulate --engines 4 --router least-tokens --rate 40
     """
     from slosched.core.errors import require
-    from slosched.core.files import write_file
     from slosched.core.metrics import Metrics
+    from slosched.core.writing import write_file
     from slosched.lab.runfile import write_run
     from slosched.report.table import fleet_rows, fleet_table, run_table
     from slosched.report.trace import trace_bytes

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from slosched.core.errors import InputError, require
-from slosched.core.files import write_file
 from slosched.core.steptime import StepTimeModel
+from slosched.core.writing import write_file
 
 LOOPS = ("0.32", "0.33")
 """Releases of vLLM whose scheduling loops are known, oldest first; each stands for those until the next."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -14,7 +12,7 @@ import numpy as np
 
 from slosched.core.arrays import Floats
 from slosched.core.errors import DataError
-from slosched.core.files import json_object, open_text
+from slosched.core.reading import open_table
 
 FLUSH_ROWS = 64
 """Rows after which a writer flushes: at most this many are lost when the engine is killed."""
@@ -59,10 +57,7 @@ def read_step_log(path: str | Path) -> StepLog:
         If the file cannot be read or is empty or cut off, lacks a column, or has a value that is not a finite
         number of at least 0 (seconds: above 0).
     """
-    with open_text(path) as stream:
-        rows = [_checked(path, index, row) for index, row in enumerate(_records(path, stream), 1)]
-    if not rows:
-        raise DataError(path, None, "rows", "at least 1", 0)
+    rows = [_checked(path, index, row) for index, row in open_table(path).rows(COLUMNS)]
     table = np.array(rows, dtype=np.float64)
     return StepLog(**{name: table[:, column].copy() for column, name in enumerate(COLUMNS)})
 
@@ -133,39 +128,6 @@ class StepLogWriter:
                 file.close()
             except OSError as last:
                 self.error = self.error or last
-
-
-def _records(path: str | Path, stream: TextIO) -> Iterator[Mapping[str, object]]:
-    """Rows as mappings; the first character that is not blank tells JSONL from CSV."""
-    first = next((line for line in stream if line.strip()), None)
-    if first is None:
-        return
-    lines = chain([first], stream)
-    if first.lstrip().startswith("{"):
-        yield from _json_records(path, lines)
-    else:
-        yield from _csv_records(path, lines)
-
-
-def _json_records(path: str | Path, lines: Iterator[str]) -> Iterator[Mapping[str, object]]:
-    for index, line in enumerate((line for line in lines if line.strip()), 1):
-        yield json_object(path, index, line)
-
-
-def _csv_records(path: str | Path, lines: Iterator[str]) -> Iterator[Mapping[str, object]]:
-    reader = csv.reader(lines)
-    index = 0
-    try:
-        header = [name.strip() for name in next(reader)]
-        for name in COLUMNS:
-            if header.count(name) != 1:
-                raise DataError(path, None, "columns", f"a header with {name} once", ",".join(header))
-        for index, cells in enumerate((cells for cells in reader if cells), 1):
-            if len(cells) != len(header):
-                raise DataError(path, index, "row", f"{len(header)} cells", ",".join(cells)[:80])
-            yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(path, index + 1, "row", "CSV", str(error)) from error
 
 
 def _checked(path: str | Path, index: int, row: Mapping[str, object]) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.arrays import Floats, Ints
+from slosched.core.engine import EngineLimits
 from slosched.core.errors import require
 from slosched.core.forecast import FORECAST_ATOMS
 from slosched.core.thinking import Thinking
@@ -250,3 +251,20 @@ class Workload:
 def _at_least(values: NDArray[np.generic], name: str, least: int) -> None:
     ok = bool(np.all(values >= least))  # type: ignore[operator]
     require(ok, name, f"at least {least}", "" if ok else f"{values.min()} in one row")
+
+
+def fit_to_engine(workload: Workload, limits: EngineLimits) -> tuple[Workload, int]:
+    """The requests an engine can serve, and how many were left out.
+
+    A request is left out if prompt and output together exceed the context length or the KV cache. The
+    number is also noted in the result's `source`, so that no report can lose it.
+    """
+    total = workload.prompt_tokens + workload.output_tokens
+    longest = min(limits.max_model_len, limits.kv_tokens)
+    keep = total <= longest
+    dropped = int(len(workload) - keep.sum())
+    if dropped == 0:
+        return workload, 0
+    note = f"{dropped} of {len(workload)} requests over {longest} tokens left out"
+    kept = workload.rows(keep)
+    return replace(kept, source=f"{kept.source} ({note})" if kept.source else note), dropped

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from slosched.core.errors import DataError, InputError, MissingExtraError, require
-from slosched.core.files import json_object, text_lines
+from slosched.core.reading import json_object, text_lines
 from slosched.integrations.openai_client import Client, RequestError
 from slosched.predictors.states import states_names
 

@@ -14,10 +14,10 @@ import numpy as np
 from slosched.core.arrays import Floats
 from slosched.core.engine import Engine
 from slosched.core.errors import DataError, InputError
-from slosched.core.files import write_file
 from slosched.core.outcome import Run
 from slosched.core.thinking import Thinking
 from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
+from slosched.core.writing import write_file
 
 SCHEMA = 2
 LABELS = ("name", "source", "classes", "tenants", "request_ids")

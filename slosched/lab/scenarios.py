@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine, preset
 from slosched.core.errors import InputError, require
-from slosched.core.files import write_file
 from slosched.core.workload import Workload
+from slosched.core.writing import write_file
 from slosched.lab.configfile import config_words, parse_config
 from slosched.lab.offered_load import Demand, demand
 from slosched.workloads.arrivals import shaped_arrivals

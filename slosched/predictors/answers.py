@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from slosched.core.arrays import Ints
 from slosched.core.errors import DataError, InputError, require
-from slosched.core.files import json_object, open_text, text_lines
+from slosched.core.reading import json_object, open_text, text_lines
 from slosched.predictors.base import Prompt
 
 LEAST_PROMPTS = 20

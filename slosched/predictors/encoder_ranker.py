@@ -22,7 +22,7 @@ import numpy as np
 
 from slosched.core.arrays import Floats
 from slosched.core.errors import InputError, require
-from slosched.core.files import write_files
+from slosched.core.writing import write_files
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate

@@ -14,8 +14,8 @@ import numpy as np
 
 from slosched.core.arrays import Floats
 from slosched.core.errors import InputError
-from slosched.core.files import write_files
 from slosched.core.forecast import FORECAST_ATOMS, LengthForecast
+from slosched.core.writing import write_files
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import censored_quantiles
 

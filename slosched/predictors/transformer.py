@@ -16,7 +16,7 @@ import numpy as np
 
 from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, MissingExtraError, require
-from slosched.core.files import write_files
+from slosched.core.writing import write_files
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slosched.core.errors import InputError
-from slosched.core.files import write_files
+from slosched.core.writing import write_files
 from slosched.lab.comparison import OURS, Comparison
 from slosched.report.export import results_csv, results_json
 from slosched.report.html import report_html

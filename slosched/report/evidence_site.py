@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from slosched.core.files import write_files
 from slosched.core.words import between
+from slosched.core.writing import write_files
 from slosched.lab.cells import provenance_of
 from slosched.lab.environment import environment
 from slosched.lab.evidence import (

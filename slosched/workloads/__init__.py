@@ -2,6 +2,7 @@
 
 from slosched.core.workload import PrefixBlocks as PrefixBlocks
 from slosched.core.workload import Workload as Workload
+from slosched.core.workload import fit_to_engine as fit_to_engine
 from slosched.workloads.arrivals import burst_arrivals as burst_arrivals
 from slosched.workloads.arrivals import gamma_arrivals as gamma_arrivals
 from slosched.workloads.arrivals import resample as resample
@@ -11,7 +12,6 @@ from slosched.workloads.builtin import generate as generate
 from slosched.workloads.builtin import mixed as mixed
 from slosched.workloads.describe import describe as describe
 from slosched.workloads.mix import cut as cut
-from slosched.workloads.mix import fit_to_engine as fit_to_engine
 from slosched.workloads.mix import merge as merge
 from slosched.workloads.mix import relabel as relabel
 from slosched.workloads.mix import thin as thin

@@ -15,12 +15,12 @@ import numpy as np
 
 from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import DataError
+from slosched.core.reading import Table, open_table
 from slosched.core.workload import Workload
 from slosched.workloads.arrivals import first_arrivals
-from slosched.workloads.files import MOST_SECONDS, moment, number, tokens, whole
+from slosched.workloads.fields import MOST_SECONDS, moment, number, tokens, whole
 from slosched.workloads.generic import plain_stem
 from slosched.workloads.prefix import shared_prefix
-from slosched.workloads.tables import Table, open_table
 
 AGENTIC_COLUMNS = ("session", "agent", "t_s", "input_tokens", "output_tokens", "reused_prefix_tokens")
 LOOP_COLUMNS = ("api_time_s", "think_time_s")

@@ -24,13 +24,11 @@ import numpy as np
 
 from slosched.core.errors import DataError
 from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.reading import Table, open_table
 from slosched.core.thinking import Thinking
 from slosched.core.workload import PrefixBlocks, Workload
-from slosched.workloads.clock import UNIT_WORDS, Clock
-from slosched.workloads.columns import Columns, recognise
-from slosched.workloads.files import MOST_SECONDS, MOST_TOKENS, number, tokens, whole
-from slosched.workloads.notes import Notes, left_out_words
-from slosched.workloads.tables import Table, open_table
+from slosched.workloads.columns import Columns, Notes, left_out_words, recognise
+from slosched.workloads.fields import MOST_SECONDS, MOST_TOKENS, UNIT_WORDS, Clock, number, tokens, whole
 
 GENERIC_REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 LIMITS = ("ttft_s", "tpot_s", "e2e_s")

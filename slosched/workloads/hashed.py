@@ -10,12 +10,11 @@ import numpy as np
 
 from slosched.core.arrays import Floats
 from slosched.core.errors import DataError
+from slosched.core.reading import Table, open_table
 from slosched.core.workload import PrefixBlocks, Workload
-from slosched.workloads.clock import Clock
-from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, whole
+from slosched.workloads.columns import Notes, left_out_words
+from slosched.workloads.fields import MOST_TOKENS, TOKEN_DOMAIN, Clock, whole
 from slosched.workloads.generic import NO_TOKENS, plain_stem, unused
-from slosched.workloads.notes import Notes, left_out_words
-from slosched.workloads.tables import Table, open_table
 
 MOONCAKE_KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
 MOONCAKE_BLOCK_TOKENS = 512

@@ -1,4 +1,4 @@
-"""Putting workloads together and taking them apart: merge as classes, cut in time, thin, fit to an engine."""
+"""Putting workloads together and taking them apart: merge as classes, cut in time, thin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 
 from slosched.core.arrays import Ints
-from slosched.core.engine import EngineLimits
 from slosched.core.errors import InputError, require
 from slosched.core.thinking import Thinking
 from slosched.core.workload import COLUMNS, PrefixBlocks, Workload
@@ -84,23 +83,6 @@ def thin(workload: Workload, share: float, *, seed: int = 0) -> Workload:
 def relabel(workload: Workload, slo_class: str) -> Workload:
     """The workload with all requests in one class."""
     return replace(workload, classes=(slo_class,), class_index=np.zeros(len(workload), dtype=np.int64))
-
-
-def fit_to_engine(workload: Workload, limits: EngineLimits) -> tuple[Workload, int]:
-    """The requests an engine can serve, and how many were left out.
-
-    A request is left out if prompt and output together exceed the context length or the KV cache. The
-    number is also noted in the result's `source`, so that no report can lose it.
-    """
-    total = workload.prompt_tokens + workload.output_tokens
-    longest = min(limits.max_model_len, limits.kv_tokens)
-    keep = total <= longest
-    dropped = int(len(workload) - keep.sum())
-    if dropped == 0:
-        return workload, 0
-    note = f"{dropped} of {len(workload)} requests over {longest} tokens left out"
-    kept = workload.rows(keep)
-    return replace(kept, source=f"{kept.source} ({note})" if kept.source else note), dropped
 
 
 def _apart(sessions: Sequence[Ints]) -> Ints:

@@ -19,7 +19,7 @@ from slosched.core.arrays import Floats
 from slosched.core.engine import EngineLimits, preset
 from slosched.core.errors import InputError, require
 from slosched.core.steptime import StepTimeModel
-from slosched.core.workload import Workload
+from slosched.core.workload import Workload, fit_to_engine
 from slosched.workloads.agentic import Turns, read_turns, sample_turns
 from slosched.workloads.arrivals import first_arrivals, resample
 from slosched.workloads.builtin import (
@@ -35,7 +35,7 @@ from slosched.workloads.builtin import (
 )
 from slosched.workloads.fetch import command
 from slosched.workloads.lengths import LengthTable
-from slosched.workloads.mix import fit_to_engine, merge, relabel
+from slosched.workloads.mix import merge, relabel
 from slosched.workloads.noise import with_forecast
 from slosched.workloads.prefix import shared_prefix
 from slosched.workloads.readers import MOONCAKE_BLOCK_TOKENS, read, read_lengths

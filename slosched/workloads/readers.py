@@ -10,19 +10,17 @@ import numpy as np
 
 from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import DataError, InputError
+from slosched.core.reading import Table, open_table
 from slosched.core.workload import Workload
 from slosched.workloads.agentic import AGENTIC_COLUMNS, LOOP_COLUMNS, read_agentic
 from slosched.workloads.arrivals import first_arrivals, rescale
-from slosched.workloads.clock import Clock
-from slosched.workloads.columns import recognise
-from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, whole
+from slosched.workloads.columns import Notes, left_out_words, recognise
+from slosched.workloads.fields import MOST_TOKENS, TOKEN_DOMAIN, Clock, whole
 from slosched.workloads.generic import GENERIC_REQUIRED, NO_TOKENS, plain_stem, read_generic, unused
 from slosched.workloads.hashed import BAILIAN_KEYS, MOONCAKE_KEYS, read_hashed
 from slosched.workloads.hashed import MOONCAKE_BLOCK_TOKENS as MOONCAKE_BLOCK_TOKENS
 from slosched.workloads.hashed import clock_step as clock_step
 from slosched.workloads.hashed import read_mooncake as read_mooncake
-from slosched.workloads.notes import Notes, left_out_words
-from slosched.workloads.tables import Table, open_table
 from slosched.workloads.toollogs import (
     AIPERF_KEYS,
     VLLM_LISTS,

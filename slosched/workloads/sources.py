@@ -25,8 +25,8 @@ from slosched.workloads import (
     with_slos,
 )
 from slosched.workloads.builtin import DEFAULT_FORECAST, DEFAULT_SLOS, KINDS
-from slosched.workloads.clock import UNITS
 from slosched.workloads.fetch import command
+from slosched.workloads.fields import UNITS
 from slosched.workloads.mixes import MIXES, mix
 from slosched.workloads.readers import Said, read
 

@@ -11,14 +11,11 @@ import numpy as np
 
 from slosched.core.arrays import Floats
 from slosched.core.errors import DataError
-from slosched.core.files import MOST_SHOWN
+from slosched.core.reading import MOST_SHOWN, Table
 from slosched.core.workload import Workload
-from slosched.workloads.clock import UNITS, Clock
-from slosched.workloads.columns import ALIASES, plain_name
-from slosched.workloads.files import MOST_TOKENS, TOKEN_DOMAIN, real_number, whole
+from slosched.workloads.columns import ALIASES, Notes, left_out_words, plain_name
+from slosched.workloads.fields import MOST_TOKENS, TOKEN_DOMAIN, UNITS, Clock, real_number, whole
 from slosched.workloads.generic import NO_TOKENS, plain_stem, unused
-from slosched.workloads.notes import Notes, left_out_words
-from slosched.workloads.tables import Table
 
 FAILED = "failed requests"
 WARM_UP = "not of the profiling phase"

@@ -13,7 +13,7 @@ import numpy as np
 
 from slosched.core.errors import DataError
 from slosched.core.workload import Workload
-from slosched.workloads.files import atomic_text
+from slosched.core.writing import atomic_text
 from slosched.workloads.generic import LIMITS
 
 

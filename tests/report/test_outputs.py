@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from slosched.core.errors import InputError
-from slosched.core.files import write_files
 from slosched.core.outcome import Run
+from slosched.core.writing import write_files
 from slosched.lab.comparison import Comparison
 from slosched.lab.environment import environment
 from slosched.report.bundle import check_folder, write_bundle

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slosched.core.errors import DataError, InputError
 from slosched.workloads import Workload, read, write
-from slosched.workloads.files import MOST_TOKENS
+from slosched.workloads.fields import MOST_TOKENS
 
 GENERIC = "arrival_s,prompt_tokens,output_tokens,ttft_s,weight\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,10,10\n"

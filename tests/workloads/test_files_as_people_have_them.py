@@ -12,7 +12,7 @@ import pytest
 
 from slosched.core.engine import DEFAULT_ENGINE
 from slosched.core.errors import DataError, InputError
-from slosched.core.files import text_lines
+from slosched.core.reading import text_lines
 from slosched.simulator import simulate
 from slosched.workloads import Workload, read, write
 from slosched.workloads.readers import sniff

@@ -1,4 +1,6 @@
-"""Times of a trace: which unit they have, by evidence, and seconds from them."""
+"""Fields of workload files, checked; whatever is wrong becomes one clear error. Times by their unit, which is
+told by evidence.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ import numpy as np
 
 from slosched.core.arrays import Floats
 from slosched.core.errors import DataError, InputError, require
-from slosched.workloads.files import MOST_SECONDS, is_number, real_number, shown
+from slosched.core.reading import MOST_SHOWN
+
+MOST_TOKENS = 10_000_000
+"""Longest believable prompt or answer; more is taken for a damaged file."""
+MOST_SECONDS = 1e10
+"""Latest believable time: three centuries."""
+MOST_DIGITS = 18
+"""Longer digits are no length; this also keeps `int` fast."""
+TOKEN_DOMAIN = f"an integer from 1 to {MOST_TOKENS}"
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Seconds in each unit of time that can be named."""
@@ -26,6 +36,69 @@ FAST_PER_S = 500.0
 
 SLOW_PER_S = 0.02
 """Mean rates below this, one request in 50 s, are not believed: then the smaller unit is meant."""
+
+
+def whole(path: Path, row: int, field: str, value: object, low: int, high: int, domain: str) -> int:
+    """An integer field from `low` to `high`, from text or JSON; 12.0 counts as 12."""
+    if isinstance(value, str) and len(value) < MOST_DIGITS and value.isascii() and value.isdigit():
+        exact = int(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        exact = value
+    else:
+        real = real_number(value)
+        if not (math.isfinite(real) and real == int(real)):
+            raise DataError(path, row, field, domain, shown(value))
+        exact = int(real)
+    if not low <= exact <= high:
+        raise DataError(path, row, field, domain, shown(value))
+    return exact
+
+
+def tokens(path: Path, row: int, field: str, value: object) -> int:
+    """A length field: an integer from 1 to `MOST_TOKENS`."""
+    return whole(path, row, field, value, 1, MOST_TOKENS, TOKEN_DOMAIN)
+
+
+def number(path: Path, row: int, field: str, value: object, low: float, high: float, domain: str) -> float:
+    """A finite number field from `low` to `high`, from text or JSON."""
+    answer = real_number(value)
+    if not low <= answer <= high:
+        raise DataError(path, row, field, domain, shown(value))
+    return answer
+
+
+def moment(path: Path, row: int, field: str, value: object, before: float, unit: str = "seconds") -> float:
+    """A time field that must not fall below `before`, the one of the row above (0 at first)."""
+    answer = real_number(value)
+    if not before <= answer <= MOST_SECONDS:
+        domain = f"{unit} of at least {before:g}" + (", the one before" if before else "")
+        raise DataError(path, row, field, domain, shown(value))
+    return answer
+
+
+def shown(value: object) -> object:
+    """The value for an error message: a long one is cut."""
+    text = str(value)
+    return value if len(text) <= MOST_SHOWN else text[:MOST_SHOWN]
+
+
+def real_number(value: object) -> float:
+    """A number from text or JSON; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number as Python reads it, be it NaN or infinite."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Clock:
