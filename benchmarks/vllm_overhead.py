@@ -21,7 +21,7 @@ import numpy as np
 from common import RESULTS, environment, write_json
 
 from slosched.core.engine import EngineLimits
-from slosched.integrations.vllm.step_timer import EVERY_FIRST
+from slosched.integrations.vllm.clock import EVERY_FIRST
 
 BLOCK = 20
 DEVICE_S = 0.002

@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_requests(
     config.write_text(f"policy: {policy}\nbounds: {{max_tenants: 20}}\n")
     monkeypatch.setenv("SLOSCHED_CONFIG", str(config))
     # What is remembered is bounded by numbers that so few requests would not reach.
-    monkeypatch.setattr("slosched.predictors.turns.KEPT", 32)
+    monkeypatch.setattr("slosched.predictors.history.PROGRAMS_KEPT", 32)
     monkeypatch.setattr("slosched.planner.futures.MOST_REMEMBERED", 32)
     limits = EngineLimits(max_num_seqs=8, kv_blocks=64, max_model_len=512, max_num_batched_tokens=128)
     scheduler = make_scheduler(limits, factory=make)

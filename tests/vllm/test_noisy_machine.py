@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from slosched.integrations.vllm import controller
+from slosched.integrations.vllm.clock import StepWatch
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.state import Learned
-from slosched.integrations.vllm.step_timer import StepWatch
 from slosched.policies import policy
 from slosched.testing.virtual_clock import PS, VirtualEngine
 from slosched.testing.wall_engine import Shared

@@ -29,8 +29,8 @@ from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.prometheus import bind_address
 from slosched.integrations.vllm.publishing import Job, Publisher, rank_of, write_whole
+from slosched.integrations.vllm.slo_fields import FORGOTTEN_S, OTHER_TENANTS, Tenants
 from slosched.integrations.vllm.state import KEPT, Learned
-from slosched.integrations.vllm.tenants import FORGOTTEN_S, OTHER_TENANTS, Tenants
 from slosched.integrations.vllm.waits import Outlook, Waits
 
 from .conftest import fake_request

@@ -15,9 +15,9 @@ from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.queue import SloQueue, smallest
+from slosched.integrations.vllm.queue import SloQueue
 from slosched.integrations.vllm.state import Learned
-from slosched.integrations.vllm.waiting_rows import ArrivalLine
+from slosched.integrations.vllm.waiting_rows import ArrivalLine, smallest
 
 from .conftest import fake_request
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from slosched.core.steplog import read_step_log
 from slosched.core.steptime import StepTimeModel
+from slosched.integrations.vllm.clock import StepWatch
 from slosched.integrations.vllm.state import Learned
-from slosched.integrations.vllm.step_timer import StepWatch
 
 SLOW = StepTimeModel(base_s=0.012, prefill_token_s=2.7e-4, sequence_s=1e-3)
 """A small model on two CPU cores: prefill costs twenty times what it does on the preset's GPU."""

@@ -1,7 +1,10 @@
-"""Carries out a decision: prepares queue, running list and budget for the step about to be scheduled."""
+"""Carries out a decision: prepares queue, running list and budget for the step about to be scheduled, and
+undoes what holds for that step only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from slosched.core.arrays import Ints
@@ -12,11 +15,110 @@ from slosched.integrations.vllm.decision import NOBODY, Decision
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.memory_bypass import Bypass
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.passing import PassedOver, adapter_of, can_pass_over
 from slosched.integrations.vllm.preemption import Preemption
-from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.queue import SloQueue, adapter_of
 from slosched.integrations.vllm.refusal import Refusals
-from slosched.integrations.vllm.step import Step
+
+
+class PassedOver:
+    """Running requests that get no token in one step; they keep their memory and their place.
+
+    vLLM asks how many tokens each running request has to compute: those it has, plus placeholders for
+    tokens still on their way, less those computed. It goes on to the next one where the answer is none.
+    For the step the placeholders are set so that it is none. The request stays in ``scheduler.running``,
+    where vLLM counts it for slots, adapters and every other limit.
+
+    Where memory runs short, vLLM takes it from the end of the running list. So these requests stand at its
+    beginning meanwhile, and lose nothing to a step that they take no part in.
+
+    Parameters
+    ----------
+    scheduler
+        vLLM's scheduler.
+    ids
+        Names of the requests to pass over; those that do not run are left out.
+    """
+
+    def __init__(self, scheduler: Any, ids: Collection[str]) -> None:
+        running = scheduler.running
+        passed = [request for request in running if request.request_id in ids]
+        self.count = len(passed)
+        self._before = list(running)
+        self._placeholders: list[tuple[Any, int, int]] = []
+        for request in passed:
+            known, own = request.num_tokens_with_spec, request.num_output_placeholders
+            disguise = request.num_computed_tokens - known
+            request.num_output_placeholders = disguise
+            self._placeholders.append((request, own, disguise))
+        running[:] = [*passed, *(request for request in running if request.request_id not in ids)]
+
+    def put_back(self, scheduler: Any) -> None:
+        """Give back placeholders and places; whom vLLM has preempted in the meantime stays as he is."""
+        if not self._placeholders:
+            return
+        for request, own, disguise in self._placeholders:
+            if request.status.name == "RUNNING" and request.num_output_placeholders == disguise:
+                request.num_output_placeholders = own
+        here = {request.request_id: request for request in scheduler.running}
+        old = [request for request in self._before if here.pop(request.request_id, None) is not None]
+        scheduler.running[:] = [*old, *here.values()]
+        self._placeholders = []
+
+
+def can_pass_over(scheduler: Any) -> bool:
+    """Whether requests of this scheduler may be passed over.
+
+    An encoder-cache connector is asked for every running request and would fetch for those passed over. A
+    model with Mamba states aligned to blocks has its chunks cut by a rule that expects tokens to cut.
+    """
+    aligned = getattr(scheduler, "need_mamba_block_aligned_split", False)
+    return getattr(scheduler, "ec_connector", None) is None and not aligned
+
+
+class Step:
+    """One call of the scheduler's ``schedule``: what was changed for it, so that all of it can be undone.
+
+    Parameters
+    ----------
+    number
+        Steps of this engine up to and including this one.
+
+    Attributes
+    ----------
+    fenced
+        Rows that must not be admitted, since a step in flight still computes them.
+    held
+        Waiting rows that the policy holds back.
+    passed
+        Who was passed over; None if nobody was.
+    """
+
+    __slots__ = ("_lowered", "fenced", "held", "number", "passed")
+
+    def __init__(self, number: int, fenced: list[int]) -> None:
+        self.number, self.fenced = number, fenced
+        self.held: list[int] = []
+        self.passed: PassedOver | None = None
+        self._lowered: dict[str, int] | None = None
+
+    def lower(self, scheduler: Any, name: str, value: int) -> None:
+        """Lower a limit of the scheduler's until `undo`; a limit that is lower already stays."""
+        whole = getattr(scheduler, name, None)
+        if whole is None or value >= whole:
+            return
+        if self._lowered is None:
+            self._lowered = {}
+        self._lowered.setdefault(name, whole)
+        setattr(scheduler, name, value)
+
+    def undo(self, scheduler: Any) -> None:
+        """Put back whatever was changed for this step; calling it again changes nothing."""
+        if self.passed is not None:
+            self.passed.put_back(scheduler)
+        if self._lowered is not None:
+            for name, value in self._lowered.items():
+                setattr(scheduler, name, value)
+            self._lowered = None
 
 
 class Carrying:

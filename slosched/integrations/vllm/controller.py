@@ -12,23 +12,20 @@ from slosched.core.snapshot import Snapshot
 from slosched.integrations.vllm.asking import Asking, Prefilling
 from slosched.integrations.vllm.background import Refresh
 from slosched.integrations.vllm.capability import OBSERVE_ONLY, Capability
-from slosched.integrations.vllm.carrying import Carrying
-from slosched.integrations.vllm.clock import Clock
+from slosched.integrations.vllm.carrying import Carrying, Step
+from slosched.integrations.vllm.clock import Clock, StepWatch
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.decision import NOBODY, Decision
 from slosched.integrations.vllm.guarded_policy import GuardedPolicy
-from slosched.integrations.vllm.handover import Handover
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.preemption import Preemption
 from slosched.integrations.vllm.prefix_hits import PrefixPeek
-from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.queue import Handover, SloQueue
 from slosched.integrations.vllm.refusal import Refusals
 from slosched.integrations.vllm.reporting import Reporting
 from slosched.integrations.vllm.snapshots import Snapshots, limits_of
 from slosched.integrations.vllm.state import Learned
-from slosched.integrations.vllm.step import Step
-from slosched.integrations.vllm.step_timer import StepWatch
 from slosched.integrations.vllm.waits import Outlook
 from slosched.policies.base import Policy
 

@@ -22,9 +22,9 @@ from slosched.integrations.vllm.state import Learned
 from slosched.predictors import Predictor, Prompt, load_predictor
 from slosched.predictors.base import digest_of
 from slosched.predictors.blend import HISTORY, Told
+from slosched.predictors.history import PastTurns
 from slosched.predictors.later import Later
 from slosched.predictors.prior import FOLDER, PRIOR
-from slosched.predictors.turns import PastTurns
 
 logger = logging.getLogger("vllm.slosched")
 

@@ -17,7 +17,7 @@ from slosched.integrations.vllm.background import PlansAhead, Refresh
 from slosched.integrations.vllm.config import GuardsConfig
 from slosched.integrations.vllm.decision import NOBODY, Decision, checked
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.queue import smallest
+from slosched.integrations.vllm.waiting_rows import smallest
 from slosched.policies.base import KeyPolicy, Policy
 
 logger = logging.getLogger("vllm.slosched")

@@ -18,9 +18,8 @@ from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
 from slosched.integrations.vllm.forecaster import Forecaster, running_of
 from slosched.integrations.vllm.metrics import Stats
-from slosched.integrations.vllm.slo_fields import read_claim
+from slosched.integrations.vllm.slo_fields import Tenants, read_claim
 from slosched.integrations.vllm.state import Learned
-from slosched.integrations.vllm.tenants import Tenants
 from slosched.integrations.vllm.thinking import ThinkingWatch
 from slosched.integrations.vllm.waits import Outlook, Waits
 

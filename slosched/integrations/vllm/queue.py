@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -10,8 +11,7 @@ import numpy as np
 
 from slosched.core.arrays import Ints
 from slosched.integrations.vllm.ledger import Ledger
-from slosched.integrations.vllm.passing import adapter_of
-from slosched.integrations.vllm.waiting_rows import ArrivalLine
+from slosched.integrations.vllm.waiting_rows import ArrivalLine, smallest
 
 Entry = tuple[float, float, int, int]
 """Key, arrival, serial and row of a waiting request."""
@@ -307,18 +307,49 @@ class SloQueue:
         return True
 
 
-def smallest(key: np.ndarray[Any, np.dtype[Any]], count: int) -> Ints:
-    """Indices of the `count` smallest keys, ascending, ties by index: a stable sort cut short.
+class Handover:
+    """Puts slosched's queue into a scheduler: at once, or when the first request with an SLO comes.
 
-    Examples
-    --------
-    >>> smallest(np.array([3.0, 1.0, 2.0, 1.0, 9.0]), 3).tolist()
-    [1, 3, 2]
+    Parameters
+    ----------
+    queue, ledger
+        slosched's queue, and the rows of the requests in it.
+    patient
+        Whether vLLM's queue may stay until then, since the policy would not change its order. It stays only
+        if it is the first-come-first-served one.
+
+    Attributes
+    ----------
+    stock
+        vLLM's queue while requests wait there, else None.
     """
-    if len(key) <= 2 * count:
-        return np.argsort(key, kind="stable")[:count].astype(np.int64, copy=False)
-    bound = np.partition(key, count - 1)[count - 1]
-    below = np.flatnonzero(key < bound)
-    ties = np.flatnonzero(key == bound)[: count - len(below)]
-    chosen = np.sort(np.concatenate([below, ties]))
-    return chosen[np.argsort(key[chosen], kind="stable")].astype(np.int64, copy=False)
+
+    def __init__(self, queue: SloQueue, ledger: Ledger, *, patient: bool) -> None:
+        self._queue, self._ledger, self._patient = queue, ledger, patient
+        self.stock: Any = None
+
+    def begin(self, scheduler: Any) -> None:
+        """Take a scheduler whose queue is empty."""
+        stock = scheduler.waiting
+        if self._patient and isinstance(stock, deque) and len(stock) == 0:
+            self.stock = stock
+        else:
+            scheduler.waiting = self._queue
+
+    def arriving(self, scheduler: Any, request: Any) -> None:
+        """A request is about to be handed to vLLM: move everybody if it has an SLO."""
+        if self.stock is None:
+            return
+        if request.request_id not in self._ledger.rows:
+            self._ledger.row(request)
+        if self._ledger.with_slo or getattr(request, "resumable", False):
+            self._queue.prepend_requests(list(reversed(self.stock)))
+            scheduler.waiting = self._queue
+            self.stock.clear()
+            self.stock = None
+
+
+def adapter_of(request: Any) -> int:
+    """Number of the LoRA adapter that a request asks for; 0 for none."""
+    adapter = getattr(request, "lora_request", None)
+    return 0 if adapter is None else int(adapter.lora_int_id)

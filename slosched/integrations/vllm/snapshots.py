@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,8 @@ class Snapshots:
         lax: bool,
     ) -> None:
         self._queue, self._ledger, self._learned = queue, ledger, learned
-        self._limits, self._clock, self._lax = limits, clock, lax
+        self._clock, self._lax = clock, lax
+        self._engine = Engine(limits=limits, step_time=learned.step_time.model)
         self._running: list[Any] = []
         self._rows: Ints = NOBODY
         self._synced = -SYNC_STEPS
@@ -76,12 +78,15 @@ class Snapshots:
 
     def of(self, waiting: Ints, running: Ints, free_blocks: int, step: int) -> Snapshot:
         """The state now, with the given rows waiting and running."""
+        model = self._learned.step_time.model
+        if model is not self._engine.step_time:
+            self._engine = replace(self._engine, step_time=model)
         found = Snapshot(
             now_s=self._clock.now_s(),
             table=self._ledger.table,
             waiting=waiting,
             running=running,
-            engine=Engine(limits=self._limits, step_time=self._learned.step_time.model),
+            engine=self._engine,
             free_blocks=free_blocks,
             step=step - 1,
         )
