@@ -286,6 +286,14 @@ def _pop(ends: Floats, leaver: Ints, size: int) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _next_prefill(jobs: Floats, running: int, place: int) -> int:
+    """The first running request from `place` on that is still in prefill; `running` if there is none."""
+    while place < running and jobs[place, TODO] == 0.0:
+        place += 1
+    return place
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def evaluate(
     jobs: Floats, running: int, order: Ints, count: int, engine: Floats, aim: Floats, prefill_tokens: float,
     scratch: Scratch,
@@ -328,14 +336,13 @@ def evaluate(
             first_s[i] = jobs[i, FIRST]
             B += 1.0
             K += jobs[i, HAVE]
+    place = _next_prefill(jobs, running, place)
     while True:
         if entering < 0:
             # Who enters now: running requests still in prefill, then the queue's head.
-            while place < running and jobs[place, TODO] == 0.0:
-                place += 1
             if place < running:
                 entering = place
-                place += 1
+                place = _next_prefill(jobs, running, place + 1)
             elif at < count and size < slots:
                 head = order[at]
                 if size == 0 or K + jobs[head, HAVE] + jobs[head, TODO] <= engine[KV_TOKENS]:
@@ -378,8 +385,6 @@ def evaluate(
             value += jobs[job, WEIGHT] * score(jobs, job, first_s[job], finish_s[job], now_s, aim)
             value -= aim[LATENCY] * (finish_s[job] - jobs[job, ARRIVAL])
         else:
-            while place < running and jobs[place, TODO] == 0.0:
-                place += 1
             if place >= running and (at >= count or size + 1 >= slots):  # no other prompt follows at once
                 filled = min(room, jobs[entering, TODO])
                 above = max(0.0, filled + B - engine[KNEE_TOKENS])

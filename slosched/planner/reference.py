@@ -91,27 +91,7 @@ def evaluate(
         if prompt >= 0 and engine[c.STEP] < math.inf:
             room = min(room, _room(len(left), sum(context.values()), token_s, engine))
         room = max(1.0, room)
-        units = alone = 0.0
-        ended = False
-        while True:
-            to_end = todo / room if prompt >= 0 else math.inf
-            unit = min(1.0, to_end, min(left.values(), default=math.inf))
-            # the context grows within the unit: its mean counts
-            kv = sum(context.values()) + 0.5 * unit * len(left)
-            rate = engine[c.BASE] + engine[c.SEQUENCE] * len(left) + engine[c.KV_TOKEN] * kv
-            alone += unit * rate
-            units += unit
-            for i in left:
-                left[i] -= unit
-                context[i] += unit
-            if to_end == unit:
-                ended = True
-                break
-            if prompt >= 0:
-                todo -= unit * room
-            if any(tokens <= 0 for tokens in left.values()):
-                break
-        alone_s = float(alone / units if units > 0 else rate)
+        units, alone_s, todo, ended = _stretch(prompt, todo, room, left, context, engine)
         step_s = _step_s(alone_s, prompt >= 0, room, token_s, len(left), engine)
         event_s += units * step_s
         if ended:
@@ -131,6 +111,43 @@ def evaluate(
             if left[i] <= 0:
                 finish[i] = max(event_s, first[i])
                 del left[i], context[i]
+    return _valued(jobs, first, finish, clear_s, engine, aim)
+
+
+def _stretch(
+    prompt: int, todo: float, room: float, left: dict[int, float], context: dict[int, float], engine: Floats
+) -> tuple[float, float, float, bool]:
+    """Go on, a unit of the clock at a time, until the prompt ends or a request may leave.
+
+    Returns
+    -------
+    tuple
+        (units gone, mean seconds of a step without prompts, prompt tokens left, whether the prompt ended).
+    """
+    units = alone = 0.0
+    while True:
+        to_end = todo / room if prompt >= 0 else math.inf
+        unit = min(1.0, to_end, min(left.values(), default=math.inf))
+        # the context grows within the unit: its mean counts
+        kv = sum(context.values()) + 0.5 * unit * len(left)
+        rate = engine[c.BASE] + engine[c.SEQUENCE] * len(left) + engine[c.KV_TOKEN] * kv
+        alone += unit * rate
+        units += unit
+        for i in left:
+            left[i] -= unit
+            context[i] += unit
+        ended = to_end == unit
+        if not ended and prompt >= 0:
+            todo -= unit * room
+        if ended or any(tokens <= 0 for tokens in left.values()):
+            return units, float(alone / units if units > 0 else rate), todo, ended
+
+
+def _valued(
+    jobs: Floats, first: dict[int, float], finish: dict[int, float], clear_s: float, engine: Floats,
+    aim: Sequence[float],
+) -> Evaluation:  # fmt: skip
+    """What these times are worth."""
     now_s = float(engine[c.NOW])
     chances = {i: chance(jobs[i], first[i], finish[i], now_s, aim) for i in sorted(finish)}
     worth = math.fsum(float(jobs[i, c.WEIGHT]) * p for i, p in chances.items())

@@ -832,6 +832,20 @@ def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) ->
 
 
 @njit(**BORROWED)
+def _next_change_ps(Q: Queues, state: Ints, limits: Ints) -> int:
+    """When a run of steps that only decode must end at the latest; -1 for never.
+
+    A newcomer changes nothing while the slots are full, nor behind a static head that does not fit unless it
+    may overtake; then the run ends at its arrival.
+    """
+    full = state[RUNNING] >= limits[MAX_SEQS] and not limits[ASK_ALWAYS]
+    stop_ps = -1 if full or state[NEXT] == state[KNOWN] else Q.inbox_ps[state[NEXT]]
+    if state[HORIZON] != FOREVER:
+        stop_ps = state[HORIZON] if stop_ps < 0 else min(stop_ps, state[HORIZON])
+    return int(stop_ps)
+
+
+@njit(**BORROWED)
 def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, max_steps: int) -> int:
     """Run the engine until it is done, needs a plan, has reached its horizon, or has done `max_steps` steps.
 
@@ -862,15 +876,8 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
             return NEED_PLAN
         if limits[ASK_EACH] or (limits[ASK_PREFILL] and _in_prefill(R, Q, state)):
             return NEED_PLAN
-        if blocked:
-            # A newcomer changes nothing while the slots are full, nor behind a static head that does not fit
-            # unless it may overtake; then the run ends at its arrival.
-            full = state[RUNNING] >= limits[MAX_SEQS] and not limits[ASK_ALWAYS]
-            stop_ps = -1 if full or state[NEXT] == state[KNOWN] else Q.inbox_ps[state[NEXT]]
-            if state[HORIZON] != FOREVER:
-                stop_ps = state[HORIZON] if stop_ps < 0 else min(stop_ps, state[HORIZON])
-            if _decode_run(R, Q, P, state, limits, coef, stop_ps):
-                continue
+        if blocked and _decode_run(R, Q, P, state, limits, coef, _next_change_ps(Q, state, limits)):
+            continue
         _step(R, Q, P, state, limits, coef, limits[BUDGET], ZERO, ZERO, ZERO)
         if state[IDLE] > MAX_IDLE_STEPS:
             return STUCK

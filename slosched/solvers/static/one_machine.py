@@ -135,6 +135,27 @@ def _fill_up(by_run: Any, free: Any, b: Any, sequence: Any, size: Any, rows: Any
     return rows
 
 
+@njit(**BORROWED)
+def _in_time(length: Any, lengths: Any, free: Any, latest: Any, clock: Any) -> Any:
+    """Keep those of the first `lengths` of `length` that could still be on time; returns how many."""
+    alive = 0
+    for x in range(lengths):
+        i = length[x]
+        if free[i] and latest[i] >= clock:
+            length[alive] = i
+            alive += 1
+    return alive
+
+
+@njit(**BORROWED)
+def _insert(score: Any, pick: Any, place: Any, worth: Any, item: Any) -> None:
+    """Put an item among the first `place` of a list by descending worth."""
+    while place > 0 and score[place - 1] < worth:
+        score[place], pick[place] = score[place - 1], pick[place - 1]
+        place -= 1
+    score[place], pick[place] = worth, item
+
+
 @njit(nogil=True, cache=True)
 def _batch_list(
     run: Any, latest: Any, p: Any, key: Any, cap: Any, by_due: Any, by_run: Any, b: Any, patience: Any,
@@ -153,14 +174,9 @@ def _batch_list(
     clock, rows, at, since = 0.0, 0, 0, replan
     while True:
         if since >= replan:
-            since, head, alive = 0, 0, 0
+            since, head = 0, 0
             dues = _keep(due, dues, free, kept, latest, p, key, clock, heap)
-            for x in range(lengths):
-                i = length[x]
-                if free[i] and latest[i] >= clock:
-                    length[alive] = i
-                    alive += 1
-            lengths = alive
+            lengths = _in_time(length, lengths, free, latest, clock)
         while head < dues and not (kept[due[head]] and free[due[head]] and latest[due[head]] >= clock):
             head += 1
         if head == dues:
@@ -196,10 +212,7 @@ def _batch_list(
             else:
                 continue
             total += value
-            while y > 0 and score[y - 1] < worth:
-                score[y], pick[y] = score[y - 1], pick[y - 1]
-                y -= 1
-            score[y], pick[y] = worth, i
+            _insert(score, pick, y, worth, i)
             if seeded and total > best * e:
                 best, members = total / e, count
                 chosen[:count] = pick[:count]
