@@ -6,8 +6,10 @@ of the difference of the blocks' medians (and, for the tail, of their 90 % quant
 machine disturbs little, while the quantiles over all steps are what it was that day; the same for p99, the
 difference of the quantiles over all steps. ``cpu`` is the engine thread's own processor time, which leaves
 out when the thread was not running; its least block tells most on a busy machine. ``host`` is all that the
-scheduler does for a step: ``schedule``, ``update_from_output`` and ``add_request``. The first steps, which
-all teach the step-time model, do not count. Needs vLLM; writes benchmarks/results/ after every row.
+scheduler does for a step: ``schedule``, ``get_grammar_bitmask``, which vLLM calls while the device computes,
+``update_from_output`` and ``add_request``. Every step has a newcomer, where an engine has one in hundreds. The
+first steps, which all teach the step-time model, do not count. Needs vLLM; writes benchmarks/results/ after
+every row.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from slosched.integrations.vllm.clock import EVERY_FIRST
 
 BLOCK = 20
 DEVICE_S = 0.002
-MODES = ("stock", "no-slo", "edf", "slosched")
-"""Stock; slosched by default but no request has an SLO; order only by deadline; slosched with planning."""
+MODES = ("stock", "no-slo", "edf", "slosched", "slosched-cpu")
+"""Stock; slosched by default but no request has an SLO; order only by deadline; slosched with planning, on a
+device that computes by itself, and on a CPU within the engine's own process."""
 
 
 class Churn:
@@ -39,7 +42,7 @@ class Churn:
         from slosched.integrations.vllm.state import Learned
         from slosched.testing.harness import make_scheduler
 
-        self.slo = mode in ("edf", "slosched")
+        self.slo = mode in ("edf", "slosched", "slosched-cpu")
         self.count = 0
         self.times: list[float] = []
         self.cpu_times: list[float] = []
@@ -53,6 +56,7 @@ class Churn:
         def factory(vllm_config: Any, **keywords: Any) -> Any:
             scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
             controller = attach(scheduler, vllm_config, config, WallClock(), policy, Learned(config.engine))
+            controller.beside = mode != "slosched-cpu"
             controller.planner.rehearse(rehearsal(controller.limits))
             return scheduler
 
@@ -84,6 +88,9 @@ class Churn:
         output = self.scheduler.schedule()
         self.cpu_times.append(time.thread_time() - cpu)
         self.times.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        self.scheduler.get_grammar_bitmask(output)
+        beside_s = time.perf_counter() - begin
         ids = list(output.num_scheduled_tokens)
         ends = ids[0] if ids else None
         time.sleep(device_s)  # every engine waits for its device, and finds its caches cold afterwards
@@ -95,7 +102,7 @@ class Churn:
         self.scheduler.update_from_output(output, reply)
         if request is not None:
             self.scheduler.add_request(request)
-        self.host_times.append(self.times[-1] + time.perf_counter() - begin)
+        self.host_times.append(self.times[-1] + beside_s + time.perf_counter() - begin)
 
     @property
     def planning(self) -> bool:

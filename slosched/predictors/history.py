@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,9 @@ class ClassHistory:
     def observe(self, slo_class: str, tokens: int, *, prompt_tokens: int = 1, cut: bool = False) -> None:
         """Learn from an answer; `cut` if it did not end by itself."""
         for key in ((slo_class, bucket(prompt_tokens)), (slo_class, -1)):
-            seen = self._seen.setdefault(key, _Seen())
+            seen = self._seen.get(key)
+            if seen is None:
+                seen = self._seen[key] = _Seen()
             seen.answers.append((max(1, int(tokens)), bool(cut)))
             seen.since += 1
 
@@ -179,7 +182,7 @@ def bucket(prompt_tokens: int) -> int:
     >>> bucket(1), bucket(64), bucket(65), bucket(10**6)
     (0, 0, 1, 5)
     """
-    return sum(prompt_tokens > edge for edge in BUCKET_TOKENS) if math.isfinite(prompt_tokens) else 0
+    return bisect_left(BUCKET_TOKENS, prompt_tokens) if math.isfinite(prompt_tokens) else 0
 
 
 class PastTurns:

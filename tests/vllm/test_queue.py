@@ -76,7 +76,7 @@ def test_planned_requests_come_first_then_the_rest_as_they_arrived(ledger: Ledge
 def test_held_requests_are_counted_but_not_offered(ledger: Ledger) -> None:
     """A queue of held requests is false and has its full length."""
     queue, requests = _queue(ledger, [0.0, 1.0])
-    queue.block([0], [1])
+    queue.block([0], np.array([1]))
     assert not queue
     assert len(queue) == 2
     with pytest.raises(IndexError):
@@ -88,7 +88,7 @@ def test_held_requests_are_counted_but_not_offered(ledger: Ledger) -> None:
 def test_a_starving_request_overrides_a_hold_but_not_a_fence(ledger: Ledger) -> None:
     """Held requests can be put first; fenced ones, whose tokens are in flight, cannot."""
     queue, requests = _queue(ledger, [0.0, 1.0])
-    queue.block([0], [1])
+    queue.block([0], np.array([1]))
     assert not queue.put_first(0)
     assert queue.put_first(1)
     assert queue.peek_request() is requests[1]

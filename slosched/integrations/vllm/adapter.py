@@ -59,6 +59,11 @@ class SloMixin:
             controller.stats.failure("hook after", error)
         return output
 
+    def get_grammar_bitmask(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan the next step, now that vLLM has given this one to the device, and go on as vLLM does."""
+        _hook(self, Controller.beside_device, self)
+        return super().get_grammar_bitmask(*args, **kwargs)  # type: ignore[misc]
+
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Let vLLM take in a step's output and note who got tokens and who is done."""
         result = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
@@ -122,13 +127,25 @@ def attach(
     capability = probe(scheduler, vllm_config, RequestQueue)
     if config.observe_only:
         capability = type(capability)(level=OBSERVE_ONLY, reasons=("the configuration asks for it",))
-    controller = Controller(scheduler, policy, capability, config, clock, learned)
+    beside = computes_alone(scheduler, vllm_config)
+    controller = Controller(scheduler, policy, capability, config, clock, learned, beside=beside)
     if capability.level != OBSERVE_ONLY:
         RequestQueue.register(type(controller.queue))
         scheduler.policy = SchedulingPolicy.PRIORITY if policy.victim_worst else SchedulingPolicy.FCFS
         controller.handover.begin(scheduler)
     scheduler.slosched = controller
     return controller
+
+
+def computes_alone(scheduler: Any, vllm_config: Any) -> bool:
+    """Whether vLLM goes on while a step is computed: on a GPU, or in processes of their own.
+
+    It asks for the step's grammar then. On a CPU that computes within the engine's own process, the step is
+    done by that time.
+    """
+    device = str(getattr(getattr(vllm_config, "device_config", None), "device_type", "cpu"))
+    others = int(getattr(getattr(vllm_config, "parallel_config", None), "world_size", 1)) > 1
+    return hasattr(scheduler, "get_grammar_bitmask") and (device != "cpu" or others)
 
 
 def make(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:

@@ -91,7 +91,7 @@ class PlansAhead:
                     refresh(self._table)
                 made = self._decide(replace(snapshot, table=self._table))
             newest = int(serial.max())
-            self.latest = replace(made, serial=serial, newest=newest, step=snapshot.step)
+            self.latest = replace(made, serial=serial, newest=newest)
             self.error = None
         except Exception as error:
             self.latest, self.error = None, error

@@ -4,8 +4,12 @@ undoes what holds for that step only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from slosched.core.arrays import Ints
 from slosched.integrations.vllm.asking import Prefilling
@@ -18,6 +22,9 @@ from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.preemption import Preemption
 from slosched.integrations.vllm.queue import SloQueue, adapter_of
 from slosched.integrations.vllm.refusal import Refusals
+
+CLOCK_S = 1e-6
+"""Far above the rounding of clock times, far below any limit."""
 
 
 class PassedOver:
@@ -87,17 +94,14 @@ class Step:
     ----------
     fenced
         Rows that must not be admitted, since a step in flight still computes them.
-    held
-        Waiting rows that the policy holds back.
     passed
         Who was passed over; None if nobody was.
     """
 
-    __slots__ = ("_lowered", "fenced", "held", "number", "passed")
+    __slots__ = ("_lowered", "fenced", "number", "passed")
 
     def __init__(self, number: int, fenced: list[int]) -> None:
         self.number, self.fenced = number, fenced
-        self.held: list[int] = []
         self.passed: PassedOver | None = None
         self._lowered: dict[str, int] | None = None
 
@@ -142,6 +146,9 @@ class Carrying:
         self._last: Decision | None = None
         self._order_serial: Ints = NOBODY
         self._starved_s = -1e18
+        self.calm_until_s = -math.inf
+        """Nobody in the queue starves before that."""
+        self._reordered = -1  # number of the last step before which the running list got another order
 
     def carry_out(
         self, scheduler: Any, step: Step, decision: Decision, *, decode_s: float, busy: bool, whole: bool
@@ -168,7 +175,7 @@ class Carrying:
             # A request is never offered in the step that preempts it, whether or not a step is in flight.
             step.fenced += self._preemption.apply(scheduler, rows, self._clock.now_s(), decode_s)
         if decision.running_order is not None:
-            self._reorder(scheduler, decision.alive(decision.running_order, now))
+            self._reorder(scheduler, step, decision, used=used)
         if len(decision.skip) and not whole and not used:
             self._pass_over(scheduler, step, decision.alive(decision.skip, now))
         if decision.prefill_tokens is not None:
@@ -179,40 +186,42 @@ class Carrying:
             if len(decision.order):
                 self._stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
         queue.set_order(decision.order, self._order_serial)
-        step.held = self._held(decision, used=used and len(scheduler.running) > 0)
-        queue.block(step.fenced, step.held)
-        if step.held and not queue and not scheduler.running and not busy:
+        held = self._held(decision, used=used and len(scheduler.running) > 0)
+        queue.block(step.fenced, held)
+        if len(held) and not queue and not scheduler.running and not busy:
             self._stats.failure("all-held")  # nobody would ever run again
             queue.block(step.fenced)
         else:
-            self._stats.held += len(step.held)
-        self.let_pass(scheduler, step, busy=busy)
+            self._stats.held += len(held)
+        self.let_pass(scheduler, busy=busy)
         self._limit_adapters(scheduler)
 
-    def _held(self, decision: Decision, *, used: bool) -> list[int]:
+    def _held(self, decision: Decision, *, used: bool) -> Ints:
         """Rows that must not enter.
 
         A decision made beside the engine that says who enters its step knows nothing of who has come since.
         Carried out before, it has let in whom it meant to let in: until the next one comes, nobody enters.
         """
-        now = self._ledger.table.serial
+        now, line = self._ledger.table.serial, self._queue.line.rows
+        held = decision.alive(decision.hold, now) if len(decision.hold) else decision.hold
         if not decision.bounded:
-            return list(decision.alive(decision.hold, now).tolist()) if len(decision.hold) else []
-        line = self._queue.line.rows
-        newcomers = line if used else line[now[line] > decision.newest]
-        return [*decision.alive(decision.hold, now).tolist(), *newcomers.tolist()]
+            return held
+        if used:
+            return line
+        newcomers = line[now[line] > decision.newest]
+        return np.concatenate([held, newcomers]) if len(newcomers) else held
 
     def native(self, step: Step) -> None:
         """Let requests come out in the engine's own order, but for whom a step in flight still computes."""
         self._queue.clear_order()
         self._queue.block(step.fenced)
 
-    def let_pass(self, scheduler: Any, step: Step, *, busy: bool) -> None:
+    def let_pass(self, scheduler: Any, *, busy: bool) -> None:
         """Let others pass a head of the queue that does not fit in memory, each for a limited time."""
         limit_s = self._config.guards.bypass_unfit_s
         if limit_s > 0 and (scheduler.running or busy):
             self._stats.bypassed += self._bypass.apply(
-                scheduler, self._queue, step.fenced, step.held, now_s=self._clock.now_s(), limit_s=limit_s
+                scheduler, self._queue, now_s=self._clock.now_s(), limit_s=limit_s
             )
 
     def relieve_starving(self) -> None:
@@ -220,19 +229,29 @@ class Carrying:
         guards, line = self._config.guards, self._queue.line
         if not line:
             return
-        now_s = self._clock.now_s()
-        if now_s - line.oldest_s <= guards.max_wait_s:
+        now_s, oldest_s = self._clock.now_s(), line.oldest_s
+        if now_s - oldest_s <= guards.max_wait_s:
+            passing = guards.bypass_unfit_s > 0  # who stands in the way is found anew at every step
+            self.calm_until_s = -math.inf if passing else oldest_s + guards.max_wait_s - CLOCK_S
             return
+        self.calm_until_s = -math.inf
         if now_s - self._starved_s > guards.starvation_gap_s and self._queue.put_first(int(line.rows[0])):
             self._starved_s = now_s
             self._stats.starving += 1
 
-    def _reorder(self, scheduler: Any, order: Ints) -> None:
+    def _reorder(self, scheduler: Any, step: Step, decision: Decision, *, used: bool) -> None:
         """Put the running list in the planned order; requests the plan did not know stay at the end."""
-        position = {row: i for i, row in enumerate(order.tolist())}
-        rows = self._ledger.rows
-        last = len(position)
-        scheduler.running.sort(key=lambda r: position.get(rows.get(r.request_id, -1), last))
+        if decision.same_order and not used and self._reordered <= decision.step:
+            return  # as it was when the plan was made, and nobody has changed it since
+        assert decision.running_order is not None
+        order = decision.alive(decision.running_order, self._ledger.table.serial)
+        get, running = self._ledger.rows.get, scheduler.running
+        place = {row: i for i, row in enumerate(order.tolist())}
+        last = len(place)
+        places = [place.get(get(r.request_id, -1), last) for r in running]
+        if any(a > b for a, b in pairwise(places)):
+            self._reordered = step.number
+            running[:] = [running[i] for i in sorted(range(len(running)), key=places.__getitem__)]
 
     def _pass_over(self, scheduler: Any, step: Step, rows: Ints) -> None:
         """Give these running requests no token in this step, if anybody else could get one."""

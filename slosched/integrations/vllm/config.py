@@ -34,6 +34,9 @@ class ClassConfig(_Section):
     predicted_output_tokens: float | None = Field(default=None, ge=1, le=1e7)
 
 
+_BEST_EFFORT = ClassConfig()
+
+
 class RightsConfig(_Section):
     """What a tenant may claim at most: tighter limits and greater weights count as these.
 
@@ -210,7 +213,7 @@ class Config(_Section):
 
     def of_class(self, name: str) -> ClassConfig:
         """The settings of a class; best effort for a default class that is not listed."""
-        return self.classes.get(name) or ClassConfig()
+        return self.classes.get(name) or _BEST_EFFORT
 
 
 def load_config(path: str | Path | None = None) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any
@@ -49,6 +50,9 @@ class Controller:
         What may be done.
     config, clock, learned
         Settings, time, and what is learned.
+    beside
+        Whether `beside_device` is called while the device computes a step, so that plans of a background
+        thread are asked for then, and not while the device waits.
     """
 
     def __init__(
@@ -59,8 +63,11 @@ class Controller:
         config: Config,
         clock: Clock,
         learned: Learned,
+        *,
+        beside: bool = False,
     ) -> None:
         self.config, self.clock, self.learned, self.capability = config, clock, learned, capability
+        self.beside, self._unplanned = beside, False
         self.stats = Stats()
         self.stats.level = capability.level
         self.limits = limits_of(scheduler)
@@ -130,13 +137,15 @@ class Controller:
         if self.handover.stock is not None or not self._orders:
             return
         queue = self.queue
-        if not queue.line and not self.asking.always:
+        if (not queue.line and not self.asking.always) or (self._keys and self._nothing_new()):
             return
         step = Step(self._number, self._fenced() if queue.preempted and self._fences else [])
         try:
             if self._keys:
                 self._by_key(scheduler, step)
                 return
+            if self._unplanned:
+                self._plan_beside(scheduler)
             wanted = not self._native and self.asking.wanted(scheduler)
             if not wanted and not step.fenced and queue.native:
                 queue.joined.clear()
@@ -164,19 +173,28 @@ class Controller:
             if any(request_id in tokens for tokens in self.in_flight)
         ]
 
+    def _nothing_new(self) -> bool:
+        """Whether a queue ordered by keys stands as the last step left it, and nobody starves yet."""
+        calm = self.queue.calm and self.queue.keyed == self._keyed()
+        return calm and self.clock.now_s() < self.carrying.calm_until_s
+
+    def _keyed(self) -> bool:
+        return not self.planner.open and (not self._by_slo or self.ledger.with_slo > 0)
+
     def _by_key(self, scheduler: Any, step: Step) -> None:
         """Order by keys given at arrival: nothing is planned, newcomers only fall into place."""
         queue = self.queue
         if queue.joined:
             self._key_joined()
-        queue.keyed = not self.planner.open and (not self._by_slo or self.ledger.with_slo > 0)
+        queue.keyed = self._keyed()
         queue.block(step.fenced)
-        self.carrying.let_pass(scheduler, step, busy=bool(self.in_flight))
+        self.carrying.let_pass(scheduler, busy=bool(self.in_flight))
         self.carrying.relieve_starving()
 
     def _key_joined(self) -> None:
         queue = self.queue
         rows, queue.joined = queue.joined, []
+        self.carrying.calm_until_s = -math.inf
         if not self.planner.open:
             waiting = np.array(rows, dtype=np.int64)
             queue.set_keys(rows, self.planner.keys(self.snapshots.of(waiting, NOBODY, 0, self._number)))
@@ -205,8 +223,14 @@ class Controller:
         self.planner.step_s = self.watch.decode_s
         return self.snapshots.take(scheduler, number, copied=copied)
 
+    def beside_device(self, scheduler: Any) -> None:
+        """The device has begun to compute the step."""
+        if self._unplanned:
+            self._plan_beside(scheduler)
+
     def _plan_beside(self, scheduler: Any) -> None:
         """While the device computes this step, plan the next one."""
+        self._unplanned = False
         if self.retries or not self.planner.free or not self.asking.wanted(scheduler):
             return
         try:
@@ -249,12 +273,16 @@ class Controller:
                 self.prefilling.begun(queue.admitted)
             queue.admitted = []
         if self.planner.background is not None:
-            self._plan_beside(scheduler)
+            self._unplanned = True
+            if not self.beside or not tokens:
+                self._plan_beside(scheduler)
 
     # after a step -----------------------------------------------------------------------------------------
 
     def updated(self, scheduler: Any, tokens: dict[str, int]) -> None:
         """A step's output has been taken in."""
+        if self._unplanned:
+            self._plan_beside(scheduler)
         if tokens:
             while self.in_flight:
                 if self.in_flight.popleft() is tokens:

@@ -24,7 +24,9 @@ class Decision:
     serial, newest
         Of a plan made beside the engine: the serial numbers its rows had, and the highest that it knew.
     step
-        Number of the step it was made for.
+        Number of the last step scheduled before it was made.
+    same_order
+        Whether `running_order` is the order in which they ran.
     """
 
     order: Ints
@@ -37,6 +39,7 @@ class Decision:
     serial: Ints | None = None
     newest: int = -1
     step: int = 0
+    same_order: bool = False
 
     @property
     def bounded(self) -> bool:
@@ -68,4 +71,6 @@ def checked(plan: Plan, snapshot: Snapshot) -> Decision:
         prefill_tokens=None if tokens is None else int(tokens),
         reject=plan.reject,
         skip=plan.skip,
+        step=snapshot.step,
+        same_order=plan.running_order is not None and np.array_equal(plan.running_order, snapshot.running),
     )

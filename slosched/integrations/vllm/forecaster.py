@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -105,6 +105,8 @@ class Forecaster:
         limit = float(max(1, request.max_tokens))
         tokens = max(1, request.num_prompt_tokens)
         history = self._history.of(claim.slo_class, tokens)
+        if self._ranker is None and claim.predicted_tokens is None and claim.program < 0:
+            return history if history.atoms[-1] <= limit else _at_most(history.atoms, limit)
         sources = {HISTORY: np.asarray(history.atoms)}
         said = {
             "hint": self._hint(claim), self._name: self._ranked(claim, request),
@@ -117,7 +119,7 @@ class Forecaster:
             atoms = self._blend.atoms(told)
         if told is not None or claim.program >= 0:
             self._asked[request.request_id] = _Asked(told, limit, tokens, claim.program)
-        return LengthForecast(tuple(np.minimum(atoms, limit).tolist()))
+        return _at_most(atoms.tolist(), limit)
 
     def news(self) -> Iterator[tuple[str, Floats]]:
         """Better forecasts than those given: a slow ranker's, and after some answers everybody's; a few at a
@@ -235,6 +237,11 @@ class Forecaster:
             name = getattr(self._model, "tokenizer", None) or self._model.model
             self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
         return self._tokenizer
+
+
+def _at_most(atoms: Iterable[float], limit: float) -> LengthForecast:
+    """A forecast of these lengths, none beyond the limit."""
+    return LengthForecast(tuple([min(atom, limit) for atom in atoms]))
 
 
 def _load(config: Config) -> tuple[Predictor | None, str]:

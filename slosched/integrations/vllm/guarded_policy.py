@@ -225,7 +225,8 @@ class GuardedPolicy:
         if self.by_key:
             rows = snapshot.waiting
             count = max(64, snapshot.free_seqs + SPARE)
-            return Decision(order=rows[smallest(self._keys(snapshot, rows), count)])
+            order = rows[smallest(self._keys(snapshot, rows), count)]
+            return Decision(order=order, step=snapshot.step)
         return checked(self.policy.plan(snapshot), snapshot)
 
     def _from_shortlist(

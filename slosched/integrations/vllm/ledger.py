@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.arrays import Ints
-from slosched.core.forecast import LengthForecast
+from slosched.core.forecast import FORECAST_ATOMS, LengthForecast
 from slosched.core.request import Request
 from slosched.core.table import RequestTable
 from slosched.integrations.vllm.clock import Clock
@@ -69,6 +69,7 @@ class Ledger:
         self._hit: Ints = np.zeros(n, dtype=np.int64)
         self._params: list[Any] = [None] * n
         self._tokenless: dict[str, int] = {}
+        self._silent = read_claim(None, config)  # what a request claims that says nothing
         self.tenants = Tenants(self.table, config.bounds.max_tenants)
         self.waits = Waits()
         self.outlook: Callable[[], Outlook] = Outlook
@@ -102,21 +103,22 @@ class Ledger:
         self.queued[row] = False
         self.admitted_s[row] = self.predicted_ttft_s[row] = self.predicted_tpot_s[row] = math.nan
         self._lost[row] = self._hit[row] = 0
-        self.with_slo += self.table.promised(row)
-        self.thinking.began(row, request, self._clock.now_s(), self.outlook().decode_s)
-        self._foretell(row)
+        self.with_slo += not described.slo.best_effort
+        outlook = self.outlook()
+        self.thinking.began(row, request, self._clock.now_s(), outlook.decode_s)
+        self._foretell(row, described, outlook)
         return row
 
-    def _foretell(self, row: int) -> None:
+    def _foretell(self, row: int, described: Request, outlook: Outlook) -> None:
         """State the wait of a newcomer."""
-        t = self.table
-        outlook = self.outlook()
-        left_s = float(t.atoms[row].mean()) * min(outlook.decode_s, float(t.tpot_s[row]))
-        limit_s = min(float(t.ttft_s[row]), max(0.0, float(t.e2e_s[row]) - left_s))
+        tpot_s, e2e_s = float(self.table.tpot_s[row]), float(self.table.e2e_s[row])
+        limit_s = float(self.table.ttft_s[row])
+        if e2e_s < math.inf:
+            left_s = described.forecast.mean_tokens * min(outlook.decode_s, tpot_s)
+            limit_s = min(limit_s, max(0.0, e2e_s - left_s))
         self.waits.arrived(
-            row, t.classes[t.class_index[row]], float(t.arrival_s[row]), int(t.prompt_tokens[row]), limit_s,
-            outlook,
-        )  # fmt: skip
+            row, described.slo_class, described.arrival_s, described.prompt_tokens, limit_s, outlook
+        )
 
     def _described(self, request: Any) -> tuple[Request, int, int]:
         """The request in slosched's terms; a plain best-effort one if anything about it is odd."""
@@ -124,7 +126,8 @@ class Ledger:
         tenant = None
         try:
             params = request.sampling_params
-            claim = read_claim(params.extra_args if params is not None else None, self._config)
+            extra = params.extra_args if params is not None else None
+            claim = read_claim(extra, self._config) if extra else self._silent
             for field in claim.malformed:
                 self._stats.malformed[field] = self._stats.malformed.get(field, 0) + 1
             tenant = self.tenants.joins(claim.tenant)
@@ -268,7 +271,8 @@ class Ledger:
         self._tokenless.pop(request_id, None)
         self.waits.left(row, now_s)
         self.tenants.leaves(t.tenants[t.tenant_index[row]], now_s)
-        natural = request.status.name in ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
+        status = request.status.name
+        natural = status in ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
         tokens = request.num_output_tokens
         slo_class = t.classes[t.class_index[row]]
         self.forecaster.learn(
@@ -276,10 +280,9 @@ class Ledger:
             slo_class,
             tokens,
             prompt_tokens=int(t.prompt_tokens[row]),
-            cut=request.status.name != "FINISHED_STOPPED",
+            cut=status != "FINISHED_STOPPED",
         )
-        whole = request.status.name == "FINISHED_STOPPED"
-        answer_s = self.thinking.ended(row, request, slo_class, whole=whole)
+        answer_s = self.thinking.ended(row, request, slo_class, whole=status == "FINISHED_STOPPED")
         first_s, arrival_s = float(t.first_token_s[row]), float(t.arrival_s[row])
         self._stats.finished(
             slo_class=slo_class,
@@ -299,11 +302,13 @@ class Ledger:
             ),
             predicted_s=(float(self.predicted_ttft_s[row]), float(self.predicted_tpot_s[row])),
             tokens=tokens,
-            predicted_tokens=float(t.atoms[row].mean()),
+            predicted_tokens=sum(t.atoms[row].tolist()) / FORECAST_ATOMS,
         )
         self.with_slo -= self.table.promised(row)
         if not self.queued[row]:  # a policy may look at who has left
-            self.sync([request], np.array([row]), t)
+            computed = request.num_computed_tokens
+            t.computed_tokens[row], t.generated_tokens[row] = computed, tokens
+            t.served_tokens[row] = self._lost[row] + computed - self._hit[row]
         self.queued[row] = False
         self.requests[row] = self._params[row] = None
         t.release(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from slosched.integrations.vllm.ledger import Ledger
@@ -26,14 +25,11 @@ class Bypass:
         self._ledger = ledger
         self._since: dict[int, float] = {}
 
-    def apply(
-        self, scheduler: Any, queue: SloQueue, fenced: Collection[int], held: Collection[int],
-        *, now_s: float, limit_s: float,
-    ) -> int:  # fmt: skip
-        """Hold the heads of the queue that do not fit, besides `held`; returns how many."""
+    def apply(self, scheduler: Any, queue: SloQueue, *, now_s: float, limit_s: float) -> int:
+        """Hold the heads of the queue that do not fit; returns how many."""
         free = free_blocks(scheduler)
-        passed: list[int] = []
-        while len(passed) < MOST and queue:
+        passed = 0
+        while passed < MOST and queue:
             request = queue.peek_request()
             row = self._ledger.rows[request.request_id]
             if self.blocks_needed(scheduler, row, request) <= free:
@@ -41,11 +37,11 @@ class Bypass:
             serial = int(self._ledger.table.serial[row])
             if now_s - self._since.setdefault(serial, now_s) > limit_s:
                 break
-            passed.append(row)
-            queue.block(fenced, [*held, *passed])
+            passed += 1
+            queue.hold(row)
         while len(self._since) > REMEMBERED:
             del self._since[next(iter(self._since))]
-        return len(passed)
+        return passed
 
     def blocks_needed(self, scheduler: Any, row: int, request: Any) -> int:
         """Blocks that vLLM must find before it admits the request; at least so many, if not more."""

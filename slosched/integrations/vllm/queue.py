@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slosched.core.arrays import Ints
+from slosched.integrations.vllm.decision import NOBODY
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.waiting_rows import ArrivalLine, smallest
 
 Entry = tuple[float, float, int, int]
 """Key, arrival, serial and row of a waiting request."""
+
+OFFERED, HELD, FENCED = 0, 1, 2
+"""Whether a row may be admitted: it may; not in this step, unless it starves; not at all in this step."""
 
 CHUNK = 64
 """Requests of the order turned into Python objects at a time: more than one step usually admits."""
@@ -52,8 +57,9 @@ class SloQueue:
         self.line = ArrivalLine(ledger.table)
         self._length = 0
         self.preempted: dict[str, int] = {}
-        self._blocked: dict[int, bool] = {}
-        self._order: Ints = np.empty(0, dtype=np.int64)
+        self._barred: NDArray[np.int8] = np.zeros(len(ledger.queued), dtype=np.int8)  # by row
+        self._bars = 0  # rows that are not `OFFERED`
+        self._order: Ints = NOBODY
         self._serial: Ints = self._order
         self._cursor = 0
         self._front: list[int] = []
@@ -126,7 +132,7 @@ class SloQueue:
                 self._leave(row)
 
     def __bool__(self) -> bool:
-        return self._length > len(self._blocked)
+        return self._length > self._bars
 
     def __len__(self) -> int:
         return self._length
@@ -172,9 +178,10 @@ class SloQueue:
 
     def put_first(self, row: int) -> bool:
         """Offer this row before all others, even if it is held; False if it is fenced."""
-        if self._blocked.get(row):
-            return False
-        self._blocked.pop(row, None)
+        if self._bars:
+            if self._barred[row] == FENCED:
+                return False
+            self._offer(row)
         if not self._front:
             self._refill()
         self._front.append(row)
@@ -187,18 +194,40 @@ class SloQueue:
             self._cursor, self._planned = 0, False
             self._front.clear()
 
-    def block(self, fenced: Collection[int], held: Collection[int] = ()) -> None:
+    def block(self, fenced: Sequence[int], held: Ints = NOBODY) -> None:
         """Offer none of these rows, until the next call."""
         self._present = None
         if self.keyed:
             self._front.clear()
-        if not fenced and not held and not self._blocked and not self._aside:
+        if not (fenced or len(held) or self._bars or self._aside):
             return
         while self._aside:
             heappush(self._heap, self._aside.pop())
-        queued = self._ledger.queued
-        self._blocked = {row: False for row in held if queued[row]}
-        self._blocked.update({row: True for row in fenced if queued[row]})
+        queued, barred = self._ledger.queued, self._barred
+        if self._bars:
+            barred[:] = OFFERED
+            self._bars = 0
+        for rows, how in ((held, HELD), (np.array(fenced, dtype=np.int64), FENCED)):
+            if len(rows):
+                barred[rows[queued[rows]]] = how
+                self._bars = int(np.count_nonzero(barred))
+        self._begin_anew()
+
+    def hold(self, row: int) -> None:
+        """Offer this row no more, besides those blocked, until the next call of `block`."""
+        if self._barred[row] == OFFERED:
+            self._barred[row] = HELD
+            self._bars += 1
+        self._begin_anew()
+
+    def _offer(self, row: int) -> None:
+        """Offer this row again."""
+        if self._barred[row] != OFFERED:
+            self._barred[row] = OFFERED
+            self._bars -= 1
+
+    def _begin_anew(self) -> None:
+        """Go through the order from its beginning: who is offered has changed."""
         self._front.clear()
         self._cursor = 0 if self._planned else len(self._order)
 
@@ -217,21 +246,29 @@ class SloQueue:
 
     def _block_adapters(self) -> None:
         present = self._present
-        if present is not None and len(present) >= self._most_adapters:
-            self._blocked.update(
-                {row: True for row, adapter in self._adapters.items() if adapter not in present}
-            )
+        if present is None or not self._adapters or len(present) < self._most_adapters:
+            return
+        self._barred[[row for row, adapter in self._adapters.items() if adapter not in present]] = FENCED
+        self._bars = int(np.count_nonzero(self._barred))
 
     @property
     def native(self) -> bool:
         """Whether requests come out first come, first served, nobody held or fenced."""
-        return not self._planned and not self._blocked and not self.keyed
+        return not self._planned and not self._bars and not self.keyed
+
+    @property
+    def calm(self) -> bool:
+        """Whether nobody is preempted, barred or new, so that `block` with nobody would change nothing."""
+        return not (self.preempted or self._bars or self._aside or self.joined) and self._present is None
 
     def _join(self, row: int) -> None:
         self.line.insert(row)
         self._length += 1
         self.joined.append(row)
         self._ledger.queued[row] = True
+        if row >= len(self._barred):
+            more = len(self._ledger.queued) - len(self._barred)
+            self._barred = np.concatenate([self._barred, np.zeros(more, dtype=np.int8)])
         adapter = adapter_of(self._ledger.requests[row])
         if adapter:
             self._adapters[row] = adapter
@@ -244,8 +281,8 @@ class SloQueue:
             self._adapters.pop(row, None)
         if self._entry:
             self._entry.pop(row, None)
-        if self._blocked:
-            self._blocked.pop(row, None)
+        if self._bars:
+            self._offer(row)
         if self.preempted:
             self.preempted.pop(self._ledger.table.request_ids[row], None)
 
@@ -265,7 +302,7 @@ class SloQueue:
             row = entry[3]
             if self._entry.get(row) is not entry:
                 heappop(heap)
-            elif row in self._blocked:
+            elif self._bars and self._barred[row]:
                 self._aside.append(heappop(heap))
             else:
                 return row
@@ -276,7 +313,7 @@ class SloQueue:
         while True:
             while self._front:
                 row = self._front[-1]
-                if queued[row] and row not in self._blocked:
+                if queued[row] and not (self._bars and self._barred[row]):
                     return row
                 self._front.pop()
             if not self._refill():
@@ -299,8 +336,8 @@ class SloQueue:
         if not self:
             return False
         rows = self.line.rows
-        if self._blocked:
-            rows = rows[~np.isin(rows, list(self._blocked))]
+        if self._bars:
+            rows = rows[self._barred[rows] == OFFERED]
         rank = self._ledger.rank[rows]
         first = smallest(rank, CHUNK)
         self._front = rows[first][::-1].tolist()

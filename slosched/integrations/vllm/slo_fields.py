@@ -90,25 +90,30 @@ def read_claim(extra: object, config: Config) -> Claim:
             malformed.append(name)
         return None
 
-    slo_class = label("slo_class") or config.default_class
+    def length(name: str) -> float | None:
+        """The field's number of tokens, if it is given."""
+        return number(name, 1.0, MAX_TOKENS) if name in values else None
+
+    slo_class = (label("slo_class") if "slo_class" in values else None) or config.default_class
     if slo_class not in config.classes and slo_class != config.default_class:
         malformed.append("slo_class")
         slo_class = config.default_class
     promised = config.of_class(slo_class)
-    tenant, program = label("slo_tenant") or "default", label("slo_program")
+    tenant = (label("slo_tenant") if "slo_tenant" in values else None) or "default"
+    program = label("slo_program") if "slo_program" in values else None
     limits: dict[str, float | None] = {}
     for name, kind in LIMIT_FIELDS.items():
-        value = number(name, math.ulp(0.0), MAX_MS)
-        if kind == "ttfat" and config.thinking is None:
-            malformed += [name] * (value is not None)
+        value = number(name, math.ulp(0.0), MAX_MS) if name in values else None
+        if value is not None and kind == "ttfat" and config.thinking is None:
+            malformed.append(name)
             value = None
         if value is not None:
             value = config.limit_ms(promised, tenant, kind, value)
         else:
-            value = getattr(promised, f"{kind}_ms")
-        limits[f"{kind}_s"] = None if value is None else value / 1000.0
-    weight = number("slo_weight", 0.0, math.inf)
-    tokens, p90, thinking = (number(name, 1.0, MAX_TOKENS) for name in LENGTH_FIELDS)
+            value = getattr(promised, kind + "_ms")
+        limits[kind + "_s"] = None if value is None else value / 1000.0
+    weight = number("slo_weight", 0.0, math.inf) if "slo_weight" in values else None
+    tokens, p90, thinking = map(length, LENGTH_FIELDS)
     return Claim(
         slo=Slo(**limits),
         slo_class=slo_class,

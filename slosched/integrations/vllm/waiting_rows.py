@@ -44,6 +44,7 @@ class ArrivalLine:
         self._head = self._tail = capacity // 2
         self._here: dict[int, bool] = {}
         self._left: dict[int, bool] = {}
+        self._gone = np.zeros(table.capacity, dtype=np.bool_)  # by table row: whether it is in `_left`
 
     def __len__(self) -> int:
         return len(self._here)
@@ -101,6 +102,9 @@ class ArrivalLine:
         if self._here.pop(row, None) is None:
             return False
         self._left[row] = True
+        if row >= len(self._gone):
+            self._gone = np.concatenate([self._gone, np.zeros(self._table.capacity, dtype=np.bool_)])
+        self._gone[row] = True
         if self._rows[self._head] == row:
             self._drop_head()
         elif len(self._left) > MOST_LEFT:
@@ -110,17 +114,21 @@ class ArrivalLine:
     def _drop_head(self) -> None:
         """Drop rows at the head that have left."""
         left, rows = self._left, self._rows
-        while left and self._head < self._tail and left.pop(int(rows[self._head]), False):
+        while left and self._head < self._tail:
+            row = int(rows[self._head])
+            if not left.pop(row, False):
+                return
+            self._gone[row] = False
             self._head += 1
 
     def _drop_left(self) -> None:
         """Drop all rows that have left."""
         head, tail = self._head, self._tail
-        stays = ~np.isin(self._rows[head:tail], list(self._left))
-        n = int(stays.sum())
-        for column in (self._rows, self._arrival_s):
-            column[tail - n : tail] = column[head:tail][stays]
-        self._head = tail - n
+        stays = np.flatnonzero(~self._gone[self._rows[head:tail]])
+        self._head = at = tail - len(stays)
+        self._rows[at:tail] = self._rows[head:tail][stays]
+        self._arrival_s[at:tail] = self._arrival_s[head:tail][stays]
+        self._gone[list(self._left)] = False
         self._left.clear()
 
     def _make_room(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class Outlook:
             return 1.0
         bound = limit_s / self.estimate_s(prompt_tokens)
         spread = self.spread(slo_class)
-        return (sum(ratio <= bound for ratio in spread) + 0.5) / (len(spread) + 1)
+        return (bisect_right(spread, bound) + 0.5) / (len(spread) + 1)
 
 
 @dataclass(slots=True)
@@ -89,6 +90,23 @@ class _Told:
     wait_s: float
     chance: float
     limit_s: float
+
+
+class _Latest:
+    """The latest `REMEMBERED` ratios, kept in ascending order as they come."""
+
+    __slots__ = ("_order", "ascending")
+
+    def __init__(self) -> None:
+        self._order: deque[float] = deque()
+        self.ascending: list[float] = []
+
+    def add(self, ratio: float) -> None:
+        """One more; the oldest goes once there are too many."""
+        if len(self._order) >= REMEMBERED:
+            del self.ascending[bisect_left(self.ascending, self._order.popleft())]
+        self._order.append(ratio)
+        insort(self.ascending, ratio)
 
 
 class Waits:
@@ -108,7 +126,7 @@ class Waits:
 
     def __init__(self) -> None:
         self._told: dict[int, _Told] = {}
-        self._ratios: dict[str, deque[float]] = {}
+        self._ratios: dict[str, _Latest] = {}
         self._sorted: dict[str, tuple[float, ...]] = {}
         self._gap_s = 0.0
         self._last_s = math.nan
@@ -169,10 +187,15 @@ class Waits:
     def _learn(self, told: _Told, real_s: float) -> None:
         ratio = real_s / told.estimate_s
         for name in (told.slo_class, told.slo_class[-1:] if told.slo_class.endswith("+") else ""):
-            seen = self._ratios.setdefault(name, deque(maxlen=REMEMBERED))
-            seen.append(ratio)
-            if len(seen) >= ENOUGH:
-                self._sorted = {**self._sorted, name: tuple(sorted(seen))}
+            seen = self._ratios.get(name)
+            if seen is None:
+                seen = self._ratios[name] = _Latest()
+            seen.add(ratio)
+            if len(seen.ascending) >= ENOUGH:
+                if name in self._sorted:
+                    self._sorted[name] = tuple(seen.ascending)
+                else:  # a new one: other threads read the old
+                    self._sorted = {**self._sorted, name: tuple(seen.ascending)}
 
     def calibration(self) -> list[dict[str, float]]:
         """Stated against real: for each bin of stated chance its mean, the share kept and the requests."""
