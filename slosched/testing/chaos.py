@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.planner.plan import Plan
 from slosched.policies.base import Policy
+from slosched.policies.registry import policy_of
 from slosched.testing.chaos_features import Feature, features_of
 from slosched.testing.harness import make_request, runner_output
 from slosched.testing.virtual_clock import Flight, VirtualEngine
@@ -193,6 +195,20 @@ def chaos_workload(n: int, seed: int, *, prefix_cache: bool) -> Workload:
     )
 
 
+def with_limits(workload: Workload, seed: int) -> Workload:
+    """The same work with limits, some hopeless: on the first token only, on the pace, on the whole answer."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 4, len(workload))
+    return replace(
+        workload,
+        ttft_s=np.where(kind <= 1, 0.02 + rng.random(len(workload)), np.inf),
+        tpot_s=np.where(kind == 1, 0.01 + 0.02 * rng.random(len(workload)), np.inf),
+        e2e_s=np.where(kind == 2, 0.1 + 3 * rng.random(len(workload)), np.inf),
+        weight=rng.choice([0.0, 1.0, 2.0], len(workload)),
+        atoms=np.sort(np.maximum(1.0, workload.atoms * rng.lognormal(0, 1, workload.atoms.shape)), axis=1),
+    )
+
+
 def keeps_stale_output() -> bool:
     """Whether this vLLM tracks the output of steps in flight over a preemption."""
     probe = make_request("probe", [1], max_tokens=1, arrival_s=0.0, priority=0, block_tokens=16, hashed=False)
@@ -210,9 +226,11 @@ def run_chaos(
     worst_victim: bool = False,
     reset: float | None = None,
     features: Iterable[str] = (),
+    policy: str | None = None,
 ) -> dict[str, Any]:
     """Put `n` requests through the real scheduler under random plans, aborts and resets.
 
+    With `policy`, a name as on the command line, requests have limits and that policy plans instead.
     `features` names what else is in use, of `slosched.testing.chaos_features.FEATURES`. `reset` is the chance
     of a reset in each turn. By default it is 0.01, but 0 with the asynchronous scheduler of releases before
     0.27, which then loses tokens by itself.
@@ -226,19 +244,25 @@ def run_chaos(
     Raises
     ------
     InputError
-        If a token is wrong, a request is lost or stuck, anything is left behind, or a feature is unknown.
+        If a token is wrong, a request is lost or stuck, a plan or a hook fails, anything is left behind, or a
+        feature is unknown.
     """
     limits = EngineLimits(
         max_num_seqs=8, max_num_batched_tokens=128, kv_blocks=kv_blocks, block_tokens=16, max_model_len=512,
         prefix_cache=prefix_cache,
     )  # fmt: skip
     workload = chaos_workload(n, seed, prefix_cache=prefix_cache)
+    if policy is not None:
+        workload = with_limits(workload, seed + 3)
     engine = ChaosEngine(
         workload,
         Engine(limits=limits, step_time=StepTimeModel(base_s=0.01, prefill_token_s=2e-5)),
         depth=depth, asynchronous=asynchronous,
     )  # fmt: skip
-    engine.use_policy(RandomWorstVictim(seed) if worst_victim else RandomPolicy(seed))
+    if policy is not None:
+        engine.use_policy(policy_of(policy))
+    else:
+        engine.use_policy(RandomWorstVictim(seed) if worst_victim else RandomPolicy(seed))
     chosen = features_of(features, seed + 2, asynchronous=asynchronous, depth=depth)
     engine.use_features(chosen)
     if reset is None:
@@ -250,14 +274,18 @@ def run_chaos(
     engine.scheduler.schedule()  # vLLM's own clean-up after the last abort
     engine.check_empty()
     stats = engine.scheduler.slosched.stats
+    failures = {reason: n for reason, n in stats.fallbacks.items() if reason != "all-held"}
+    if failures:
+        raise InputError(f"no plan and no hook may fail, got {failures}: {stats.errors}.")
+    by_whom = "" if policy is None else f" by {policy}"
+    done = {"preemptions": stats.preempted, "held": stats.held, "skipped": stats.skipped}
+    if policy is None:
+        done["rejected"] = stats.rejected
     return {
         "requests": n,
         "aborted": engine.aborted,
         "resets": engine.resets,
-        "preemptions": stats.preempted,
-        "held": stats.held,
-        "rejected": stats.rejected,
-        "skipped": stats.skipped,
+        **{event + by_whom: count for event, count in done.items()},
         "steps": engine.steps,
         **({"async_overlapped": engine.overlapped} if asynchronous and depth > 1 else {}),
         **{event: int(count) for feature in chosen for event, count in feature.events.items()},

@@ -71,6 +71,9 @@ class ArrivalLine:
 
     def insert(self, row: int) -> None:
         """Add a row that is not in the line."""
+        if row >= len(self._gone):
+            more = self._table.capacity - len(self._gone)
+            self._gone = np.concatenate([self._gone, np.zeros(more, dtype=np.bool_)])
         if row in self._left:
             self._drop_left()
         if self._head == 0 or self._tail == len(self._rows):
@@ -102,8 +105,6 @@ class ArrivalLine:
         if self._here.pop(row, None) is None:
             return False
         self._left[row] = True
-        if row >= len(self._gone):
-            self._gone = np.concatenate([self._gone, np.zeros(self._table.capacity, dtype=np.bool_)])
         self._gone[row] = True
         if self._rows[self._head] == row:
             self._drop_head()
