@@ -5,11 +5,11 @@ turns in blocks of steps, so that both see the same machine; what slosched adds 
 of the difference of the blocks' medians (and, for the tail, of their 90 % quantiles), which other work on the
 machine disturbs little, while the quantiles over all steps are what it was that day; the same for p99, the
 difference of the quantiles over all steps. ``cpu`` is the engine thread's own processor time, which leaves
-out when the thread was not running; its least block tells most on a busy machine. ``host`` is all that the
-scheduler does for a step: ``schedule``, ``get_grammar_bitmask``, which vLLM calls while the device computes,
-``update_from_output`` and ``add_request``. Every step has a newcomer, where an engine has one in hundreds. The
-first steps, which all teach the step-time model, do not count. Needs vLLM; writes benchmarks/results/ after
-every row.
+out when the thread was not running; its least block tells most on a busy machine. ``host`` is all
+that the scheduler does for a step: ``schedule``, ``get_grammar_bitmask``, which vLLM calls while the device
+computes, ``update_from_output`` and ``add_request``. One step in ``--every`` has a newcomer: 1 by default,
+where real engines have one in a dozen or in hundreds. The first steps, which all teach the step-time model,
+do not count. Needs vLLM; writes benchmarks/results/ after every row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ device that computes by itself, and on a CPU within the engine's own process."""
 class Churn:
     """A scheduler kept at so many running and waiting requests."""
 
-    def __init__(self, mode: str, running: int, waiting: int) -> None:
+    def __init__(self, mode: str, running: int, waiting: int, every: int = 1) -> None:
         from slosched.integrations.vllm.adapter import adapted, attach, base_class, make_policy, rehearsal
         from slosched.integrations.vllm.clock import WallClock
         from slosched.integrations.vllm.config import Config
@@ -43,7 +43,8 @@ class Churn:
         from slosched.testing.harness import make_scheduler
 
         self.slo = mode in ("edf", "slosched", "slosched-cpu")
-        self.count = 0
+        self.count = self.steps = 0
+        self.every = every
         self.times: list[float] = []
         self.cpu_times: list[float] = []
         self.host_times: list[float] = []
@@ -81,7 +82,7 @@ class Churn:
         )  # fmt: skip
 
     def step(self, device_s: float = DEVICE_S) -> None:
-        """One engine step: who has run longest ends, another arrives."""
+        """One engine step; once in a while who has run longest ends, and another arrives."""
         from slosched.testing.harness import STOP, runner_output
 
         begin, cpu = time.perf_counter(), time.thread_time()
@@ -92,7 +93,8 @@ class Churn:
         self.scheduler.get_grammar_bitmask(output)
         beside_s = time.perf_counter() - begin
         ids = list(output.num_scheduled_tokens)
-        ends = ids[0] if ids else None
+        self.steps += 1
+        ends = ids[0] if ids and self.steps % self.every == 0 else None
         time.sleep(device_s)  # every engine waits for its device, and finds its caches cold afterwards
         while self.planning:
             time.sleep(DEVICE_S)
@@ -116,9 +118,9 @@ class Churn:
         self.scheduler.shutdown()
 
 
-def measure(running: int, waiting: int, steps: int) -> dict[str, Any]:
+def measure(running: int, waiting: int, steps: int, every: int) -> dict[str, Any]:
     """p50 and p99 in microseconds of each mode, taking turns."""
-    churns = {mode: Churn(mode, running, waiting) for mode in MODES}
+    churns = {mode: Churn(mode, running, waiting, every) for mode in MODES}
     gc.collect()
     gc.freeze()
     rounds = max(1, steps // BLOCK)
@@ -129,6 +131,7 @@ def measure(running: int, waiting: int, steps: int) -> dict[str, Any]:
                 churns[names[(i + k) % len(names)]].step()
     stock = stock_cpu = stock_host = np.empty((0, BLOCK))
     row: dict[str, Any] = {"running": running, "waiting": waiting, "steps": len(churns["stock"].times)}
+    row["newcomer_every"] = every
     for mode, churn in churns.items():
         times = np.array(churn.times) * 1e6
         blocks, cpu = times.reshape(rounds, BLOCK), np.array(churn.cpu_times).reshape(rounds, BLOCK) * 1e6
@@ -172,12 +175,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--running", type=int, nargs="+", default=[16, 256])
     parser.add_argument("--waiting", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--every", type=int, default=1, help="steps for each newcomer")
     parser.add_argument("--out", default="vllm_overhead.json")
     arguments = parser.parse_args()
     rows = []
     for running in arguments.running:
         for waiting in arguments.waiting:
-            rows.append(measure(running, waiting, arguments.steps))
+            rows.append(measure(running, waiting, arguments.steps, arguments.every))
             print(rows[-1], flush=True)
             write_json(
                 RESULTS / arguments.out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,18 @@ from slosched.core.engine import Engine, EngineLimits
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
 from slosched.integrations.vllm.background import PlansAhead
+from slosched.integrations.vllm.carrying import Carrying, Step
+from slosched.integrations.vllm.clock import VirtualClock
+from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.decision import NOBODY, Decision
+from slosched.integrations.vllm.ledger import Ledger
+from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.state import Learned
 from slosched.policies import policy
 from slosched.testing.virtual_clock import VirtualEngine
+
+from .conftest import fake_request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -92,3 +103,68 @@ def test_planning_beside_the_engine_costs_next_to_nothing(late: int) -> None:
         assert not stats.fallbacks
         beside.append(found)
     assert np.mean(beside) > np.mean(here) - 0.025, (here, beside)
+
+
+class OnADevice(Beside):
+    """A device that computes by itself: vLLM asks for the grammar of a step while it does."""
+
+    begun: list[int]
+    """Plans begun within ``schedule``, while the device computed, and when it was done."""
+    place = 0
+
+    def use_policy(self, *args: Any, **kwargs: Any) -> None:
+        super().use_policy(*args, **kwargs)
+        self.scheduler.slosched.beside, self.begun = True, [0, 0, 0]
+        ahead = self.scheduler.slosched.planner.background
+        submit = ahead.submit
+
+        def counted(*task: Any) -> None:
+            self.begun[self.place] += 1
+            submit(*task)
+
+        ahead.submit = counted
+
+    def schedule(self) -> Any:
+        self.place = 0
+        output = super().schedule()
+        if self.steps % 3:  # vLLM does not ask where tokens that a grammar needs are still on their way
+            self.place = 1
+            self.scheduler.get_grammar_bitmask(output)
+        self.place = 2
+        return output
+
+
+def test_on_a_device_plans_are_begun_while_it_computes() -> None:
+    """Not within ``schedule``, for which the device waits; and at the latest when the step is done."""
+    work = tiers(100, 5, 7.0)
+    engine = OnADevice(work, ENGINE)
+    engine.use_policy(policy("slosched", seed=0))
+    engine.run()
+    engine.scheduler.slosched.close()
+    assert engine.begun[0] == 0
+    assert min(engine.begun[1:]) > 50
+    assert not set(engine.scheduler.slosched.stats.fallbacks) - {"overrun"}  # the machine may be busy
+    assert float(engine.result(0.0).outcomes.met.mean()) > attained(VirtualEngine, work)[0] - 0.05
+
+
+def test_the_running_list_keeps_its_order_unless_the_plan_or_an_older_one_changes_it() -> None:
+    """A plan that wants the order it saw is carried out again if another order came in between."""
+    config, stats, clock = Config(), Stats(), VirtualClock()
+    ledger = Ledger(config, clock, Learned("h100-llama-3.1-8b"), stats)
+    running = [fake_request(str(i), float(i)) for i in range(4)]
+    rows = ledger.rows_of(running)
+    none: Any = None
+    carrying = Carrying(SloQueue(ledger), ledger, none, none, none, config, clock, stats)
+    scheduler = SimpleNamespace(running=list(running), waiting=[])
+
+    def names(number: int, order: list[int], made_after: int, *, same: bool) -> str:
+        decision = Decision(
+            order=NOBODY, running_order=rows[order], step=made_after, same_order=same,
+        )  # fmt: skip
+        carrying.carry_out(scheduler, Step(number, []), decision, decode_s=0.01, busy=True, whole=False)
+        return "".join(r.request_id for r in scheduler.running)
+
+    assert names(1, [0, 1, 2, 3], 0, same=True) == "0123"
+    assert names(2, [2, 0, 1, 3], 1, same=False) == "2013"
+    assert names(3, [0, 1, 2, 3], 1, same=True) == "0123"  # made before the order changed
+    assert names(4, [0, 1, 2, 3], 3, same=True) == "0123"

@@ -200,3 +200,20 @@ def test_keys_given_once_order_like_a_full_sort(ledger: Ledger) -> None:
             queue.remove_request(ledger.requests[ledger.rows[gone]])
             ledger.finish(gone, 0.0)
             del waiting[gone]
+
+
+def test_line_and_bars_outgrow_the_table(ledger: Ledger) -> None:
+    """Rows beyond the first size of the table are barred, left out and put first as all others."""
+    queue, requests = _queue(ledger, [float(i % 7) for i in range(700)])
+    queue.block([600], np.arange(300, 600))
+    assert len(queue) == 700
+    assert not queue.put_first(600)
+    for row in (650, 601, 2):
+        queue.remove_request(requests[row])
+    offered = [queue.pop_request().request_id for _ in range(700 - 301 - 3)]
+    assert offered == [str(i) for i in (*range(300), *range(601, 700)) if i not in (650, 601, 2)]
+    assert not queue
+    assert len(queue) == 301
+    queue.block([])
+    queue.hold(300)
+    assert queue.pop_request() is requests[301]

@@ -48,7 +48,6 @@ class Snapshots:
         self._engine = Engine(limits=limits, step_time=learned.step_time.model)
         self._running: list[Any] = []
         self._rows: Ints = NOBODY
-        self._engine = Engine(limits=limits, step_time=learned.step_time.model)
         self._synced = -SYNC_STEPS
 
     def take(
