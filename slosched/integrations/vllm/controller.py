@@ -67,7 +67,7 @@ class Controller:
         beside: bool = False,
     ) -> None:
         self.config, self.clock, self.learned, self.capability = config, clock, learned, capability
-        self.beside, self._unplanned = beside, False
+        self.beside, self._unplanned, self._scheduled_s = beside, False, 0.0
         self.stats = Stats()
         self.stats.level = capability.level
         self.limits = limits_of(scheduler)
@@ -221,7 +221,9 @@ class Controller:
         self._note_admitted()
         self.peek.look(self.queue.joined, self.queue.line.rows)
         self.planner.step_s = self.watch.decode_s
-        return self.snapshots.take(scheduler, number, copied=copied)
+        return self.snapshots.take(
+            scheduler, number, copied=copied, now_s=self._scheduled_s if copied else None
+        )
 
     def beside_device(self, scheduler: Any) -> None:
         """The device has begun to compute the step."""
@@ -273,7 +275,7 @@ class Controller:
                 self.prefilling.begun(queue.admitted)
             queue.admitted = []
         if self.planner.background is not None:
-            self._unplanned = True
+            self._unplanned, self._scheduled_s = True, self.clock.now_s()
             if not self.beside or not tokens:
                 self._plan_beside(scheduler)
 

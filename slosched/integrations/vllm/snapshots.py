@@ -51,7 +51,7 @@ class Snapshots:
         self._synced = -SYNC_STEPS
 
     def take(
-        self, scheduler: Any, step: int, *, copied: bool
+        self, scheduler: Any, step: int, *, copied: bool, now_s: float | None = None
     ) -> tuple[Snapshot, Callable[[RequestTable], None]]:
         """The present state, and what brings a copy of the table up to date with the running requests.
 
@@ -63,6 +63,9 @@ class Snapshots:
             Number of the coming step.
         copied
             Whether the policy looks at a copy, so that the table itself needs no update.
+        now_s
+            When the last step was scheduled, if that was a moment ago: policies tell the time of a step from
+            that between two plans. By default it is now.
         """
         running = scheduler.running
         lax = self._lax and len(running) == len(self._running)
@@ -74,15 +77,18 @@ class Snapshots:
         if old and not copied:
             refresh(self._ledger.table)
             self._synced = step
-        return self.of(self._queue.line.rows.copy(), self._rows, free_blocks(scheduler), step), refresh
+        waiting, free = self._queue.line.rows.copy(), free_blocks(scheduler)
+        return self.of(waiting, self._rows, free, step, now_s), refresh
 
-    def of(self, waiting: Ints, running: Ints, free_blocks: int, step: int) -> Snapshot:
+    def of(
+        self, waiting: Ints, running: Ints, free_blocks: int, step: int, now_s: float | None = None
+    ) -> Snapshot:
         """The state now, with the given rows waiting and running."""
         model = self._learned.step_time.model
         if model is not self._engine.step_time:
             self._engine = replace(self._engine, step_time=model)
         found = Snapshot(
-            now_s=self._clock.now_s(),
+            now_s=self._clock.now_s() if now_s is None else now_s,
             table=self._ledger.table,
             waiting=waiting,
             running=running,
