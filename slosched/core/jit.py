@@ -116,7 +116,7 @@ def fingerprint(names: dict[str, Any]) -> str:
 
 
 def _is_constant(name: str, value: Any) -> bool:
-    return not name.startswith("__") and isinstance(value, int | float | str | tuple)
+    return not name.startswith("__") and isinstance(value, int | float | str | tuple | np.generic)
 
 
 def _module_of(value: Any) -> ModuleType | None:

@@ -119,7 +119,8 @@ class Futures:
 
 def gather(snapshot: Snapshot, rows: Ints, running: int, scale: Floats) -> Floats:
     """Jobs of table rows, the first `running` of which run; see `slosched.planner.rollout.gather`."""
-    jobs: Floats = r.gather(r.columns_of(snapshot.table), rows, running, scale, OUTLIVED_GROWTH)
+    jobs = np.empty((len(rows), r.COLUMNS))
+    r.gather(r.columns_of(snapshot.table), rows, running, scale, OUTLIVED_GROWTH, jobs)
     return jobs
 
 
