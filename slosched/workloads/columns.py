@@ -21,12 +21,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "prompt_tokens", "input_tokens", "context_tokens", "request_tokens", "prompt_length", "input_length",
         "prompt_len", "input_len", "num_prompt_tokens", "num_input_tokens", "num_prefill_tokens",
         "prompt_token_count", "input_token_count", "input_sequence_length", "isl",
+        "gen_ai_usage_input_tokens", "gen_ai_usage_prompt_tokens",
     ),
     "output_tokens": (
         "output_tokens", "completion_tokens", "generated_tokens", "response_tokens", "output_length",
         "output_len", "response_length", "num_output_tokens", "num_completion_tokens",
         "num_generated_tokens", "num_decode_tokens", "output_token_count", "completion_token_count",
-        "output_sequence_length", "osl",
+        "output_sequence_length", "osl", "gen_ai_usage_output_tokens", "gen_ai_usage_completion_tokens",
     ),
     "ttft": ("ttft", "ttft_slo", "slo_ttft", "ttft_limit"),
     "tpot": ("tpot", "tpot_slo", "slo_tpot", "tpot_limit"),
@@ -180,6 +181,8 @@ class Notes:
         """One line for a user."""
         span = float(workload.arrival_s[-1] - workload.arrival_s[0]) if len(workload) else 0.0
         rate = f" over {span:.4g} s, {(len(workload) - 1) / span:.3g}/s" if span > 0 else ""
+        if span == 0 and len(workload) > 1:
+            rate = ", all at the same time"
         parts = [f"{path}: {len(workload)} requests{rate}, read as {self.format} ({self.holder})"]
         if self.clock:
             parts.append(f"time from {self.clock}")

@@ -5,6 +5,7 @@ told by evidence.
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,14 @@ MOST_DIGITS = 18
 """Longer digits are no length; this also keeps `int` fast."""
 TOKEN_DOMAIN = f"an integer from 1 to {MOST_TOKENS}"
 
+NOTHING = ("", "nan", "null", "none", "na", "n/a", "-")
+"""Words, in lower case, that tools write where there is no value."""
+
+GROUPS = re.compile(r"[0-9]{1,3}(?:([, \u00a0\u202f'])[0-9]{3})(?:\1[0-9]{3})*")
+"""A whole number with its thousands apart, as spreadsheets write it. A point is none of these: it may be one
+of fractions.
+"""
+
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Seconds in each unit of time that can be named."""
 
@@ -39,11 +48,13 @@ SLOW_PER_S = 0.02
 
 
 def whole(path: Path, row: int, field: str, value: object, low: int, high: int, domain: str) -> int:
-    """An integer field from `low` to `high`, from text or JSON; 12.0 counts as 12."""
+    """An integer field from `low` to `high`, from text or JSON; 12.0 counts as 12, and 1,200 as 1200."""
     if isinstance(value, str) and len(value) < MOST_DIGITS and value.isascii() and value.isdigit():
         exact = int(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         exact = value
+    elif isinstance(value, str) and len(value) < MOST_DIGITS and GROUPS.fullmatch(value.strip()):
+        exact = int(re.sub("[^0-9]", "", value))
     else:
         real = real_number(value)
         if not (math.isfinite(real) and real == int(real)):
@@ -90,6 +101,19 @@ def real_number(value: object) -> float:
         return float(value)
     except (ValueError, OverflowError):
         return math.nan
+
+
+def nothing(value: object) -> bool:
+    """Whether a cell says that there is no value.
+
+    Examples
+    --------
+    >>> [nothing(cell) for cell in (None, "", "NaN", "NULL", float("nan"), "0", 0)]
+    [True, True, True, True, True, False, False]
+    """
+    if isinstance(value, str):
+        return value.strip().lower() in NOTHING
+    return value is None or value != value
 
 
 def is_number(text: str) -> bool:

@@ -28,7 +28,16 @@ from slosched.core.reading import Table, open_table
 from slosched.core.thinking import Thinking
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.workloads.columns import Columns, Notes, left_out_words, recognise
-from slosched.workloads.fields import MOST_SECONDS, MOST_TOKENS, UNIT_WORDS, Clock, number, tokens, whole
+from slosched.workloads.fields import (
+    MOST_SECONDS,
+    MOST_TOKENS,
+    UNIT_WORDS,
+    Clock,
+    nothing,
+    number,
+    tokens,
+    whole,
+)
 
 GENERIC_REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 LIMITS = ("ttft_s", "tpot_s", "e2e_s")
@@ -286,4 +295,4 @@ def plain_stem(path: Path) -> str:
 
 def _none(value: object) -> bool:
     """Whether a length says that there was none."""
-    return value is None or value == 0 or (isinstance(value, str) and value.strip() in ("", "0", "0.0"))
+    return nothing(value) or value == 0 or (isinstance(value, str) and value.strip() in ("0", "0.0"))

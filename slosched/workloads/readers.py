@@ -23,9 +23,11 @@ from slosched.workloads.hashed import clock_step as clock_step
 from slosched.workloads.hashed import read_mooncake as read_mooncake
 from slosched.workloads.toollogs import (
     AIPERF_KEYS,
+    GUIDELLM_KEYS,
     VLLM_LISTS,
     openai_answer,
     read_aiperf,
+    read_guidellm,
     read_openai,
     read_vllm,
 )
@@ -33,8 +35,8 @@ from slosched.workloads.toollogs import (
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 FORMATS = (
-    "azure", "mooncake", "bailian", "burstgpt", "agentic", "vllm", "aiperf", "openai", "lengths", "csv",
-    "jsonl",
+    "azure", "mooncake", "bailian", "burstgpt", "agentic", "vllm", "aiperf", "guidellm", "openai", "lengths",
+    "csv", "jsonl",
 )  # fmt: skip
 """Names of the formats `read` knows."""
 
@@ -61,9 +63,9 @@ def read(
     format
         ``azure`` (TIMESTAMP, ContextTokens, GeneratedTokens), ``mooncake`` and ``bailian`` (records with
         hash_ids), ``burstgpt``, ``agentic`` (kv-cache-tester, one row per request), ``vllm`` (``vllm bench
-        serve --save-detailed``), ``aiperf`` (profile_export.jsonl), ``openai`` (answers with their usage),
-        ``lengths`` (input and output tokens without arrivals), ``csv`` or ``jsonl`` (any other table, see
-        `read_generic`), or ``auto`` to tell it from the columns.
+        serve --save-detailed``), ``aiperf`` (profile_export.jsonl), ``guidellm`` (benchmarks.json),
+        ``openai`` (answers with their usage), ``lengths`` (input and output tokens without arrivals), ``csv``
+        or ``jsonl`` (any other table, see `read_generic`), or ``auto`` to tell it from the columns.
     rate_per_s
         Mean arrival rate: the trace's clock is stretched to it. Needed where a file has no arrivals.
     cv
@@ -99,7 +101,11 @@ def read(
     kind = format_of(table) if format == "auto" else format
     if kind == "lengths":
         if rate_per_s is None:
-            raise InputError(f"rate_per_s must be given since {path} has no arrival times, got None.")
+            names = ", ".join(table.names)[:200]
+            raise InputError(
+                f"rate_per_s must be given since {path} has no column known as the time of arrival "
+                f"({names}), got None."
+            )
         workload, notes = _lengths(table, rate_per_s, cv, seed)
     else:
         workload, notes = _read(table, kind, seed, time_unit)
@@ -123,6 +129,7 @@ def format_of(table: Table) -> str:
     for kind, columns in (
         ("azure", AZURE_COLUMNS), ("burstgpt", BURSTGPT_COLUMNS), ("agentic", AGENTIC_COLUMNS),
         ("bailian", (*MOONCAKE_KEYS, *BAILIAN_KEYS)), ("vllm", VLLM_LISTS), ("aiperf", AIPERF_KEYS),
+        ("guidellm", GUIDELLM_KEYS),
     ):  # fmt: skip
         if all(column in names for column in columns):
             return kind
@@ -156,7 +163,8 @@ def _read(table: Table, kind: str, seed: int, time_unit: str | None) -> tuple[Wo
     if kind == "aiperf":
         return read_aiperf(table)
     readers = {
-        "azure": read_azure, "burstgpt": read_burstgpt, "vllm": read_vllm, "openai": read_openai,
+        "azure": read_azure, "burstgpt": read_burstgpt, "vllm": read_vllm, "guidellm": read_guidellm,
+        "openai": read_openai,
         "csv": read_generic, "jsonl": read_generic,
     }  # fmt: skip
     return readers[kind](table, time_unit=time_unit)
@@ -176,7 +184,7 @@ def _published(
     table: Table, columns: Sequence[str], source: str, kind: str, documented: str | None, asked: str | None
 ) -> tuple[Workload, Notes]:
     """A trace of times and two lengths, in order of time; rows without tokens are left out and counted."""
-    clock = Clock(table.path, columns[0], ascending=True)
+    clock = Clock(table.path, columns[0])
     prompts, outputs = array("q"), array("q")
     left_out = 0
     for row, fields in table.rows(columns):
@@ -193,10 +201,13 @@ def _published(
         raise DataError(table.path, None, columns[2], "above 0 in some row", 0)
     times, words = clock.seconds(documented=documented, asked=asked)
     reasons = {NO_TOKENS: left_out} if left_out else {}
-    workload = _plain(table, times - times[0], prompts, outputs, source + left_out_words(reasons))
+    order = np.argsort(times, kind="stable")
+    prompts_, outputs_ = (np.asarray(values, dtype=np.int64)[order] for values in (prompts, outputs))
+    times = times[order] - times.min()
+    workload = _plain(table, times, prompts_, outputs_, source + left_out_words(reasons))
     return workload, Notes(
         format=kind, holder=table.kind, clock=words, used=tuple(columns[1:]), unused=unused(table, columns),
-        left_out=reasons,
+        left_out=reasons, remarks=() if clock.sorted else ("sorted by time",),
     )  # fmt: skip
 
 

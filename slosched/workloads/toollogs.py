@@ -22,6 +22,13 @@ WARM_UP = "not of the profiling phase"
 VLLM_LISTS = ("input_lens", "output_lens")
 VLLM_READ = (*VLLM_LISTS, "start_times", "errors")
 AIPERF_KEYS = ("metadata", "metrics")
+GUIDELLM_KEYS = ("benchmarks",)
+GUIDELLM_TIMES = ("start_time", "request_start_time", "request_start")
+GUIDELLM_LENGTHS = (("prompt_tokens", "input_metrics"), ("output_tokens", "output_metrics"))
+"""Names of both lengths in a request, and of what holds them in newer releases."""
+
+CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""Parts of a prompt that Anthropic's usage counts beside ``input_tokens``."""
 MEASURED = dict.fromkeys(("ttfts", "itls", "latencies"), "measured, not a limit")
 
 
@@ -88,17 +95,58 @@ def read_aiperf(table: Table) -> tuple[Workload, Notes]:
     return collected.workload("aiperf", "aiperf export", named="ns", read=read, left=left)
 
 
+def read_guidellm(table: Table, *, time_unit: str | None = None) -> tuple[Workload, Notes]:
+    """``benchmarks.json`` of GuideLLM: the requests of all its benchmarks, as they were sent."""
+    collected = _Requests(table, "start_time")
+    runs = 0
+    for row, record in table.rows(GUIDELLM_KEYS):
+        benchmarks = record["benchmarks"]
+        if not isinstance(benchmarks, list):
+            raise DataError(table.path, row, "benchmarks", "a list", str(benchmarks)[:MOST_SHOWN])
+        runs += len(benchmarks)
+        for benchmark in benchmarks:
+            for kind, requests in _object(_object(benchmark).get("requests")).items():
+                for number, request in enumerate(requests if isinstance(requests, list) else (), start=1):
+                    one = _object(request)
+                    reason = FAILED if kind in ("errored", "incomplete") else None
+                    prompt, output = _guidellm_lengths(one)
+                    collected.add(number, _guidellm_time(one), prompt, output, reason)
+    return collected.workload(
+        "guidellm", "GuideLLM report", documented="s", asked=time_unit,
+        read=("start_time", "prompt_tokens", "output_tokens"), left=unused(table, GUIDELLM_KEYS),
+        remarks=(f"{runs} benchmarks, one after the other",) if runs > 1 else (),
+    )  # fmt: skip
+
+
+def _guidellm_time(request: dict[str, Any]) -> object:
+    """When a request was sent, wherever the release puts it."""
+    places = (request, _object(_object(request.get("info")).get("timings")))
+    found = (place.get(name) for place in places for name in GUIDELLM_TIMES)
+    return next((moment for moment in found if moment is not None), None)
+
+
+def _guidellm_lengths(request: dict[str, Any]) -> list[object]:
+    """Tokens of prompt and answer, wherever the release puts them."""
+    lengths: list[object] = []
+    for name, holder in GUIDELLM_LENGTHS:
+        metrics = _object(request.get(holder))
+        found = (request.get(name), metrics.get("total_tokens"), metrics.get("text_tokens"))
+        lengths.append(next((length for length in found if length is not None), None))
+    return lengths
+
+
 def read_openai(table: Table, *, time_unit: str | None = None) -> tuple[Workload, Notes]:
     """Answers of an OpenAI-compatible server with their ``usage``, or records that hold such answers.
 
     A record is the answer itself; or has it under ``response``, as proxies log it; or under
     ``response.body``, as OpenAI's batch files have it. The time is that of the record, if it has one, else
-    the answer's ``created``.
+    the answer's ``created``. Anthropic's answers are read as well: their cached tokens are of the prompt.
     """
     places = [_openai_times(record) for _, record in table.records()]
     times = next((name for name in ALIASES["arrival"] if any(name in place for place in places)), "created")
     collected = _Requests(table, times)
-    used = dict.fromkeys(("usage", "response", times))
+    used = {"usage": None, "response": None}
+    used |= dict.fromkeys(name for name in table.names if plain_name(name)[0] == times)
     for row, record in table.rows():
         answer = openai_answer(record)
         usage = _object(answer.get("usage"))
@@ -108,6 +156,9 @@ def read_openai(table: Table, *, time_unit: str | None = None) -> tuple[Workload
             next((usage[name] for name in names if usage.get(name) is not None), None)
             for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
         )
+        cached = [usage.get(name) for name in CACHED]
+        if isinstance(prompt, int) and "prompt_tokens" not in usage:
+            prompt += sum(part for part in cached if isinstance(part, int))
         collected.add(row, moment, prompt, output, FAILED if failed or moment is None else None)
     left = unused(table, used)
     read = (times, "usage")
@@ -186,6 +237,7 @@ class _Requests:
     def workload(
         self, format: str, source: str, *, read: Iterator[str] | tuple[str, ...], left: tuple[str, ...],
         named: str | None = None, documented: str | None = None, asked: str | None = None,
+        remarks: tuple[str, ...] = (),
     ) -> tuple[Workload, Notes]:  # fmt: skip
         """Everything taken, in order of time from the first request on."""
         if not self.clock.raw:
@@ -201,7 +253,8 @@ class _Requests:
             source=source + left_out_words(self.left_out),
             **{name: values[order] for name, values in loop.items()},
         )
-        remarks = () if self.clock.sorted else ("sorted by time",)
+        if not self.clock.sorted:
+            remarks = (*remarks, "sorted by time")
         if np.any(workload.previous >= 0):
             remarks = (*remarks, "turns of sessions in a closed loop")
         return workload, Notes(

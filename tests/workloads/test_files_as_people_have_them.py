@@ -227,6 +227,55 @@ def test_rows_out_of_order_are_sorted_and_that_is_said(tmp_path: Path) -> None:
     assert "sorted by time" in words
 
 
+@pytest.mark.parametrize("cells", [('"1,200"', "20"), ("1 200", "2e1"), ("1200.0", "20"), ("1'200", " 20 ")])
+def test_lengths_as_spreadsheets_write_them(tmp_path: Path, cells: tuple[str, str]) -> None:
+    """Thousands apart, with a point and nothing behind it, with an exponent."""
+    rows = [f"{i / 2},{cells[0]},{cells[1]}" for i in range(4)]
+    workload = read(table(tmp_path, "timestamp,input_tokens,output_tokens", *rows))
+    assert workload.prompt_tokens.tolist() == [1200] * 4
+    assert workload.output_tokens.tolist() == [20] * 4
+
+
+@pytest.mark.parametrize("cell", ["1,20", "12,0000", "1,200,20", "1.200,5", "1,200 300", "0x10", "-1,200"])
+def test_what_is_no_whole_number_is_no_length(tmp_path: Path, cell: str) -> None:
+    """Nothing is made of a cell that could mean two things."""
+    with pytest.raises(DataError, match="input_tokens must be an integer from 1"):
+        read(table(tmp_path, "timestamp,input_tokens,output_tokens", f'0.5,"{cell}",5'))
+
+
+@pytest.mark.parametrize("word", ["nan", "NULL", "None", "N/A", "-", ""])
+def test_words_for_nothing_are_no_values(tmp_path: Path, word: str) -> None:
+    """A length that a tool did not know leaves its row out; a label may be such a word."""
+    header = "timestamp,input_tokens,output_tokens,slo_class"
+    path = table(tmp_path, header, f"0.5,5,{word},a", "1.0,5,5,none", f"1.5,5,5,{word}")
+    workload, words = said(path)
+    assert "1 row left out: no prompt or no answer tokens" in words
+    labels = [workload.classes[i] for i in workload.class_index.tolist()]
+    assert labels == ["none", word or "default"]
+
+
+def test_an_azure_log_of_ones_own_need_not_be_sorted(tmp_path: Path) -> None:
+    """Sorted, and said to be; lengths go with their times."""
+    rows = [f"2023-11-16 18:15:{9 - i:02d}.5,{100 + i},7" for i in range(4)]
+    workload, words = said(table(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens", *rows))
+    assert workload.arrival_s.tolist() == [0, 1, 2, 3]
+    assert workload.prompt_tokens.tolist() == [103, 102, 101, 100]
+    assert "sorted by time" in words
+
+
+def test_times_that_have_lost_their_digits_are_seen(tmp_path: Path) -> None:
+    """A spreadsheet leaves 1.7163E+09 of every date: all at once, which the sentence says."""
+    rows = ["1.7163E+09,5,5"] * 4
+    assert "4 requests, all at the same time" in said(table(tmp_path, "timestamp,isl,osl", *rows))[1]
+
+
+def test_a_file_whose_time_has_another_name_says_which_names_it_has(tmp_path: Path) -> None:
+    """The end of a request is not its arrival."""
+    path = table(tmp_path, "end_time,prompt_tokens,completion_tokens", "2024-05-12 10:00:00,5,5")
+    with pytest.raises(InputError, match=r"no column known as the time of arrival \(end_time, prompt_tokens"):
+        read(path)
+
+
 # containers -------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +438,61 @@ def test_openai_style_logs(tmp_path: Path) -> None:
         assert workload.arrival_s.tolist() == times
         assert workload.prompt_tokens.tolist() == [9, 9, 9]
     assert "1 row left out: failed requests" in words
+
+
+def test_cached_tokens_of_anthropic_answers_are_of_the_prompt(tmp_path: Path) -> None:
+    """Their usage counts them beside input_tokens, where OpenAI's counts them within prompt_tokens."""
+    usage = {"input_tokens": 9, "cache_read_input_tokens": 2000, "cache_creation_input_tokens": 50}
+    rows = [{"time": 1716300000.5, "response": {"type": "message", "usage": usage | {"output_tokens": 4}}}]
+    assert read(jsonl(tmp_path, rows)).prompt_tokens.tolist() == [2059]
+    details = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
+    assert read(jsonl(tmp_path, [{"created": 1716300000, "usage": details}])).prompt_tokens.tolist() == [9]
+
+
+def test_open_telemetry_names(tmp_path: Path) -> None:
+    """Flat attributes of spans of generative models."""
+    names = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    rows = [{"timestamp": 1716300000 * 10**9 + i * 10**9, names[0]: 9, names[1]: 4} for i in range(3)]
+    workload, words = said(jsonl(tmp_path, rows))
+    assert workload.arrival_s.tolist() == [0, 1, 2]
+    assert "every column used" in words
+
+
+def guidellm(start_s: float, *, new: bool) -> dict[str, Any]:
+    """A request of a GuideLLM report, as older and newer releases write it."""
+    if not new:
+        return {"request_id": "a", "start_time": start_s, "prompt_tokens": 100, "output_tokens": 20}
+    return {
+        "info": {"timings": {"request_start": start_s, "request_end": start_s + 1}},
+        "input_metrics": {"text_tokens": 100}, "output_metrics": {"text_tokens": 20},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_guidellm_reports(tmp_path: Path, new: bool, indent: int | None) -> None:
+    """All benchmarks of a report, in order of time; what failed is counted."""
+    first = 1716300000.0
+    runs = [
+        {
+            "requests": {
+                "successful": [guidellm(first + 100 * run + i, new=new) for i in (1, 0)],
+                "incomplete": [guidellm(first, new=new)], "errored": [],
+            }
+        }
+        for run in range(2)
+    ]  # fmt: skip
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps({"metadata": {}, "benchmarks": runs}, indent=indent))
+    workload, words = said(path)
+    assert sniff(path) == "guidellm"
+    assert workload.arrival_s.tolist() == [0, 1, 100, 101]
+    assert workload.prompt_tokens.tolist() == [100] * 4
+    assert "2 rows left out: failed requests" in words
+    assert "2 benchmarks, one after the other" in words
+    path.write_text('{"benchmarks": 7}')
+    with pytest.raises(DataError, match="benchmarks must be a list, got '7'"):
+        read(path)
 
 
 # replay -----------------------------------------------------------------------------------------------------
