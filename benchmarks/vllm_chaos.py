@@ -46,10 +46,11 @@ def main() -> None:
     by_cell: dict[str, Counter[str]] = {}
     failed: list[dict[str, Any]] = []
     begin = time.perf_counter()
+    arguments.code = code_digest(*CODE)  # now: the files may change while this runs
     runs = 0
     if arguments.resume:
         before = json.loads((RESULTS / arguments.out).read_text())
-        if (before["code"], before["seed"]) != (code_digest(*CODE), arguments.seed):
+        if (before["code"], before["seed"]) != (arguments.code, arguments.seed):
             raise SystemExit("the study in the file is of other code or seeds: begin it anew")
         totals, runs, failed = Counter(before["totals"]), before["runs"], before["failed_runs"]
         by_cell = {name: Counter(counts) for name, counts in before["by_cell"].items()}
@@ -114,7 +115,7 @@ def report(
         "totals": dict(totals),
         "runs": runs,
         "seed": arguments.seed,
-        "code": code_digest(*CODE),
+        "code": arguments.code,
         "failed_runs": failed,
         "by_cell": {name: dict(counts) for name, counts in by_cell.items()},
         "checked": "a run fails if a token is not the one of its position, a request gets no end or not its "
