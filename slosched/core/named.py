@@ -100,11 +100,18 @@ def make(
     known = parameters_of(factory)
     chosen = dict(parameters)
     if known is not None:
-        for given in chosen:
+        for given, value in chosen.items():
             if given not in known or given == "seed":
                 own = [p for p in known if p != "seed"]
                 words = f"one of {', '.join(own) or 'none'}, got {given!r}."
                 raise InputError(f"parameter of {kind} {name!r} must be {words}" + near(given, own))
+            if isinstance(value, str) and isinstance(known[given], int | float):
+                words = (
+                    f"true or false, got {value!r}"
+                    if isinstance(known[given], bool)
+                    else f"a number, got {value!r}"
+                )
+                raise InputError(f"parameter {given} of {kind} {name!r} must be {words}.")
         chosen |= {k: v for k, v in (defaults or {}).items() if k in known and k not in chosen}
         if "seed" in known:
             chosen["seed"] = seed
@@ -169,8 +176,11 @@ def parameters_of(factory: Callable[..., Any]) -> dict[str, Any] | None:
 
 
 def near(given: str, known: Sequence[str]) -> str:
-    """A sentence with the nearest known names, or nothing."""
+    """A sentence with the nearest known names, or with the colon that a class in a module needs."""
     found = get_close_matches(given, known, n=3, cutoff=0.6)
+    module, dot, last = given.rpartition(".")
+    if not found and dot and module and last.isidentifier():
+        found = [f"{module}:{last}"]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 

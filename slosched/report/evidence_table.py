@@ -37,20 +37,20 @@ def _table(title: str, heads: list[str]) -> Table:
 
 
 def _league(title: str, league: League) -> Table:
+    duels = [f"{league.ours or 'ours'} less it"] if league.duels else []  # without ours there are none
     table = _table(
         f"Policies: {title}. SLOs kept in %, by weight, over {len(league.draws)} random scenarios",
-        ["policy", "attainment", f"{league.ours or 'ours'} less it", "ahead", "level", "behind",
-         "regret", "p90", "worst"],
-    )  # fmt: skip
+        ["policy", "attainment", *duels, "ahead", "level", "behind", "regret", "p90", "worst"],
+    )
     for s in league.standings:
         shares = [f"{100 * v:.0f}" if math.isfinite(v) else "–" for v in (s.ahead, s.level, s.behind)]
         regrets = [
             f"{100 * v:.1f}" if math.isfinite(v) else "–"
             for v in (s.regret_mean, s.regret_p90, s.regret_worst)
         ]
-        duel = between(league.duels[s.policy], sign="+") if s.policy in league.duels else ""
+        duel = [between(league.duels[s.policy], sign="+") if s.policy in league.duels else ""] * len(duels)
         style = "bold" if s.policy == league.ours else None
-        table.add_row(s.policy, between(s.attainment), duel, *shares, *regrets, style=style)
+        table.add_row(s.policy, between(s.attainment), *duel, *shares, *regrets, style=style)
     return table
 
 

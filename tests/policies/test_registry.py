@@ -108,6 +108,9 @@ def test_the_grammar(text: str, name: str, parameters: dict[str, object], budget
         ("slosched.policies.orders:Edff", "Did you mean Edf"),
         ("own_policies:NoPolicy", "must make a slosched.policies.Policy, got NoPolicy"),
         ("own_policies:Backwards:times=1,time=2", "Did you mean times"),
+        ("own_policies:Backwards:times=twice", "must be a number, got 'twice'"),
+        ("slosched:preempt=maybe", "must be true or false, got 'maybe'"),
+        ("own_policies.Backwards", "Did you mean own_policies:Backwards"),
         ("slosched:seed=3", "must be one of"),
     ],
 )
