@@ -28,7 +28,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 ATTEMPTS = 2
-"""Engines that a request may reach; one whose connection was refused was not reached."""
+"""Engines that a request may reach; one that took no connection was not reached."""
+
+AT_ONCE = 16
+"""Requests that are read and routed in one turn of the event loop, some milliseconds of work: where many come
+together, connections to engines are still looked after before they time out."""
+
+MOST_FILES = 65_536
+"""Open files that the process asks for: two for each request that is being answered."""
 
 
 class RouterApp:
@@ -58,6 +65,7 @@ class RouterApp:
         )
         self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection, or the server's start and end."""
@@ -82,6 +90,7 @@ class RouterApp:
             self._session, self.upstreams, self.settings.statistics_s, time.monotonic, self._looked
         )
         await poller.look()
+        self.dispatcher.router.live()
         self._tasks = [asyncio.create_task(poller.run())]
         if not math.isinf(self.dispatcher.router.tick_s):
             self._tasks.append(asyncio.create_task(self._ticks()))
@@ -91,6 +100,7 @@ class RouterApp:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.dispatcher.router.close()
         if self._session is not None:
             await self._session.close()
 
@@ -170,7 +180,9 @@ class RouterApp:
 
     async def _routed(self, relay: Relay, scope: Message, body: bytes) -> str:
         """Have the router choose, relay, and go elsewhere if the engine is gone before it said anything."""
-        asked = read_asked(scope["headers"], body, self.config, pass_slo=self.settings.pass_slo)
+        async with self._turns:
+            asked = read_asked(scope["headers"], body, self.config, pass_slo=self.settings.pass_slo)
+            await asyncio.sleep(0)
         held = self.dispatcher.add(asked)
         whole = False
         try:
@@ -187,13 +199,13 @@ class RouterApp:
                     await relay.run(upstream, asked.body, lambda count: self.dispatcher.tokens(held, count))
                 except Broken as broken:
                     self._down(engine, broken)
-                    reached += not broken.refused
+                    reached += not broken.unreached
                     if broken.begun:
                         return "cut off"
                     if reached >= ATTEMPTS:
                         await relay.fail(502, f"the engine did not answer: {broken}")
                         return "engine failed"
-                    self.metrics.retried.labels("refused" if broken.refused else "broken").inc()
+                    self.metrics.retried.labels("refused" if broken.unreached else "broken").inc()
                     self.dispatcher.back(held)
                     continue
                 whole = relay.status == 200
@@ -237,6 +249,18 @@ class RouterApp:
                 e2e_s=now_s - float(t.arrival_s[row]),
             )
             self.metrics.slo.labels(held.asked.claim.slo_class, str(met).lower()).inc()
+
+
+def allow_files(most: int) -> None:
+    """Raise this process's limit on open files to `most`, or as far as the system lets it."""
+    if find_spec("resource") is None:  # not on Windows
+        return
+    import resource
+
+    now, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if highest == resource.RLIM_INFINITY else min(most, highest)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
 
 
 def warm_up(router: str, engine: Engine) -> None:
@@ -287,6 +311,7 @@ def serve(settings: RouterSettings, *, host: str = "127.0.0.1", port: int = 8080
         raise MissingExtraError("uvicorn", "router")
     import uvicorn
 
+    allow_files(MOST_FILES)
     uvicorn.run(
         RouterApp(settings), host=host, port=port, log_level="warning", access_log=False,
         h11_max_incomplete_event_size=4 * settings.max_header_bytes,

@@ -65,6 +65,7 @@ class SloRouter(Base):  # type: ignore[misc]
         """Called by Ray with ``request_router_kwargs``."""
         self._config = load_config(config)
         chosen = router_by_name(router, seed=seed)
+        chosen.live()
         self._dispatcher = Dispatcher(find_engine(profile), [], chosen, time.monotonic)
         self._index: dict[Any, int] = {}  # replica -> engine
         self._held: dict[str, tuple[Held, PendingRequest | None]] = {}  # request -> its row

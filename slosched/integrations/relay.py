@@ -40,12 +40,15 @@ class HungUp(Exception):
 class Broken(Exception):
     """The engine has not answered, or not to the end.
 
-    `refused`: nothing has reached it. `begun`: the client has part of the answer.
+    `refused`: it takes no connections. `unreached`: nothing has reached it, for that or another reason, as
+    where this process stood still while it connected. `begun`: the client has part of the answer.
     """
 
-    def __init__(self, text: str, *, refused: bool = False, begun: bool = False) -> None:
+    def __init__(
+        self, text: str, *, refused: bool = False, unreached: bool = False, begun: bool = False
+    ) -> None:
         super().__init__(text)
-        self.refused, self.begun = refused, begun
+        self.refused, self.unreached, self.begun = refused, refused or unreached, begun
 
 
 class Relay:
@@ -135,6 +138,8 @@ class Relay:
                     await self._whole(answer, passed)
         except aiohttp.ClientConnectorError as error:
             raise Broken(f"{upstream.name} refuses connections", refused=True) from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise Broken(f"{upstream.name} takes no connection", unreached=True) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if self._begun:
                 await self._cut_off(upstream)

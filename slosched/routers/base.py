@@ -173,6 +173,12 @@ class Router(ABC):
     def route(self, fleet: FleetSnapshot) -> Routing:
         """Decide where the pending requests go."""
 
+    def live(self) -> None:  # noqa: B027
+        """Called once by who serves real clients: slow thoughts may go to a thread from now on."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what `live` has begun."""
+
 
 class PickRouter(Router):
     """Sends every request on at once, to the engine of its `pick`."""

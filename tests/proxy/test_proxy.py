@@ -331,6 +331,29 @@ def test_many_streams_at_once() -> None:
     asyncio.run(run())
 
 
+def test_a_connection_that_times_out_has_reached_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the proxy stood still while it connected: tried again, more often than what was reached."""
+    connect, failures = aiohttp.TCPConnector.connect, [0]
+    port: list[int] = []
+
+    async def late(self: aiohttp.TCPConnector, request: Any, *args: Any, **more: Any) -> Any:
+        if request.url.port == port[0] and request.url.path == "/v1/completions" and failures[0] < 3:
+            failures[0] += 1
+            raise aiohttp.ConnectionTimeoutError
+        return await connect(self, request, *args, **more)
+
+    async def run() -> None:
+        async with bench("stream") as b:
+            port.append(b.engines[0].port)
+            monkeypatch.setattr(aiohttp.TCPConnector, "connect", late)
+            status, body, _ = await b.complete()
+            assert (status, body, failures) == (200, WHOLE, [3])
+            assert len(b.engines[0].bodies) == 1
+            assert at_rest(b)
+
+    asyncio.run(run())
+
+
 def test_gauges() -> None:
     """What is no number, or not finite, is passed over; pages without any gauge say nothing."""
     page = 'vllm:num_requests_waiting{engine="0"} NaN\nvllm:kv_cache_usage_perc 1.5\nother 3\n# vllm: x\n'
