@@ -15,22 +15,33 @@ from slosched.core.jit import njit
 PROMPT, TODO, LENGTH, GENERATED, FIRST_DUE, TPOT, E2E_DUE, WEIGHT, WIDTH = range(9)
 
 # Columns of an engine: seconds of the step-time model, and of a step full of prompt tokens.
-BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKEN, FULL_STEP, ENGINE_WIDTH = range(8)
+(
+    BASE, PREFILL_TOKEN, ATTENTION, SEQUENCE, KV_TOKEN, KNEE_TOKEN, FULL_STEP, SLOTS, MEMORY, ENGINE_WIDTH,
+) = range(10)  # fmt: skip
 
 # Columns of a line, one place a request at one engine, least work per weight first.
 (
     KEY,  # work per weight
     WORK,  # seconds it adds to steps
     READ,  # seconds of these for its prompt
-    START_BY,  # clock time until which it can wait and keep its limits, if served alone from then on
+    FIRST_BY,  # clock time until which it can wait for its first token's limit, if served alone from then on
+    START_BY,  # and for all of its limits
     PACE,  # its limit on seconds per output token
     WORTH,  # its weight
     BEGUN,  # 1 once its first token has come
+    TOKEN,  # seconds that a token of its answer adds to a step
+    LEFT,  # tokens of its answer to come
+    HELD,  # tokens of the KV cache that it takes
+    END_BY,  # clock time until which it can wait for its limit on the whole answer
     LINE_WIDTH,
-) = range(8)  # fmt: skip
+) = range(13)  # fmt: skip
 
 OUTLIVED_GROWTH = 0.25
 """Share of its present length that an answer goes on which has outlived its forecast, as in the planner."""
+
+LEAST_FREE = 0.05
+"""Least share of an engine's time that is taken to be left beside the constant part of its steps: even where
+answers are tight prompts get in, since a step may always hold a few tokens."""
 
 LEAST_WEIGHT = 1e-9
 """Requests of no weight have this one: they go last, and the least work first among them."""
@@ -41,7 +52,8 @@ def engine_columns(engine: Engine) -> list[float]:
     s = engine.step_time
     full_s = s.base_s + engine.limits.max_num_batched_tokens * (s.prefill_token_s + s.knee_token_s)
     return [
-        s.base_s, s.prefill_token_s, s.attention_work_s, s.sequence_s, s.kv_token_s, s.knee_token_s, full_s
+        s.base_s, s.prefill_token_s, s.attention_work_s, s.sequence_s, s.kv_token_s, s.knee_token_s, full_s,
+        engine.limits.max_num_seqs, engine.limits.kv_tokens,
     ]  # fmt: skip
 
 
@@ -59,12 +71,16 @@ def place(job: Floats, begun: bool, engine: Floats, out: Floats) -> None:
     token_s = engine[SEQUENCE] + engine[KV_TOKEN] * (job[PROMPT] + done + 0.5 * left)
     alone_s = engine[BASE] + engine[SEQUENCE] + engine[KV_TOKEN] * job[PROMPT]
     first_by = np.inf if begun else job[FIRST_DUE] - engine[BASE] - read_s
-    start_by = min(first_by, job[E2E_DUE] - engine[BASE] - read_s - left * alone_s)
+    end_by = job[E2E_DUE] - engine[BASE] - read_s - left * alone_s
+    start_by = min(first_by, end_by)
     out[WORTH] = max(LEAST_WEIGHT, job[WEIGHT])
     out[WORK], out[READ] = read_s + left * token_s, read_s
     out[KEY] = out[WORK] / out[WORTH]
     out[START_BY] = -np.inf if alone_s > job[TPOT] and left > 1.0 else start_by
+    out[FIRST_BY] = first_by
     out[PACE], out[BEGUN] = job[TPOT], 1.0 if begun else 0.0
+    out[END_BY] = end_by
+    out[TOKEN], out[LEFT], out[HELD] = token_s, left, job[PROMPT] + done + 0.5 * left
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -77,22 +93,58 @@ def line_up(jobs: Floats, rows: Ints, begun: Ints, engine: Floats) -> Floats:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def missed(start_by: float, wait_s: float, now_s: float) -> float:
+def longer(bear_s: float, wait_s: float) -> float:
     """Chance that a wait with this mean is longer than a request can bear.
 
     Waits are taken as exponential: what queues in heavy traffic tend to (Kingman 1962).
     """
-    if start_by <= now_s:
+    if bear_s <= 0.0:
         return 1.0
-    return float(np.exp(-(start_by - now_s) / wait_s)) if wait_s > 0.0 else 0.0
+    return float(np.exp(-bear_s / wait_s)) if wait_s > 0.0 else 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def missed(job: Floats, first_wait_s: float, end_wait_s: float, now_s: float) -> float:
+    """Chance that a request misses a limit behind these mean waits."""
+    return float(max(longer(job[FIRST_BY] - now_s, first_wait_s), longer(job[END_BY] - now_s, end_wait_s)))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def state(line: Floats, engine: Floats, now_s: float) -> tuple[float, float, float, float, float]:
+    """What an engine is like: its pace in seconds per step, a decode step, a stay, and what is taken.
+
+    Returns
+    -------
+    tuple
+        Seconds that a step may take for the tightest answer that is not lost; seconds of a step that
+        decodes what runs; seconds until a running answer ends; running requests; their KV tokens.
+    """
+    pace, step_s, slots, memory, left = engine[FULL_STEP], engine[BASE], 0.0, 0.0, 0.0
+    for x in range(len(line)):
+        if line[x, START_BY] > now_s:
+            pace = min(pace, line[x, PACE])
+        if line[x, BEGUN] != 0.0:
+            step_s += line[x, TOKEN]
+            slots += 1.0
+            memory += line[x, HELD]
+            left += line[x, LEFT]
+    return pace, step_s, left / max(1.0, slots) * step_s, slots, memory
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def full(slots: float, memory: float, stay_s: float, engine: Floats) -> float:
+    """Seconds until the last of so many requests with so many KV tokens finds room."""
+    return float(stay_s * max(0.0, max(slots / engine[SLOTS], memory / engine[MEMORY]) - 1.0))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[float, float, float, bool]:
     """What becomes of an engine that takes a newcomer.
 
-    An engine serves the least work per weight first, lost requests last. It does so in the share of its time
-    that the constant part of steps leaves, at the pace of the tightest answer that is not lost.
+    An engine serves the least work per weight first, lost requests last. A first token waits for the prompts
+    before it, in the share of time that decode steps leave at the pace of the tightest answer, and for a slot
+    and memory. A whole answer waits for all work before it, in the share that the constant part of steps
+    leaves. The limit that is the less likely to be kept counts.
 
     Parameters
     ----------
@@ -114,35 +166,42 @@ def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[floa
         since they run; seconds of work there, all lost ones and the newcomer included; whether the newcomer
         is late even if nothing but the prompts before it takes time.
     """
-    before_pace, seconds = engine[FULL_STEP], new[WORK]
-    for x in range(len(line)):
-        seconds += line[x, WORK]
-        if line[x, START_BY] > now_s:
-            before_pace = min(before_pace, line[x, PACE])
+    pace_before, step_s, stay_s, slots, memory = state(line, engine, now_s)
     lost = new[START_BY] <= now_s
-    pace = before_pace if lost else min(before_pace, new[PACE])
-    before_free, free = 1.0 - engine[BASE] / before_pace, 1.0 - engine[BASE] / pace
-    same = free == before_free
-    ahead_s, prompts_s, added_s = 0.0, 0.0, 0.0
-    gain, increase, late, passed = 0.0, new[WORTH] * new[WORK], lost, False
+    pace = pace_before if lost else min(pace_before, new[PACE])
+    free_before = max(LEAST_FREE, 1.0 - engine[BASE] / pace_before)
+    free = max(LEAST_FREE, 1.0 - engine[BASE] / pace)
+    read_before, read = max(LEAST_FREE, 1.0 - step_s / pace_before), max(LEAST_FREE, 1.0 - step_s / pace)
+    ahead_s, prompts_s, seconds = 0.0, 0.0, new[WORK]
+    gain, increase, late, passed, added = 0.0, new[WORTH] * new[WORK], lost, False, 0.0
     for x in range(len(line) + 1):
         if not passed and (x == len(line) or line[x, KEY] > new[KEY]):
             passed = True
-            gain += new[WORTH] * (1.0 - missed(new[START_BY], ahead_s / free, now_s))
             late = new[START_BY] < now_s + prompts_s
-            added_s = 0.0 if lost else new[WORK]
+            if not lost:
+                full_s = full(slots + 1.0, memory + new[HELD], stay_s, engine)
+                miss = missed(new, prompts_s / read + full_s, ahead_s / free, now_s)
+                gain += new[WORTH] * (1.0 - miss)
+                added = 1.0
         if x == len(line):
             break
-        start_by, alive = line[x, START_BY], line[x, START_BY] > now_s
-        if passed and (alive or line[x, BEGUN] != 0.0):
-            increase += new[WORK] * line[x, WORTH]
-        elif alive or line[x, BEGUN] != 0.0:
-            increase += new[WORTH] * line[x, WORK]
+        here = line[x]
+        seconds += here[WORK]
+        alive = here[START_BY] > now_s
+        if alive or here[BEGUN] != 0.0:
+            increase += new[WORK] * here[WORTH] if passed else new[WORTH] * here[WORK]
         if not alive:
             continue
-        if line[x, BEGUN] == 0.0 and start_by < np.inf and not (same and added_s == 0.0):
-            after = missed(start_by, (ahead_s + added_s) / free, now_s)
-            gain -= line[x, WORTH] * (after - missed(start_by, ahead_s / before_free, now_s))
-        ahead_s += line[x, WORK]
-        prompts_s += line[x, READ]
+        if here[BEGUN] == 0.0 and here[START_BY] < np.inf and (added != 0.0 or free != free_before):
+            full_s = full(slots + 1.0, memory + here[HELD], stay_s, engine)
+            before = missed(here, prompts_s / read_before + full_s, ahead_s / free_before, now_s)
+            full_s = full(slots + 1.0 + added, memory + here[HELD] + added * new[HELD], stay_s, engine)
+            first_s, end_s = prompts_s + added * new[READ], ahead_s + added * new[WORK]
+            after = missed(here, first_s / read + full_s, end_s / free, now_s)
+            gain -= here[WORTH] * (after - before)
+        ahead_s += here[WORK]
+        prompts_s += here[READ]
+        if here[BEGUN] == 0.0:
+            slots += 1.0
+            memory += here[HELD]
     return gain, increase, seconds, late

@@ -10,6 +10,7 @@ from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import require
 from slosched.routers import lane
 from slosched.routers.base import EngineView, FleetSnapshot, Router, Routing
+from slosched.routers.floors import Floors
 
 EQUAL = 6
 """Gains are equal that agree to so many decimals of the newcomer's weight: far below what a model can tell,
@@ -21,27 +22,44 @@ class Slosched(Router):
 
     An engine under our policy serves, roughly, the least work per weight first, and parks requests whose
     limits are lost. So at each engine the newcomer waits for those with less work per weight, and delays
-    those with more (`slosched.routers.lane`). A wait becomes a chance: longer than the request can bear or
-    not, the wait being exponential with that mean. A tight pace leaves an engine less time for others, a slow
-    engine makes more work of the same request, a cached prompt is none. Among equal gains, as
-    where nobody has limits, the engine decides where the weighted waiting of all grows least; then that with
-    the least seconds of work, lost requests included; then that with the fewest; then the first.
+    those with more (`slosched.routers.lane`). A first token waits for prompts, a slot and memory, a whole
+    answer for all work. Each wait becomes a chance: longer than the request can bear or not, the wait being
+    exponential with that mean. A tight pace leaves an engine less time for others, a slow engine makes more
+    work of the same request, a cached prompt is none. Among equal gains, as where nobody has limits, the
+    engine decides where the weighted waiting of all grows least; then that with the least seconds of work,
+    lost requests included; then that with the fewest; then the first.
 
-    It holds nobody.
+    Some engines take no tight paces where that surely pays (`slosched.routers.floors`). It holds nobody.
 
     Parameters
     ----------
     refuse
         Whether to refuse a request that will miss a limit on every engine even if nothing but the prompts
         before it, and its own work, takes time there. Best effort is never refused.
+    floors
+        Whether engines may be kept free of tight paces.
+    seed
+        Seed of the futures that floors are compared on.
     """
 
     name: ClassVar[str] = "slosched"
 
-    def __init__(self, *, refuse: bool = False) -> None:
+    def __init__(self, *, refuse: bool = False, floors: bool = True, seed: int = 0) -> None:
         require(isinstance(refuse, bool), "refuse", "true or false", refuse)
+        require(isinstance(floors, bool), "floors", "true or false", floors)
         self.refuse = refuse
         self._lines = _Lines()
+        self._floors = Floors(seed=seed) if floors else None
+
+    def live(self) -> None:
+        """Compare floors in a thread from now on."""
+        if self._floors is not None:
+            self._floors.live()
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._floors is not None:
+            self._floors.close()
 
     def route(self, fleet: FleetSnapshot) -> Routing:
         """Send the newcomer where it gains most."""
@@ -51,7 +69,12 @@ class Slosched(Router):
             return Routing(refuse=(row,))
         worth = max(lane.LEAST_WEIGHT, float(fleet.table.weight[row]))
         ahead = fleet.outstanding()[fleet.open]
-        best = fleet.open[int(np.lexsort((ahead, seconds, increase, -np.round(gain / worth, EQUAL)))[0])]
+        barred = np.zeros(len(ahead), dtype=np.bool_)
+        if self._floors is not None:
+            self._floors.watch(row, fleet)
+            barred = ~self._floors.allowed(row, fleet)
+        order = np.lexsort((ahead, seconds, increase, -np.round(gain / worth, EQUAL), barred))
+        best = fleet.open[int(order[0])]
         self._lines.sent(row, best)
         return Routing(send=((row, best),))
 

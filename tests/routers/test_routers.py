@@ -171,7 +171,8 @@ def a_line(rng: np.random.Generator, engine: Floats, n: int) -> tuple[Floats, Fl
     jobs = np.zeros((n + 1, lane.WIDTH))
     jobs[:, lane.PROMPT] = jobs[:, lane.TODO] = rng.integers(1, 4000, n + 1)
     jobs[:, lane.LENGTH], jobs[:, lane.WEIGHT] = rng.integers(1, 500, n + 1), rng.uniform(0.5, 8, n + 1)
-    jobs[:, lane.FIRST_DUE], jobs[:, lane.E2E_DUE] = rng.uniform(2, 20, n + 1), np.inf
+    jobs[:, lane.FIRST_DUE] = rng.uniform(2, 20, n + 1)
+    jobs[:, lane.E2E_DUE] = np.where(rng.random(n + 1) < 0.5, np.inf, rng.uniform(4, 60, n + 1))
     jobs[:, lane.TPOT] = rng.uniform(0.02, 0.2, n + 1)
     begun = (np.arange(n) < 3).astype(np.int64)
     jobs[:3, lane.GENERATED] = rng.integers(1, 300, 3)
@@ -187,22 +188,31 @@ def test_gain_and_increase_against_plain_sums() -> None:
 
     def sums(line: Floats, engine: Floats, now_s: float) -> tuple[float, float]:
         alive = line[line[:, lane.START_BY] > now_s]
+        begun = line[line[:, lane.BEGUN] > 0]
+        base, step = engine[lane.BASE], engine[lane.BASE] + begun[:, lane.TOKEN].sum()
         pace = min([engine[lane.FULL_STEP], *alive[:, lane.PACE]])
+        free, read = max(0.05, 1 - base / pace), max(0.05, 1 - step / pace)
         met, completions, clock = 0.0, 0.0, 0.0
         for place in sorted(line[(line[:, lane.START_BY] > now_s) | (line[:, lane.BEGUN] > 0)].tolist()):
             clock += place[lane.WORK]
             completions += place[lane.WORTH] * clock
-        clock = 0.0
+        work, prompts, slots, memory = 0.0, 0.0, len(begun), begun[:, lane.HELD].sum()
         for place in sorted(alive.tolist()):
-            bears = place[lane.START_BY] - now_s
-            wait = clock / (1 - engine[lane.BASE] / pace)
             if not place[lane.BEGUN]:
-                met += place[lane.WORTH] * (1.0 if wait == 0 else 1 - np.exp(-bears / wait))
-            clock += place[lane.WORK]
+                slots, memory = slots + 1, memory + place[lane.HELD]
+                over = max(0.0, slots / engine[lane.SLOTS] - 1, memory / engine[lane.MEMORY] - 1)
+                first = prompts / read + over * begun[:, lane.LEFT].mean() * step
+                bears, bears_end = place[lane.FIRST_BY] - now_s, place[lane.END_BY] - now_s
+                kept = [1.0 if bears > 0 else 0.0, 1.0 if bears_end > 0 else 0.0]
+                for i, (left, wait) in enumerate(((bears, first), (bears_end, work / free))):
+                    kept[i] *= 1.0 if wait == 0 else 1 - np.exp(-max(0.0, left) / wait)
+                met += place[lane.WORTH] * min(kept)
+            work, prompts = work + place[lane.WORK], prompts + place[lane.READ]
         return met, completions
 
-    for factor in (1.0, 2.0):
+    for factor, slots in ((1.0, 256), (2.0, 256), (1.0, 5)):
         engine = factor * np.array(lane.engine_columns(ENGINE))
+        engine[lane.SLOTS] = slots
         for _ in range(50):
             line, new = a_line(rng, engine, 13)
             gain, increase, seconds, _ = lane.judge(line, new, engine, 1.0)
@@ -320,7 +330,7 @@ def test_prefix_index_against_sets() -> None:
     [
         ("best", "router must be one of round-robin"),
         ("random:x=1", "must be one of none, got 'x'"),
-        ("slosched:tolerance=1", "must be one of refuse, got 'tolerance'"),
+        ("slosched:tolerance=1", "must be one of refuse, floors, got 'tolerance'"),
         ("slosched:refuse=maybe", "true or false"),
         ("polyserve:ratio=1", "ratio"),
         ("slosched:refuse", "must name a class of slosched"),
