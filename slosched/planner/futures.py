@@ -40,7 +40,7 @@ class Futures:
         self._jobs: Floats = np.empty((0, r.COLUMNS))
         self.atoms: Floats = np.empty((0, FORECAST_ATOMS))
         self.labels: Ints = np.empty(0, dtype=np.int64)
-        self._seen = -1
+        self._serials: Ints = self.labels  # by table row: who was seen there, -1 for nobody
         self._begin_s = np.nan
 
     def watch(self, snapshot: Snapshot) -> None:
@@ -49,11 +49,14 @@ class Futures:
         if np.isnan(self._begin_s) or snapshot.now_s < self._begin_s:
             self._begin_s = snapshot.now_s
         rows = np.concatenate([snapshot.waiting, snapshot.running])
-        rows = rows[t.serial[rows] > self._seen]
+        more = t.capacity - len(self._serials)
+        if more > 0:
+            self._serials = np.concatenate([self._serials, np.full(more, -1)])
+        rows = rows[t.serial[rows] != self._serials[rows]]
         if len(rows) == 0:
             return
         rows = rows[np.lexsort((t.serial[rows], t.arrival_s[rows]))]
-        self._seen = int(t.serial[rows].max())
+        self._serials[rows] = t.serial[rows]
         self._begin_s = min(self._begin_s, float(t.arrival_s[rows[0]]))
         jobs = gather(snapshot, rows, 0, np.ones(len(rows)))
         # As they came: nothing computed, nothing answered.

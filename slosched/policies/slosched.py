@@ -140,7 +140,7 @@ class Slosched(Policy):
             hold=np.concatenate([planned.hold, way.aside]),
             running_order=np.concatenate([planned.running_order, way.preempt]),
         )
-        preempt = np.union1d(preempt, way.preempt)
+        preempt = np.concatenate([preempt, way.preempt[~np.isin(way.preempt, preempt)]])
         tokens = planned.prefill_tokens
         if tokens is not None and self._rescued >= 0:
             tokens = max(tokens, int(LEAST_TOKENS))

@@ -217,6 +217,9 @@ class VirtualEngine:
             scheduler = adapted(base_class(vllm_config))(vllm_config=vllm_config, **keywords)
             controller = attach(scheduler, vllm_config, config, self.clock, policy, learned)
             controller.ledger.describe = self.describe
+            # Labels are numbered as in the simulator: policies draw their futures class by class.
+            table = controller.ledger.table
+            table.classes, table.tenants = list(self.workload.classes), list(self.workload.tenants)
             return scheduler
 
         self.scheduler = make_scheduler(self.limits, asynchronous=self.asynchronous, factory=factory)

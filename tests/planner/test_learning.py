@@ -187,3 +187,16 @@ def test_the_background_does_the_latest_task_and_survives_a_failure() -> None:
     background.wait()
     background.close()
     assert done == [4]
+
+
+def test_arrivals_are_remembered_whatever_their_number() -> None:
+    """Turns of a session have numbers of their own, not in the order of arrival."""
+    queue = [
+        Request(request_id=str(i), prompt_tokens=10, forecast=LengthForecast.point(5), arrival_s=2.0 - i)
+        for i in range(3)
+    ]
+    snapshot, futures = Snapshot.of(queue, now_s=2.0), Futures()
+    late, early = snapshot.waiting[-1:], snapshot.waiting[:2]  # numbers 0 and 1, 2
+    for rows in (early, early, late, snapshot.waiting):
+        futures.watch(replace(snapshot, waiting=np.sort(rows)))
+    assert futures.remembered[:, r.ARRIVAL].tolist() == [0.0, 1.0, 2.0]

@@ -18,6 +18,7 @@ from slosched.planner.plan import Plan
 from slosched.policies import POLICIES, policy
 from slosched.policies.base import Policy
 from slosched.simulator import simulate
+from slosched.testing.chaos import chaos_workload
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -170,6 +171,50 @@ def test_each_field_of_a_plan_is_carried_out(field: str, limits: EngineLimits) -
     model = simulate(overloaded(4), OneField(field), engine=Engine(limits=limits, step_time=MODEL))
     assert agree(real, model)
     assert not agree(real, plain)
+
+
+class Watched(Policy):
+    """Another policy, and what it is shown of those who run, by arrival."""
+
+    name: ClassVar[str] = "watched"
+    paces: ClassVar[bool] = True
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner = inner
+        self.seen: dict[float, list[list[float]]] = {}
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """Plan as the other does."""
+        t = snapshot.table
+        rows = snapshot.running[np.argsort(t.arrival_s[snapshot.running])]
+        columns = (t.arrival_s, t.class_index, t.generated_tokens, t.computed_tokens, t.cached_tokens,
+                   t.served_tokens, t.preemptions)  # fmt: skip
+        self.seen[snapshot.now_s] = [column[rows].tolist() for column in columns]
+        return self.inner.plan(snapshot)
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_a_policy_is_shown_in_vllm_what_it_is_shown_in_the_simulator(prefix_cache: bool) -> None:
+    """Classes, tokens, cached prefixes and preemptions, step by step."""
+    from slosched.testing.virtual_clock import simulate_vllm
+
+    def inner() -> Policy:
+        """Ours may ask what waiting prompts find in the cache, which vLLM is asked for only in part."""
+        return OneField("preempt") if prefix_cache else policy("slosched:preempt=true")
+
+    work = chaos_workload(60, 5, prefix_cache=prefix_cache)
+    work = replace(
+        work, ttft_s=np.full(60, 20.0), classes=("later", "first"), class_index=1 - np.arange(60) % 2
+    )
+    limits = EngineLimits(max_num_seqs=4, max_num_batched_tokens=256, kv_blocks=200, max_model_len=512,
+                          prefix_cache=prefix_cache, loop=installed())  # fmt: skip
+    engine = Engine(limits=limits, step_time=MODEL)
+    real, model = Watched(inner()), Watched(inner())
+    there, here = simulate_vllm(work, real, engine=engine), simulate(work, model, engine=engine)
+    assert here.outcomes.preemptions.sum() > 5
+    assert prefix_cache == any(max(columns[4], default=0) > 0 for columns in model.seen.values())
+    assert real.seen == model.seen
+    assert agree(there, here)
 
 
 def test_the_last_block_of_a_trace_is_shared_as_far_as_the_prompt_goes() -> None:

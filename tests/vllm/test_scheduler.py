@@ -228,6 +228,32 @@ def test_nobody_waits_for_ever_under_an_unfair_policy() -> None:
     assert waits[1] < 0.7 * waits[0]
 
 
+def test_who_was_stopped_has_waited_since_then() -> None:
+    """An old answer that the policy stops for others is not taken for a starving one at once."""
+    from slosched.integrations.vllm.config import Config, GuardsConfig
+    from slosched.testing.virtual_clock import VirtualEngine
+
+    arrival_s = np.array([0.0, 3.0])
+    work = Workload.plain(arrival_s, np.array([20, 20]), np.array([400, 20]))
+
+    def stop(snapshot: Snapshot) -> Plan:
+        """The first answer waits while the second one is there, a third of a second."""
+        first, both = snapshot.table.arrival_s == 0.0, len(snapshot.running) + len(snapshot.waiting) == 2
+        held, runs = snapshot.waiting[first[snapshot.waiting]], snapshot.running[first[snapshot.running]]
+        nobody = snapshot.waiting[:0]
+        return Plan(
+            snapshot=snapshot, policy="broken", order=snapshot.waiting,
+            hold=held if both else nobody, preempt=runs if both else nobody,
+        )  # fmt: skip
+
+    engine = VirtualEngine(work, Engine(limits=LIMITS, step_time=STEPS))
+    engine.use_policy(Broken(stop), Config(guards=GuardsConfig(max_wait_s=2.0, starvation_gap_s=0.01)))
+    engine.run()
+    outcomes = engine.result(0.0).outcomes
+    assert outcomes.preemptions.tolist() == [1, 0]
+    assert engine.scheduler.slosched.stats.starving == 0
+
+
 def _factory(**settings: Any) -> Any:
     from slosched.integrations.vllm import Scheduler
     from slosched.testing.harness import make_scheduler

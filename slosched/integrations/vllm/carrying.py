@@ -225,7 +225,10 @@ class Carrying:
             )
 
     def relieve_starving(self) -> None:
-        """Let the longest-waiting request go first if it has waited too long, whatever the policy says."""
+        """Let the longest-waiting request go first if it has waited too long, whatever the policy says.
+
+        One that was preempted has waited since then, not since it came.
+        """
         guards, line = self._config.guards, self._queue.line
         if not line:
             return
@@ -235,7 +238,11 @@ class Carrying:
             self.calm_until_s = -math.inf if passing else oldest_s + guards.max_wait_s - CLOCK_S
             return
         self.calm_until_s = -math.inf
-        if now_s - self._starved_s > guards.starvation_gap_s and self._queue.put_first(int(line.rows[0])):
+        if now_s - self._starved_s <= guards.starvation_gap_s:
+            return
+        since_s = self._ledger.since_s[line.rows]
+        longest = int(np.argmin(since_s))
+        if now_s - since_s[longest] > guards.max_wait_s and self._queue.put_first(int(line.rows[longest])):
             self._starved_s = now_s
             self._stats.starving += 1
 

@@ -261,8 +261,10 @@ class Controller:
             self.watch.begin(tokens, scheduler, time.perf_counter())
         if self.handover.stock is not None:
             if output.scheduled_new_reqs:
-                rows = [self.ledger.rows.get(r.req_id) for r in output.scheduled_new_reqs]
-                self._admitted.append(([row for row in rows if row is not None], self.clock.now_s()))
+                found = [self.ledger.rows.get(r.req_id) for r in output.scheduled_new_reqs]
+                rows = [row for row in found if row is not None]
+                self.ledger.note_hits(rows, tokens)
+                self._admitted.append((rows, self.clock.now_s()))
             return
         # Nothing ran although somebody was passed over: this was no step, and the next passes over nobody.
         passed = step is not None and step.passed is not None
@@ -270,6 +272,7 @@ class Controller:
         self._number -= self.retries
         queue = self.queue
         if queue.admitted:
+            self.ledger.note_hits(queue.admitted, tokens)
             self._admitted.append((queue.admitted, self.clock.now_s()))
             if not self._keys:
                 self.prefilling.begun(queue.admitted)

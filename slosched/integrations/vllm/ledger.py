@@ -48,6 +48,8 @@ class Ledger:
         live one may have its own.
     rank
         Place in the engine's own first-come-first-served order, smaller first.
+    since_s
+        When the request arrived, or was last preempted, seconds.
     """
 
     def __init__(self, config: Config, clock: Clock, learned: Learned, stats: Stats) -> None:
@@ -62,6 +64,7 @@ class Ledger:
         n = self.table.capacity
         self.queued: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
         self.rank: Ints = np.zeros(n, dtype=np.int64)
+        self.since_s = np.full(n, math.nan)
         self.admitted_s = np.full(n, math.nan)
         self.predicted_ttft_s = np.full(n, math.nan)
         self.predicted_tpot_s = np.full(n, math.nan)
@@ -101,6 +104,7 @@ class Ledger:
         self.requests[row] = request
         self._params[row] = request.sampling_params
         self.queued[row] = False
+        self.since_s[row] = self.table.arrival_s[row]
         self.admitted_s[row] = self.predicted_ttft_s[row] = self.predicted_tpot_s[row] = math.nan
         self._lost[row] = self._hit[row] = 0
         self.with_slo += not described.slo.best_effort
@@ -204,6 +208,15 @@ class Ledger:
                 self._tokenless[request.request_id] = row
             self.admitted_s[row] = now_s
 
+    def note_hits(self, rows: Iterable[int], tokens: dict[str, int]) -> None:
+        """Note what the prefix cache held of rows that were just admitted, given what the step computes."""
+        for row in rows:
+            request = self.requests[row]
+            given = 0 if request is None else tokens.get(request.request_id, 0)
+            if given:
+                hit = max(0, request.num_computed_tokens - given)
+                self._hit[row] = self.table.cached_tokens[row] = hit
+
     def returned(self, row: int, request: Any) -> bool:
         """Note that a request came back to the queue; True if it was preempted."""
         if request.status.name != "PREEMPTED":
@@ -213,6 +226,7 @@ class Ledger:
             self._lost[row] += max(0, self._computed(row, request) - self._hit[row])
             self._hit[row] = 0
             t.preemptions[row] = request.num_preemptions
+            self.since_s[row] = self._clock.now_s()
         t.computed_tokens[row] = 0
         t.generated_tokens[row] = request.num_output_tokens
         t.served_tokens[row] = self._lost[row]
