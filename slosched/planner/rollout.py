@@ -52,6 +52,12 @@ LEAST_TOKENS = 16.0
 PARKED = 1e15
 """Added to the sort key of a parked request: more than any due time."""
 
+ADJOURNED = 0.5
+"""Least share of the luck of others that a request has which waits at the horizon and can still be met."""
+
+FAR_S = 1e9
+"""Seconds left of who has no limit on waiting: more than any work."""
+
 LATENCY = 0.01
 """What waiting for the first token costs, as a share of the weight for a wait as long as the limit allows: it
 decides between rules that keep the same limits."""
@@ -535,7 +541,7 @@ def _catch_up(
 @njit(**INNER)
 def _guess(W: Work, engine: Floats, now: float, clock: float, step_s: float, answers: int) -> None:
     """Guess at those that have not ended: an answer goes on at the pace of the second half, `step_s` a token,
-    and a request in the queue has the luck of those that ended.
+    and a begun prompt has the luck of those that ended.
     """
     jobs, met, counts = W.jobs, W.met, W.counts
     luck = (1.0 + counts[KEPT]) / (2.0 + counts[ENDED])
@@ -548,12 +554,39 @@ def _guess(W: Work, engine: Floats, now: float, clock: float, step_s: float, ans
             met[j] = min(1.0, max(0.0, 1.0 + 2.0 * (_slack(jobs, j, now) / (jobs[j, TRUTH] * step_s) - 1.0)))
         else:
             met[j] = 1.0 if ok else 0.0
+    ahead = 0.0
     for x in range(counts[OPEN]):
-        met[W.begun[x]] = 0.0 if lost(engine, jobs, W.begun[x], now, 1.0, 0.0) else luck
-    for x in range(counts[WAITING]):
-        met[W.heap[x]] = 0.0 if lost(engine, jobs, W.heap[x], now, 1.0, 0.0) else 0.5 * luck
+        j = W.begun[x]
+        met[j] = 0.0 if lost(engine, jobs, j, now, 1.0, 0.0) else luck
+        ahead += work_s(engine, jobs, j, 1.0)
+    _guess_line(W, engine, now, luck, ahead)
     for x in range(counts[ASIDE]):
         met[W.parked[x]] = 0.0
+
+
+@njit(**INNER)
+def _guess_line(W: Work, engine: Floats, now: float, luck: float, ahead: float) -> None:
+    """Guess at those that wait at the horizon, with `ahead` seconds of work before them.
+
+    Taken by due time, each has a share of the luck: the time it has left, over that and the work up to its
+    own, but at least `ADJOURNED`. So a rule that puts off who has much time is not taken for one that fails
+    them.
+    """
+    jobs, key, line, size = W.jobs, W.key, W.chosen, ZERO
+    for x in range(W.counts[WAITING]):
+        j = W.heap[x]
+        W.met[j] = 0.0
+        if not lost(engine, jobs, j, now, 1.0, 0.0):
+            key[j] = due_s(engine, jobs, j)
+            _push(line, size, key, j)
+            size += 1
+    while size > 0:
+        j = line[0]
+        _pop(line, size, key)
+        size -= 1
+        ahead += work_s(engine, jobs, j, 1.0)
+        left_s = min(FAR_S, max(0.0, key[j] - now))
+        W.met[j] = luck * max(ADJOURNED, left_s / max(1e-9, left_s + ahead))
 
 
 @njit(**INNER)
@@ -586,7 +619,7 @@ def rollout(
         See the lists at the top of this file.
     until_s
         Horizon, clock time. Whoever has not ended by then is guessed at: answers by their pace, requests in
-        the queue by the share kept of those that ended, parked ones as missed.
+        the queue by the share kept of those that ended and by the time they have left, parked ones as missed.
     W
         Work space for at least n jobs; afterwards `W.met` tells for each job whether it kept its limits, and
         `W.jobs` when its first token came.

@@ -1,4 +1,4 @@
-"""Answers with no limit left give way to requests that can still keep theirs."""
+"""Answers with no limit to keep give way to requests that can still keep theirs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slosched.core.arrays import Ints
 from slosched.core.estimate import prefill_s
 from slosched.core.remaining import remaining_tokens
 from slosched.core.snapshot import Snapshot
+
+Bools = NDArray[np.bool_]
 
 
 class Way(NamedTuple):
@@ -35,19 +38,30 @@ RESCUED = "give_way.rescued"
 """Column of the table: 1 for a request that starved, and that stops no more."""
 
 
-def give_way(snapshot: Snapshot) -> Way:
-    """Find room for waiting requests that can keep their limits, at the cost of answers that have none left.
+def give_way(snapshot: Snapshot, least_chance: float) -> Way:
+    """Find room for waiting requests that can keep their limits, at the cost of answers with none to keep.
 
-    A request with a limit on its first token only is kept, or lost, once that token is out: the rest of its
-    answer has no limit, and may stop and go on later, computed again. As many such answers stop as it takes
-    to let in the prompts of one step, the longest to come first (most expected tokens left). They come back
-    when nobody waits who can still keep a limit, or when they starve.
+    A request with a limit on its first token only is kept, or lost, once that token is out; another one that
+    will miss a limit whatever is done has none to keep either. The rest of such an answer may stop and go on
+    later, computed again. As many stop as it takes to let in the prompts of one step, the longest to come
+    first (most expected tokens left). They come back when nobody waits who can still keep a limit, or when
+    they starve.
+
+    Parameters
+    ----------
+    snapshot
+        The engine's state.
+    least_chance
+        Chance to keep all limits below which they count as lost, at least 0.
     """
     t, limits = snapshot.table, snapshot.limits
-    free = _no_limit_left(snapshot, snapshot.waiting)
+    nobody = snapshot.running[:0]
+    free = _nothing_to_keep(snapshot, snapshot.waiting, least_chance)
+    can = snapshot.running[_nothing_to_keep(snapshot, snapshot.running, least_chance)]
+    if len(can) == 0 and not free.any():
+        return Way(snapshot, nobody, nobody)
     aside, others = snapshot.waiting[free], snapshot.waiting[~free]
     wants = others[_can_keep(snapshot, others)]
-    nobody = snapshot.running[:0]
     if len(wants) == 0:
         return Way(snapshot, nobody, nobody)
     block = limits.block_tokens
@@ -58,7 +72,6 @@ def give_way(snapshot: Snapshot) -> Way:
     blocks = int(np.ceil(need / block).sum()) - snapshot.free_blocks
     preempt = nobody
     if slots > 0 or blocks > 0:
-        can = snapshot.running[_no_limit_left(snapshot, snapshot.running)]
         can = can[t.extra(RESCUED)[can] == 0.0]
         left = remaining_tokens(t.atoms, can, t.generated_tokens)
         can = can[np.lexsort((t.serial[can], -left))]
@@ -75,16 +88,30 @@ def give_way(snapshot: Snapshot) -> Way:
     return Way(seen, preempt, aside)
 
 
-def _no_limit_left(snapshot: Snapshot, rows: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether a first token is out, and nothing that is still to come has a limit."""
-    t = snapshot.table
-    late = snapshot.now_s - t.arrival_s[rows] > t.e2e_s[rows]
-    return np.asarray(
-        (t.generated_tokens[rows] > 0) & np.isinf(t.tpot_s[rows]) & (np.isinf(t.e2e_s[rows]) | late)
-    )
+def _nothing_to_keep(snapshot: Snapshot, rows: Ints, least_chance: float) -> Bools:
+    """Whether a first token is out, and no limit depends on when the rest comes.
+
+    Either none is left, or one is lost: the first token came too late, or with fewer than `least_chance` of
+    the forecast's lengths the rest would come in time if it were served alone from now on.
+    """
+    t, model = snapshot.table, snapshot.step_time
+    out = t.generated_tokens[rows] > 0
+    rows = rows[out]
+    if len(rows) == 0:
+        return out
+    made, first_s = t.generated_tokens[rows, None], t.first_token_s[rows, None]
+    free = np.isinf(t.tpot_s[rows]) & np.isinf(t.e2e_s[rows])
+    late = t.first_token_s[rows] - t.arrival_s[rows] > t.ttft_s[rows]
+    token_s = model.base_s + model.sequence_s + model.kv_token_s * t.computed_tokens[rows]
+    left = np.maximum(1.0, t.atoms[rows] - made)  # (rows, atoms)
+    end_s = snapshot.now_s + left * token_s[:, None]
+    misses = end_s - t.arrival_s[rows, None] > t.e2e_s[rows, None]
+    misses |= end_s - first_s > t.tpot_s[rows, None] * np.maximum(1.0, made + left - 1.0)
+    out[out] = free | late | (1.0 - misses.mean(axis=1) < least_chance)
+    return out
 
 
-def _can_keep(snapshot: Snapshot, rows: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _can_keep(snapshot: Snapshot, rows: Ints) -> Bools:
     """Whether a request has a limit, and its first token would come in time if it were served at once."""
     t = snapshot.table
     limited = np.isfinite(np.minimum(np.minimum(t.ttft_s[rows], t.e2e_s[rows]), t.tpot_s[rows]))

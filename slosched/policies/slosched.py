@@ -53,14 +53,15 @@ class Slosched(Policy):
         to keep all limits, served alone and at once, is below `least_chance`. Best-effort requests and those
         that have a token are never refused; a prompt that has begun is preempted first.
     least_chance
-        Above 0, at most 1.
+        Above 0, at most 1; an answer with less gives way, too.
     fairness, tenant_shares, fairness_s
         Strength, shares and time constant of fairness between tenants, see `TenantShares`; 0 for none.
     promised
         Shares of classes that are to keep all their limits, whatever it costs the others, see
         `ClassPromises`; by class name, above 0 and below 1.
     preempt
-        Whether answers with no limit left give way to requests that can still keep theirs, see `give_way`.
+        Whether answers with no limit to keep give way to requests that can still keep theirs, see `give_way`:
+        they are preempted, and go on later.
     programs
         Whether the calls of one program (`program_index`) share one deadline, see `ProgramDeadlines`.
     seed
@@ -87,7 +88,7 @@ class Slosched(Policy):
         tenant_shares: Mapping[str, float] | None = None,
         fairness_s: float = 60.0,
         promised: Mapping[str, float] | None = None,
-        preempt: bool = False,
+        preempt: bool = True,
         programs: bool = False,
         seed: int = 0,
         background: bool = False,
@@ -133,7 +134,7 @@ class Slosched(Policy):
             preempt = refused(seen, seen.running, self.least_chance)  # it waits then, to be refused next
         if len(reject):
             seen = replace(seen, waiting=seen.waiting[~np.isin(seen.waiting, reject)])
-        way = give_way(seen) if self.gives_way else Way(seen, preempt[:0], preempt[:0])
+        way = give_way(seen, self.least_chance) if self.gives_way else Way(seen, preempt[:0], preempt[:0])
         planned = self.planner.plan(way.seen)
         order = self._rescue(seen, np.concatenate([planned.order, way.aside]), way.aside)
         planned = planned._replace(

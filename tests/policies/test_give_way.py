@@ -53,6 +53,10 @@ EARLY, PACED, WHOLE = Slo(ttft_s=1.0), Slo(ttft_s=1.0, tpot_s=0.1), Slo(e2e_s=60
     ("first", "second", "waits", "who"),
     [
         (EARLY, EARLY, EARLY, ["long"]),  # the longest to come
+        (PACED, Slo(ttft_s=0.05, tpot_s=0.1), EARLY, ["long"]),  # its first token was late
+        (PACED, Slo(tpot_s=0.001), EARLY, ["long"]),  # no step is that short
+        (WHOLE, Slo(e2e_s=1.0), EARLY, ["long"]),  # five hundred tokens take longer
+        (PACED, Slo(e2e_s=8.0), EARLY, []),  # alone it would end in time
         (EARLY, PACED, EARLY, ["short"]),  # a paced one has something to lose
         (Slo(), PACED, EARLY, ["short"]),  # best effort gives way, too
         (WHOLE, PACED, EARLY, []),
@@ -63,7 +67,7 @@ EARLY, PACED, WHOLE = Slo(ttft_s=1.0), Slo(ttft_s=1.0, tpot_s=0.1), Slo(e2e_s=60
 def test_who_gives_way(first: Slo, second: Slo, waits: Slo, who: list[str]) -> None:
     """Only answers with nothing to lose stop, only for a request with something to win, and only one here."""
     snapshot = full(first, second, waits)
-    way = give_way(snapshot)
+    way = give_way(snapshot, 0.05)
     assert [snapshot.table.request_ids[row] for row in way.preempt.tolist()] == who
     assert len(way.seen.running) == 2 - len(who)
     assert way.seen.free_blocks == snapshot.free_blocks + 7 * len(who)
@@ -72,7 +76,7 @@ def test_who_gives_way(first: Slo, second: Slo, waits: Slo, who: list[str]) -> N
 def test_nobody_stops_where_there_is_room() -> None:
     """With a third slot the newcomer simply enters."""
     roomy = replace(FULL, limits=replace(FULL.limits, max_num_seqs=3))
-    assert len(give_way(replace(full(EARLY, EARLY, EARLY), engine=roomy)).preempt) == 0
+    assert len(give_way(replace(full(EARLY, EARLY, EARLY), engine=roomy), 0.05).preempt) == 0
 
 
 def test_first_tokens_come_in_time_and_everybody_is_served() -> None:
@@ -87,7 +91,7 @@ def test_first_tokens_come_in_time_and_everybody_is_served() -> None:
     )
     engine = replace(FULL, limits=replace(FULL.limits, max_num_seqs=4))
     plain, gives = (
-        simulate(work, policy, engine=engine).outcomes for policy in (Slosched(), Slosched(preempt=True))
+        simulate(work, policy, engine=engine).outcomes for policy in (Slosched(preempt=False), Slosched())
     )
     kept = [float((done.ttft_s <= work.ttft_s).mean()) for done in (plain, gives)]
     assert kept[1] > 0.95
@@ -109,7 +113,7 @@ def test_who_stopped_does_not_starve() -> None:
         ttft_s=np.full(n, 3.0),
     )
     engine = replace(FULL, limits=replace(FULL.limits, max_num_seqs=4))
-    policy = Slosched(preempt=True, starvation_s=5.0, rescue_share=0.2)
+    policy = Slosched(starvation_s=5.0, rescue_share=0.2)
     done = simulate(work, policy, engine=engine).outcomes
     assert done.finished.all()
     during = done.finish_s < work.arrival_s[-1]
