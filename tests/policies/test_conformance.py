@@ -150,7 +150,7 @@ def test_what_no_policy_may_do_is_found(fault: str, words: str) -> None:
         ("slosched", {"fairness": -1.0}, "fairness"),
         ("slosched", {"fairness_s": 0.0}, "fairness_s"),
         ("slosched", {"tenant_shares": {"a": 0.0}}, "tenant_shares of a"),
-        ("slosched", {"programs": "yes"}, "programs"),
+        ("slosched", {"programs": "yes"}, "parameter programs of policy 'slosched'"),
     ],
 )
 def test_bad_parameters_are_named(name: str, parameters: dict[str, Any], field: str) -> None:
