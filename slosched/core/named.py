@@ -87,7 +87,7 @@ def make(
     Raises
     ------
     InputError
-        If a parameter is unknown or off its domain, or something else is made.
+        If a parameter is unknown or off its domain, the factory fails, or something else is made.
 
     Examples
     --------
@@ -122,6 +122,9 @@ def make(
     except (TypeError, ValueError) as error:
         own_words = ", ".join(known or ()) or "none"
         raise InputError(f"parameters of {kind} {name!r} ({own_words}): {error}") from None
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        raise InputError(f"{kind} {name!r} cannot be made with {chosen}: {words}.") from error
     if not isinstance(made, base):
         raise _stranger(name, type(made), kind, base)
     return made

@@ -38,6 +38,11 @@ class Backwards(Policy):
 
 class NoPolicy:
     pass
+
+
+class Unmakeable(Backwards):
+    def __init__(self):
+        raise KeyError("table of prices")
 '''
 
 
@@ -107,6 +112,7 @@ def test_the_grammar(text: str, name: str, parameters: dict[str, object], budget
         ("no_such_module:Mine", "No module named 'no_such_module'"),
         ("slosched.policies.orders:Edff", "Did you mean Edf"),
         ("own_policies:NoPolicy", "must make a slosched.policies.Policy, got NoPolicy"),
+        ("own_policies:Unmakeable", "cannot be made with {}: KeyError: 'table of prices'"),
         ("own_policies:Backwards:times=1,time=2", "Did you mean times"),
         ("own_policies:Backwards:times=twice", "must be a number, got 'twice'"),
         ("slosched:preempt=maybe", "must be true or false, got 'maybe'"),

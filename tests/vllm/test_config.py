@@ -55,6 +55,15 @@ def test_an_unknown_key_is_refused_with_the_known_ones(
         ("guards: {time_box_us: fast}", "guards.time_box_us"),
         ("- a list", "mapping"),
         ("a: [", "valid YAML"),
+        ("policy: edf\npolicy: sjf\n", "'policy' is set twice"),
+        ("classes: {chat: {ttft_ms: 5, ttft_ms: 6}}", "'ttft_ms' is set twice"),
+        ("classes: {chat: {ttft_ms: yes}}", "classes.chat: ttft_ms must be a number, got true"),
+        ("seed: true", "seed must be a number, got true"),
+        ("seed: -1", "seed: .*greater than or equal to 0, got -1"),
+        ("policy:", "policy: .*string, got None"),
+        ("default_class: gold", "^[^:]*: default_class must be one of the classes default, got 'gold'$"),
+        ("state_file: /tmp", "state_file must name a file, got the folder '/tmp'"),
+        ("metrics: {json_file: /}", "metrics.json_file must name a file, got the folder '/'"),
     ],
 )
 def test_a_bad_value_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -63,6 +72,16 @@ def test_a_bad_value_is_named(tmp_path: Path, text: str, named: str) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=named):
         load_config(path)
+
+
+def test_a_section_with_nothing_in_it_is_the_default(tmp_path: Path) -> None:
+    """All of its lines may be comments; an anchor may be used in several places."""
+    path = tmp_path / "c.yaml"
+    path.write_text("guards:\n  # preempt: false\nclasses:\nmetrics:\n")
+    assert load_config(path) == Config()
+    path.write_text("classes:\n  a: &a {ttft_ms: 5}\n  b: {<<: *a, tpot_ms: 7}\n  c: *a\n")
+    classes = load_config(path).classes
+    assert (classes["b"].ttft_ms, classes["b"].tpot_ms, classes["c"].ttft_ms) == (5, 7, 5)
 
 
 def test_the_variable_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

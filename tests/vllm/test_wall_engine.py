@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from slosched.core.arrays import Floats, Ints
 from slosched.core.engine import Engine, EngineLimits
+from slosched.core.errors import InputError
+from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
 from slosched.core.workload import Workload
-from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm import guarded_policy
+from slosched.integrations.vllm.config import Config, GuardsConfig
+from slosched.planner.plan import Plan
+from slosched.policies.base import KeyPolicy, Policy
 from slosched.testing.wall_engine import Shared, serve_in_real_time
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -56,3 +65,52 @@ def test_a_shared_machine_is_slower_every_other_while() -> None:
     factors = np.array([noisy(1.0) for _ in range(2000)])
     assert 0.01 < (factors > 4.0).mean() < 0.04
     assert abs(np.median(factors) - 1.0) < 0.05
+
+
+class Stuck(Policy):
+    """Never returns from one of its plans."""
+
+    name: ClassVar[str] = "stuck"
+    paces: ClassVar[bool] = True
+    at = 0
+
+    def __init__(self) -> None:
+        self.plans = 0
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        self.plans += 1
+        if self.plans > self.at:
+            threading.Event().wait()
+        return Plan(snapshot=snapshot, policy=self.name, order=snapshot.waiting[::-1])
+
+
+class StuckLater(Stuck):
+    """Never returns from its tenth plan."""
+
+    at = 9
+
+
+class StuckKey(KeyPolicy):
+    """Never returns from a key."""
+
+    name: ClassVar[str] = "stuck-key"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        threading.Event().wait()
+        return np.zeros(len(rows))
+
+
+@pytest.mark.parametrize("stuck", [Stuck, StuckLater, StuckKey])
+def test_a_policy_that_never_returns_is_turned_off(
+    stuck: type[Policy], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everybody is served, first come, first served; the log says why."""
+    monkeypatch.setattr(guarded_policy, "FIRST_PLAN_S", 0.3)
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    config = Config(
+        policy=f"{__name__}:{stuck.__name__}",
+        guards=GuardsConfig(plan_limit_ms=100.0, breaker_failures=3),
+    )
+    with pytest.raises(InputError, match=r"must not fail, got .*TimeoutError: no "):  # said at the end
+        serve_in_real_time(work(), config, engine=ENGINE)
+    assert f"{stuck.__name__}' failed 3 times in a row and is turned off" in caplog.text

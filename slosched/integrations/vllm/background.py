@@ -55,6 +55,8 @@ class PlansAhead:
         Whether the last plan is done.
     latest
         The last plan made, None after an error.
+    since_s
+        When the last plan was asked for, by `time.perf_counter`.
     error, seconds, own_s
         What the last plan raised, how long it took, and the processor time of that; 0 before the first.
     """
@@ -62,7 +64,7 @@ class PlansAhead:
     def __init__(self, decide: Callable[[Snapshot], Decision]) -> None:
         self._decide = decide
         self._table: RequestTable | None = None
-        self.idle = True
+        self.idle, self.since_s = True, 0.0
         self.latest: Decision | None = None
         self.error: Exception | None = None
         self.seconds = self.own_s = 0.0
@@ -72,8 +74,13 @@ class PlansAhead:
 
     def submit(self, snapshot: Snapshot, refresh: Refresh | None = None) -> None:
         """Begin a plan; only while idle. `refresh` brings the copied table up to date before that."""
-        self.idle = False
+        self.idle, self.since_s = False, time.perf_counter()
         self._background.submit((snapshot, refresh, snapshot.table.serial.copy()))
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the last plan is done; False if it is not by then."""
+        self._background.wait(timeout_s)
+        return self.idle
 
     def close(self) -> None:
         """End the thread after what it is doing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,6 +21,27 @@ Milliseconds = Field(default=None, gt=0, le=MAX_MS)
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, content: object) -> object:
+        """``ttft_ms: yes`` is a mistake, not a millisecond; a section with nothing in it is the default."""
+        if not isinstance(content, dict):
+            return content
+        meant = dict(content)
+        for name, value in content.items():
+            known = cls.model_fields.get(name)
+            kind = None if known is None else known.annotation
+            kinds = (kind, *get_args(kind))
+            if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+                raise ValueError(f"{name} must be a number, got {str(value).lower()}")
+            if value is None and (get_origin(kind) is dict or _is_section(kind)):
+                del meant[name]
+        return meant
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 class ClassConfig(_Section):
@@ -162,7 +183,7 @@ class Config(_Section):
 
     policy: str = "slosched"
     policy_parameters: dict[str, Any] = Field(default_factory=dict)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     classes: dict[str, ClassConfig] = Field(default_factory=dict)
     default_class: str = "default"
     engine: str = "h100-llama-3.1-8b"
@@ -189,12 +210,23 @@ class Config(_Section):
     def _default_class_exists(self) -> Config:
         if self.default_class != "default" and self.default_class not in self.classes:
             known = ", ".join(["default", *self.classes])
-            raise ValueError(f"must be one of the classes {known}, got {self.default_class!r}")
+            raise ValueError(f"default_class must be one of the classes {known}, got {self.default_class!r}")
         for name, promised in self.classes.items():
             if promised.ttfat_ms is not None and self.thinking is None:
                 raise ValueError(
                     f"class {name!r} has ttfat_ms: thinking.end must name the mark that ends thinking"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_no_folders(self) -> Config:
+        files = {
+            "state_file": self.state_file, "step_log": self.step_log,
+            "metrics.json_file": self.metrics.json_file,
+        }  # fmt: skip
+        for name, path in files.items():
+            if path is not None and path.is_dir():
+                raise ValueError(f"{name} must name a file, got the folder {str(path)!r}")
         return self
 
     def weight_of(self, promised: ClassConfig, tenant: str, claimed: float) -> float:
@@ -231,7 +263,8 @@ def load_config(path: str | Path | None = None) -> Config:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        # A safe loader, with a check of its own.
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Once)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{VARIABLE} must name a readable file, got {str(path)!r} ({error}).") from error
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
@@ -248,12 +281,31 @@ def load_config(path: str | Path | None = None) -> Config:
         raise InputError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice: of two settings one would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, None] = {}
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is set twice", key.start_mark
+                )
+            if isinstance(key.value, str):
+                seen[key.value] = None
+        return super().construct_mapping(node, deep)
+
+
 def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "default_class"
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "value_error":
+        said = str(error["msg"]).removeprefix("Value error, ")
+        simple = not isinstance(error["input"], dict | BaseModel)
+        return (f"{place}: " if place else "") + said + (f", got {error['input']!r}" if simple else "")
     if error["type"] == "extra_forbidden":
         known = ", ".join(_section(error["loc"][:-1]).model_fields)
         return f"{place} is not a known setting; known here are {known}"
-    return f"{place}: {error['msg']}, got {error['input'] if error['loc'] else ''!r}"
+    return f"{place}: {error['msg']}, got {error['input']!r}"
 
 
 def _section(place: tuple[Any, ...]) -> type[BaseModel]:
@@ -262,4 +314,4 @@ def _section(place: tuple[Any, ...]) -> type[BaseModel]:
         return Config
     annotation = Config.model_fields[place[0]].annotation
     kinds = (annotation, *get_args(annotation))
-    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Section))
+    return next(kind for kind in kinds if isinstance(kind, type) and _is_section(kind))

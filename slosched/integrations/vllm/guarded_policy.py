@@ -44,6 +44,10 @@ REHEARSALS = 4
 STALE_STEPS = 16
 """Steps after which a background plan is no longer acted on."""
 
+FIRST_PLAN_S = 60.0
+"""Seconds that code of others may take for its first plan, compiling and importing included; far longer than
+any of ours takes on a busy machine."""
+
 QUICK = 200
 """Background plans in a row within half the time box until planning moves back to the engine's thread."""
 
@@ -67,6 +71,9 @@ class GuardedPolicy:
         Where to count.
     boxed
         Whether the time box holds; a virtual clock turns it off and plans on the engine's thread.
+    apart
+        Whether plans are made by a background thread from the first to the last, so that the engine goes on
+        whatever becomes of one: for code that may never return. Only where the time box holds.
 
     Attributes
     ----------
@@ -78,13 +85,16 @@ class GuardedPolicy:
         Seconds of a decoding step, of which a share is free for planning.
     """
 
-    def __init__(self, policy: Policy, guards: GuardsConfig, stats: Stats, *, boxed: bool = True) -> None:
+    def __init__(
+        self, policy: Policy, guards: GuardsConfig, stats: Stats, *, boxed: bool = True, apart: bool = False
+    ) -> None:
         self.policy = policy
         self._guards, self._stats, self._boxed = guards, stats, boxed
         self.by_key = isinstance(policy, KeyPolicy) and type(policy).plan is KeyPolicy.plan
         self._failures = self._quick = 0
         self._overruns = self.step_s = 0.0
-        self.background: PlansAhead | None = None
+        self._apart, self._late = apart and boxed, 0
+        self.background: PlansAhead | None = PlansAhead(self._decide) if self._apart else None
         self._shortlist, self._serial = NOBODY, NOBODY
         self._newest, self._age = -1, FULL_RANKING_STEPS
 
@@ -96,7 +106,7 @@ class GuardedPolicy:
     @property
     def steady(self) -> bool:
         """Whether requests need a key only when they join the queue."""
-        return self.by_key and (self.policy.static or self.policy.steady)
+        return self.by_key and not self._apart and (self.policy.static or self.policy.steady)
 
     def keys(self, snapshot: Snapshot) -> list[float]:
         """Keys of the waiting rows; infinity for all if the policy fails, which counts as a failed plan."""
@@ -114,6 +124,14 @@ class GuardedPolicy:
     def rehearse(self, snapshot: Snapshot) -> None:
         """Plan a few times without use: to compile and import, and to see whether plans fit the time box."""
         seconds = []
+        if self._apart and self.background is not None:
+            self.background.submit(snapshot)
+            if not self.background.wait(FIRST_PLAN_S):
+                self._fail("policy", TimeoutError(f"no first plan within {FIRST_PLAN_S:g} s"))
+            elif self.background.error is not None:
+                self._fail("policy", self.background.error)
+            self.background.latest = None
+            return
         try:
             for _ in range(REHEARSALS):
                 own = time.thread_time()
@@ -180,11 +198,21 @@ class GuardedPolicy:
 
     def latest(self, step: int) -> Decision | None:
         """The last background plan, unless it is too old at this step to act on."""
+        if self.background is not None and not self.background.idle:
+            self._wait_no_longer(self.background.since_s)
         decision = None if self.background is None else self.background.latest
         if decision is not None and step - decision.step > STALE_STEPS:
             self._stats.stale_plans += 1
             return None
         return decision
+
+    def _wait_no_longer(self, since_s: float) -> None:
+        """Count a plan that is under way once for each limit that has passed since it was asked for."""
+        limit_s = self._guards.plan_limit_ms / 1000.0
+        late = int((time.perf_counter() - since_s) / limit_s)
+        if late > self._late and not self.open:
+            self._late = late
+            self._fail("overrun", TimeoutError(f"no plan for {late * limit_s:g} s"))
 
     def launch(self, snapshot: Snapshot, refresh: Refresh | None = None) -> None:
         """Begin a background plan for the next step; only while `free`.
@@ -207,17 +235,19 @@ class GuardedPolicy:
     def _collect(self, worker: PlansAhead) -> None:
         """Count the plan the thread has made; go back to the engine's thread if plans have become quick."""
         seconds, worker.seconds = worker.seconds, 0.0
+        counted, self._late = self._late, 0
         if worker.error is not None:
             self._fail("policy", worker.error)
         elif seconds > self._guards.plan_limit_ms / 1000.0:
-            self._fail("overrun", None)
+            if not counted:
+                self._fail("overrun", None)
         elif seconds > 0.0:
             self._failures = 0
             self._stats.plans += 1
             self._stats.plan_s.observe(seconds)
             quick = 2 * max(worker.own_s, seconds / WAITING_BOXES) <= self.box_s
             self._quick = self._quick + 1 if quick else 0
-            if self._quick >= QUICK:
+            if self._quick >= QUICK and not self._apart:
                 worker.close()
                 self.background, self._overruns = None, 0.0
 

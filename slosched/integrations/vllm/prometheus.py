@@ -159,7 +159,7 @@ def serve(collector: StatsCollector, port: int, address: str) -> Any:
     registry.register(collector)
     try:
         server, _ = prometheus.start_http_server(port, addr=address, registry=registry)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise InputError(
             f"metrics.port must be a free port of metrics.address, got {port} of {address}: {error}."
         ) from error

@@ -84,7 +84,7 @@ def read_claim(extra: object, config: Config) -> Claim:
     def label(name: str) -> str | None:
         """The field's text; None, and named as malformed if given, otherwise."""
         value = values.get(name)
-        if isinstance(value, str) and 0 < len(value) <= MAX_NAME:
+        if isinstance(value, str) and 0 < len(value) <= MAX_NAME and _is_text(value):
             return value
         if name in values:
             malformed.append(name)
@@ -139,6 +139,15 @@ def program_number(tenant: str, program: str) -> int:
     """
     name = f"{tenant}\0{program}".encode(errors="surrogatepass")
     return int.from_bytes(blake2b(name, digest_size=8).digest()) >> 2
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written: half a character, which JSON can hold, would fail every file and page."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(value: object) -> float | None:
