@@ -74,8 +74,8 @@ fleet: $(VLLM_VENV)/.tried
 	NUMBA_CACHE_DIR=$(CURDIR)/$(VLLM_VENV)/numba $(VLLM_BIN)/python benchmarks/fleet_live.py
 
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff check slosched tests benchmarks
-	$(BIN)/ruff format --check slosched tests benchmarks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check slosched tests benchmarks docs/notebooks
 
 typecheck: $(VENV)/.installed-test
 	$(BIN)/mypy

@@ -298,8 +298,10 @@ def bench_of(
     require(on in PLACES, "on", f"one of {', '.join(PLACES)}", on)
     if engines > 1 or router is not None:
         from slosched.lab.bench import FleetBench
+        from slosched.routers import router as router_of
 
         require(on == "simulator", "engines", "1 with --on vllm", engines)
+        router_of(router or "slosched")  # a wrong name shows now, not after kernels have been compiled
         return FleetBench(source=source, engine=engine, engines=engines, router=router or "slosched")
     if on == "vllm":
         from slosched.testing.virtual_clock import VllmBench

@@ -75,6 +75,7 @@ def in_lockstep(
     asked: list[tuple[int, Asked]] = []
 
     def go_on(place: int, answer: Answer | None) -> None:
+        """Give a search its answer; note what it asks next, or what it has found."""
         try:
             asked.append((place, searches[place].send(answer)))  # type: ignore[arg-type]  # None starts it
         except StopIteration as stop:

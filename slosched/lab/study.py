@@ -215,6 +215,7 @@ def capacity(
     with Workers(None, jobs) as pool:
 
         def meets(asked: list[tuple[int, float]]) -> list[bool]:
+            """Whether the policy reaches the target at these (place of a seed, rate)."""
             cells = [cell for place, rate in asked for cell in runs_of(bench, [policy], [rate], seeds[place])]
             records = run_cells(cells, kept, pool=pool, progress=rounds)
             rounds.end()

@@ -102,6 +102,7 @@ def instances_needed(
     with Workers(None, jobs) as pool:
 
         def attained(asked: list[tuple[int, int]]) -> list[float]:
+            """Attainment of these (place of a pair, engines), mean over the seeds."""
             cells = []
             for place, engines in asked:
                 name, policy = pairs[place]

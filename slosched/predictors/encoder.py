@@ -198,11 +198,14 @@ def pooled(body: Any, layers: Sequence[int] | None = None) -> Any:
     import torch
 
     class Pooled(torch.nn.Module):  # type: ignore[misc]
+        """The encoder with its states averaged over the tokens."""
+
         def __init__(self) -> None:
             super().__init__()
             self.body = body
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            """A vector for each text: the mean state of the last layer, or of `layers` side by side."""
             options = {"input_ids": input_ids, "attention_mask": attention_mask}
             if layers is None:
                 return mean(self.body(**options).last_hidden_state, attention_mask)
@@ -211,6 +214,7 @@ def pooled(body: Any, layers: Sequence[int] | None = None) -> Any:
             return torch.cat([torch.nn.functional.normalize(v, dim=1) for v in means], dim=1)
 
     def mean(states: Any, mask: Any) -> Any:
+        """Mean over the tokens that the mask keeps."""
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1)
 

@@ -360,6 +360,7 @@ def _fitted(
     parts = [(m, m.T.tocsr(), _loss(known, objective, seed), share) for m, known, share in lists]
 
     def value(w: Floats) -> tuple[float, Floats]:
+        """Penalised loss of the weights, and its gradient."""
         cost, slope = 0.5 * penalty * float(w @ w), penalty * w
         for matrix, turned, loss, share in parts:
             more, by_prompt = loss(matrix @ w)

@@ -483,6 +483,7 @@ class Throttled(Feature):
         kind = type(scheduler)
 
         def schedule() -> Any:
+            """As the scheduler's own, on half the steps without new prompts."""
             throttle = bool(self.rng.random() < 0.5)
             idle = all(request.is_prefill_chunk for request in scheduler.running)
             self.events["prompts_left_for_later"] += not (idle or scheduler.prefill_capacity_bound)

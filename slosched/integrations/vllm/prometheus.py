@@ -46,6 +46,7 @@ class StatsCollector:
         s, rank = self._stats, self._rank
 
         def counter(name: str, text: str, labels: Sequence[str], values: dict[Any, float]) -> Any:
+            """A family of counters, one for each key of `values`."""
             family = CounterMetricFamily(f"slosched:{name}", text, labels=[LABEL, *labels])
             for key, value in values.items():
                 family.add_metric([rank, *([key] if isinstance(key, str) else key)], value)
