@@ -2,7 +2,8 @@
 
 A server that answers at once stands for the engines. The client sends requests open loop, first straight to
 the server, then through `slosched router` before two of them; then it opens many streams together. Server,
-router and client are processes of their own.
+router and client are processes of their own. On a machine that others keep busy only the router's processor
+time per request says much; it holds the looks at the engines, too.
 
     python benchmarks/fleet_proxy.py --rate 200 --seconds 20 --streams 1000
 """
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,13 @@ async def open_together(url: str, streams: int) -> Counter[str]:
     return ends
 
 
+def processor_s(url: str) -> float:
+    """Processor seconds that the router has used, by its own metrics."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("slosched_router_process_cpu_s"))
+
+
 def quantiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}_ms": round(1000 * float(np.quantile(values, q / 100)), 3) for q in (50, 90, 99)}
 
@@ -129,9 +138,13 @@ def main() -> None:
             rows: dict[str, Any] = {}
             with router(urls, "slosched", profile, 1, Path(name)) as url:
                 time.sleep(2.0)
+                begun_s = processor_s(url)
                 for label, target in (("direct", urls[0]), ("router", url)):
                     rows[label] = quantiles(asyncio.run(first_bytes(target, options.rate, options.seconds)))
                     print(label, rows[label], flush=True)
+                requests = options.rate * options.seconds + WARM_UP
+                busy_s = processor_s(url) - begun_s
+                print(f"processor: {1000 * busy_s / requests:.2f} ms a request", flush=True)
                 ends = asyncio.run(open_together(url, options.streams))
                 print(f"{options.streams} streams, open together: {dict(ends)}")
     finally:
@@ -143,6 +156,7 @@ def main() -> None:
     write_json(
         RESULTS / "fleet_proxy.json",
         {"rate_rps": options.rate, "seconds": options.seconds, "first_byte": rows, "added": added,
+         "processor_ms_per_request": round(1000 * busy_s / requests, 3),
          "streams": {"open": options.streams, "ends": dict(ends)}, "provenance": provenance(),
          "environment": environment("aiohttp", "uvicorn")},
     )  # fmt: skip

@@ -11,7 +11,7 @@ DECISION_SECONDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
 
 
 class RouterMetrics:
-    """What the proxy counts; names begin with ``slosched_router``."""
+    """What the proxy counts, its processor time and memory; names begin with ``slosched_router``."""
 
     def __init__(self) -> None:
         if find_spec("prometheus_client") is None:
@@ -19,6 +19,7 @@ class RouterMetrics:
         import prometheus_client as prometheus
 
         self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(namespace="slosched_router", registry=self.registry)
         self.requests = prometheus.Counter(
             "slosched_router_requests", "Requests by how they ended.", ["outcome"], registry=self.registry
         )
