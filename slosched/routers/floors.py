@@ -27,6 +27,9 @@ WIDTH = 1.2
 COMPARISONS = 16.0
 """Comparisons while a horizon goes by."""
 
+LIVE_S = 2.0
+"""Least seconds between comparisons beside live traffic: copying what 16,000 requests ask takes 5 ms."""
+
 LEAST_SEEN = 10
 """Arrivals per engine before the first comparison."""
 
@@ -104,7 +107,8 @@ class Floors:
         if now_s < self._next_s or len(engines) < 2 or not enough:
             return
         seen = preview(self._past, fleet, self._began_s, self._lengths)
-        self._next_s = now_s + seen.horizon_s / COMPARISONS
+        least_s = 0.0 if self._background is None else LIVE_S
+        self._next_s = now_s + max(least_s, seen.horizon_s / COMPARISONS)
         ranks = [slowest(fleet).index(e) for e in engines]
         if self._background is not None:
             self._background.submit((seen, ranks))
