@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from slosched.core.errors import InputError
 from slosched.solvers.static.one_machine import (
     batch_list,
-    best_insertion,
     lawler_moore,
     moore_hodgson,
     smith_backward,
@@ -75,21 +74,6 @@ def test_smith_backward_has_least_completion_time(seed: int, n: int) -> None:
             least = min(least, float(ends.sum()))
     assert np.all(np.cumsum(p[order]) <= d[order])
     assert np.cumsum(p[order]).sum() == (least if len(kept) else 0.0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 100_000), n=st.integers(0, 12))
-def test_best_insertion_tries_every_position(seed: int, n: int) -> None:
-    """The position chosen for a newcomer has the most weight, then the least total start time, of all."""
-    p, d, w = jobs(seed, n + 1)
-    latest = d - p
-    values = []
-    for position in range(n + 1):
-        rows = np.insert(np.arange(n), position, n)
-        start = np.cumsum(p[rows]) - p[rows]
-        values.append((float(w[rows][start <= latest[rows]].sum()), -float(start.sum())))
-    chosen = best_insertion(p[:n], latest[:n], w[:n], p[n], latest[n], w[n])
-    assert values[chosen] == max(values)
 
 
 def test_lawler_moore_refuses_what_it_cannot_hold() -> None:

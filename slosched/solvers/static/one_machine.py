@@ -406,39 +406,3 @@ def lawler_moore(processing_s: Floats, due_s: Floats, weight: Floats) -> Flags:
         np.argsort(due_s, kind="stable"), processing_s, due_s, weight.astype(np.int64)
     )
     return kept
-
-
-@njit(nogil=True, cache=True)
-def best_insertion(
-    processing_s: Any, latest_s: Any, weight: Any, new_processing_s: Any, new_latest_s: Any, new_weight: Any
-) -> Any:
-    """Best position of one newcomer in a fluid order: most weight, then least total completion time; O(n).
-
-    Parameters
-    ----------
-    processing_s, latest_s, weight
-        Fluid processing time, latest start from now and weight of the planned requests, in plan order.
-    new_processing_s, new_latest_s, new_weight
-        The same of the newcomer.
-
-    Returns
-    -------
-    int
-        Position from 0 (first) to n (last).
-    """
-    n = len(processing_s)
-    start = 0.0
-    for x in range(n):
-        start += processing_s[x]
-    best, chosen, least, lost = -np.inf, n, np.inf, 0.0
-    for position in range(n, -1, -1):
-        if position < n:
-            start -= processing_s[position]
-            margin = latest_s[position] - start
-            if 0.0 <= margin < new_processing_s:
-                lost += weight[position]
-        won = (new_weight if start <= new_latest_s else 0.0) - lost
-        cost = start + new_processing_s * (n - position)
-        if won > best + 1e-9 or (won > best - 1e-9 and cost < least):
-            best, chosen, least = won, position, cost
-    return chosen
