@@ -113,7 +113,7 @@ class GuardsConfig(_Section):
     """
 
     time_box_us: float = Field(default=200.0, gt=0, le=1e7)
-    time_box_share: float = Field(default=0.05, ge=0, le=1)
+    time_box_share: float = Field(default=0.02, ge=0, le=1)
     plan_limit_ms: float = Field(default=1000.0, gt=0, le=1e6)
     breaker_failures: int = Field(default=5, ge=1, le=10_000)
     preempt: bool = True
