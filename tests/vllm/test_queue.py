@@ -217,3 +217,18 @@ def test_line_and_bars_outgrow_the_table(ledger: Ledger) -> None:
     queue.block([])
     queue.hold(300)
     assert queue.pop_request() is requests[301]
+
+
+def test_newcomers_since_a_plan_are_known(ledger: Ledger) -> None:
+    """Whoever came after the newest that a plan knew, whether few or more than are remembered."""
+    known = [ledger.row(fake_request(f"old{i}", 0.0)) for i in range(5)]
+    newest = int(ledger.table.serial.max())
+    assert ledger.since(newest) == []
+    for request_id in ("old4", "old2"):
+        ledger.finish(request_id, 1.0)
+    for count in (1, 3, 900):
+        rows = [ledger.row(fake_request(f"{count}-{i}", 0.0)) for i in range(count)]
+        known += rows
+        found = {row for row in ledger.since(newest) if ledger.table.serial[row] >= 0}
+        assert found == {row for row in known if ledger.table.serial[row] > newest}
+        newest = int(ledger.table.serial.max())

@@ -202,14 +202,14 @@ class Carrying:
         A decision made beside the engine that says who enters its step knows nothing of who has come since.
         Carried out before, it has let in whom it meant to let in: until the next one comes, nobody enters.
         """
-        now, line = self._ledger.table.serial, self._queue.line.rows
-        held = decision.alive(decision.hold, now) if len(decision.hold) else decision.hold
         if not decision.bounded:
-            return held
+            serial = self._ledger.table.serial
+            return decision.alive(decision.hold, serial) if len(decision.hold) else decision.hold
         if used:
-            return line
-        newcomers = line[now[line] > decision.newest]
-        return np.concatenate([held, newcomers]) if len(newcomers) else held
+            return self._queue.line.rows
+        # A row of `hold` that has changed hands is a newcomer's, who is held as well.
+        newcomers = self._ledger.since(decision.newest)
+        return np.concatenate([decision.hold, newcomers]) if newcomers else decision.hold
 
     def native(self, step: Step) -> None:
         """Let requests come out in the engine's own order, but for whom a step in flight still computes."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ from slosched.integrations.vllm.thinking import ThinkingWatch
 from slosched.integrations.vllm.waits import Outlook, Waits
 
 _FAR = 2**62
+
+LATEST = 512
+"""Newcomers remembered in order: far more than come in a step."""
 
 
 class Ledger:
@@ -72,6 +77,7 @@ class Ledger:
         self._hit: Ints = np.zeros(n, dtype=np.int64)
         self._params: list[Any] = [None] * n
         self._tokenless: dict[str, int] = {}
+        self._latest: deque[int] = deque(maxlen=LATEST)
         self._silent = read_claim(None, config)  # what a request claims that says nothing
         self.tenants = Tenants(self.table, config.bounds.max_tenants)
         self.waits = Waits()
@@ -89,6 +95,14 @@ class Ledger:
             self._reread(row, request)
         return row
 
+    def since(self, serial: int) -> list[int]:
+        """Rows of requests that came after the one of this serial number; some may have left."""
+        now = self.table.serial
+        newer = list(takewhile(lambda row: not 0 <= now[row] <= serial, reversed(self._latest)))
+        if len(newer) == LATEST:  # there may be more of them
+            return np.flatnonzero(now > serial).tolist()
+        return newer
+
     def follow(self, request: Any) -> None:
         """Give a row to a request that goes around slosched's queue, and await its first token."""
         self._tokenless[request.request_id] = self.row(request)
@@ -98,6 +112,7 @@ class Ledger:
         row = self.table.add(described)
         self.table.program_index[row], self.table.prefix_index[row] = program, prefix
         self.newcomers += 1
+        self._latest.append(row)
         if self.table.capacity > len(self.queued):
             self._grow()
         self.rows[request.request_id] = row
@@ -173,6 +188,7 @@ class Ledger:
         described = replace(described, generated_tokens=0)
         self.with_slo -= self.table.promised(row)
         self.table.fill(row, described)
+        self._latest.append(row)
         self.table.program_index[row], self.table.prefix_index[row] = program, prefix
         self.rank[row] = rank
         self._params[row] = request.sampling_params

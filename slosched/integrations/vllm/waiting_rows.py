@@ -63,9 +63,7 @@ class ArrivalLine:
         return float(self._arrival_s[self._head])
 
     def place(self, row: int) -> int:
-        """How many arrived before this row."""
-        if self._left:
-            self._drop_left()
+        """How many arrived before this row, about: who has left lately counts as well."""
         keys = self._arrival_s[self._head : self._tail]
         return int(keys.searchsorted(self._table.arrival_s[row], side="left"))
 
