@@ -94,6 +94,7 @@ MEASURED = {
         "slosched.solvers.static.cpsat",
     ),
     "evidence_cells": ("slosched.policies.slosched", "slosched.lab.named_cells"),
+    "evidence_fresh": ("slosched.policies.slosched", "slosched.lab.evidence"),
     "papers": ("slosched.simulator.engine",),
     "predictors": ("slosched.predictors.ranker", "slosched.simulator.engine", "slosched.policies.slosched"),
     "reliability": ("slosched.policies.slosched", "slosched.lab.population"),
