@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
+from typing import SupportsIndex
 
 import numpy as np
 from common import environment, study_options, write_json
@@ -61,7 +62,7 @@ class Believing:
         return 1.0
 
 
-def only(entry: int, value: float) -> Change:
+def only(entry: SupportsIndex, value: float) -> Change:
     """No rule but those with this value."""
 
     def change(policy: Slosched) -> None:
@@ -75,6 +76,11 @@ def only(entry: int, value: float) -> Change:
 def no_search(policy: Slosched) -> None:
     """The first rule leads for ever."""
     policy.planner.params = PlannerParams(comparisons=0.0)
+
+
+def no_preemption(policy: Slosched) -> None:
+    """No running answer stops for another request."""
+    policy.gives_way = False
 
 
 def attribute(name: str, made: Callable[[], object]) -> Change:
@@ -112,6 +118,8 @@ CHANGES: dict[str, tuple[list[Change], list[tuple[ModuleType, str, object]]]] = 
     "saved time at once": ([only(r.SPREAD, 0.0)], []),
     "decoding always counts": ([only(r.ANSWER, 1.0)], []),
     "least work per weight": ([only(r.PRICE, 1.0), only(r.URGENCY, 0.0)], []),
+    "no preemption": ([no_preemption], []),
+    "no search, no preemption": ([no_search, no_preemption], []),
     "no search, no corrected forecasts": ([no_search, attribute("_beliefs", Trusting)], []),
     "no errors, no walk": ([], [(rules, "ERRORS", 0.0), (rules, "VISITS", 0)]),
 }
