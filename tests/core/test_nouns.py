@@ -134,5 +134,5 @@ def test_require_and_its_kin() -> None:
     assert isinstance(error, InputError)
     missing = MissingExtraError("ortools", "exact")
     assert isinstance(missing, ImportError)
-    assert "pip install 'ortools>=" in str(missing)
+    assert "pip install 'ortools" in str(missing)  # the version is the installed package's to say
     assert "(extra exact of slosched)" in str(missing)
