@@ -57,6 +57,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones(
         ("a: [", "valid YAML"),
         ("policy: edf\npolicy: sjf\n", "'policy' is set twice"),
         ("classes: {chat: {ttft_ms: 5, ttft_ms: 6}}", "'ttft_ms' is set twice"),
+        ("? [policy, seed]\n: edf\n", "found unhashable key"),
         ("classes: {chat: {ttft_ms: yes}}", "classes.chat: ttft_ms must be a number, got true"),
         ("seed: true", "seed must be a number, got true"),
         ("seed: -1", "seed: .*greater than or equal to 0, got -1"),

@@ -285,14 +285,16 @@ class _Once(yaml.SafeLoader):
     """Refuses a mapping that has a key twice: of two settings one would be lost."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, None] = {}
+        """The mapping of a node whose keys all differ."""
+        seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key.value, str):  # a list or a mapping as a key: no setting has one
+                continue
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value!r} is set twice", key.start_mark
                 )
-            if isinstance(key.value, str):
-                seen[key.value] = None
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
