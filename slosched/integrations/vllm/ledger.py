@@ -192,7 +192,7 @@ class Ledger:
         self.table.program_index[row], self.table.prefix_index[row] = program, prefix
         self.rank[row] = rank
         self._params[row] = request.sampling_params
-        self.admitted_s[row] = math.nan
+        self.admitted_s[row], self.since_s[row] = math.nan, self.table.arrival_s[row]
         self.with_slo += self.table.promised(row)
         self.thinking.began(row, request, self._clock.now_s(), self.outlook().decode_s)
 
