@@ -41,8 +41,10 @@ def test_a_streaming_session_may_change_its_program(ledger: Ledger) -> None:
     """New parameters, new program."""
     request = fake_request("a", extra={"slo_program": "first"})
     row = ledger.row(request)
-    vars(request).update(sampling_params=SimpleNamespace(extra_args={"slo_program": "second"}))
-    request.arrival_time += 400.0  # its next input: it has not waited since the first
+    vars(request).update(  # its next input: it has not waited since the first
+        sampling_params=SimpleNamespace(extra_args={"slo_program": "second"}),
+        arrival_time=vars(request)["arrival_time"] + 400.0,
+    )
     assert ledger.row(request) == row
     assert ledger.table.program_index[row] == program_number("default", "second")
     assert ledger.since_s[row] == ledger.table.arrival_s[row]
