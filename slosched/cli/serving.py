@@ -122,19 +122,27 @@ def load(
         raise typer.Exit(code)
 
 
-def doctor(as_json: c.AsJson = False) -> None:
+def doctor(
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that the policy may take for a dry plan.")
+    ] = 60.0,
+    as_json: c.AsJson = False,
+) -> None:
     """Say what slosched can do with the vLLM of this machine; exit code 1 if something is wrong.
 
     Reads the configuration that SLOSCHED_CONFIG names, probes vLLM's scheduler, makes a dry plan, and puts a
-    hundred requests through the real scheduler with every token checked.
+    hundred requests through the real scheduler with every token checked. A policy that never returns is told
+    after the time-out.
 
     Example: slosched doctor
+
+    Example: slosched doctor --timeout 10
     """
     from dataclasses import asdict
 
     from slosched.testing.doctor import examine
 
-    report = examine()
+    report = examine(timeout)
     if as_json:
         c.print_json({"healthy": report.healthy, "findings": [asdict(f) for f in report.findings]})
     else:

@@ -53,6 +53,10 @@ class Policy(ABC):
     by_slo
         Whether nothing but the order of arrival follows while no request has an SLO: a live engine then keeps
         its own queue until one comes.
+    bounded
+        Whether every plan ends, within a time bounded by the number of requests: a live engine then plans on
+        its own thread where that is quick. Otherwise it plans on a thread beside its own, and goes on if a
+        plan never comes. Not inherited, since a subclass may hold code of its own.
     budget_tokens
         Token budget of a step that the engine is to have under this policy; None for its own.
     victim_worst
@@ -63,6 +67,7 @@ class Policy(ABC):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Let every `plan` know requests by name where each snapshot has a table of its own."""
         super().__init_subclass__(**keywords)
+        cls.bounded = cls.__dict__.get("bounded", False)
         if "plan" in cls.__dict__:
             type.__setattr__(cls, "plan", _knowing(cls.__dict__["plan"]))
 
@@ -76,6 +81,7 @@ class Policy(ABC):
     victim_worst: ClassVar[bool] = False
     by_arrival: ClassVar[bool] = False
     by_slo: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
     budget_tokens: int | None = None
 
     def engine_for(self, engine: Engine) -> Engine:

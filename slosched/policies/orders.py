@@ -27,6 +27,7 @@ class Fcfs(KeyPolicy):
     """First come, first served: vLLM's default order."""
 
     name: ClassVar[str] = "fcfs"
+    bounded: ClassVar[bool] = True
     by_arrival: ClassVar[bool] = True
     static: ClassVar[bool] = True
 
@@ -43,6 +44,7 @@ class Priority(KeyPolicy):
     """
 
     name: ClassVar[str] = "priority"
+    bounded: ClassVar[bool] = True
     static: ClassVar[bool] = True
     victim_worst: ClassVar[bool] = True
 
@@ -55,6 +57,7 @@ class Edf(KeyPolicy):
     """Earliest deadline first: A + S, else the next token's deadline, else A + E; best effort last."""
 
     name: ClassVar[str] = "edf"
+    bounded: ClassVar[bool] = True
     by_slo: ClassVar[bool] = True
     steady: ClassVar[bool] = True
 
@@ -67,6 +70,7 @@ class LeastLaxity(KeyPolicy):
     """Least laxity (slack) first: latest start - t; best effort last. Known as LSTF, as in MindIE."""
 
     name: ClassVar[str] = "least-laxity"
+    bounded: ClassVar[bool] = True
     by_slo: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
@@ -78,6 +82,7 @@ class Sjf(KeyPolicy):
     """Shortest job first on the service time predicted at arrival, each request alone on the engine."""
 
     name: ClassVar[str] = "sjf"
+    bounded: ClassVar[bool] = True
     static: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
@@ -94,6 +99,7 @@ class Hrrn(KeyPolicy):
     """Highest response ratio next: descending 1 + waited / predicted service (classic form)."""
 
     name: ClassVar[str] = "hrrn"
+    bounded: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Negated response ratio."""
@@ -110,6 +116,7 @@ class Srpt(KeyPolicy):
     """
 
     name: ClassVar[str] = "srpt"
+    bounded: ClassVar[bool] = True
     preempts: bool = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
@@ -161,6 +168,7 @@ class EdfDemote(_Demoting):
     """Earliest deadline first with hopeless requests demoted."""
 
     name: ClassVar[str] = "edf+d"
+    bounded: ClassVar[bool] = True
     by_slo: ClassVar[bool] = True
     base: ClassVar[type[KeyPolicy]] = Edf
 
@@ -169,6 +177,7 @@ class LeastLaxityDemote(_Demoting):
     """Least laxity first with hopeless requests demoted."""
 
     name: ClassVar[str] = "least-laxity+d"
+    bounded: ClassVar[bool] = True
     by_slo: ClassVar[bool] = True
     base: ClassVar[type[KeyPolicy]] = LeastLaxity
 
@@ -177,6 +186,7 @@ class SjfDemote(_Demoting):
     """Shortest job first with hopeless requests demoted."""
 
     name: ClassVar[str] = "sjf+d"
+    bounded: ClassVar[bool] = True
     base: ClassVar[type[KeyPolicy]] = Sjf
 
 
@@ -184,4 +194,5 @@ class HrrnDemote(_Demoting):
     """Highest response ratio next with hopeless requests demoted."""
 
     name: ClassVar[str] = "hrrn+d"
+    bounded: ClassVar[bool] = True
     base: ClassVar[type[KeyPolicy]] = Hrrn

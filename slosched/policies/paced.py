@@ -216,6 +216,7 @@ class PacedEdf(Paced):
     """Earliest deadline first with paced prefill."""
 
     name: ClassVar[str] = "paced-edf"
+    bounded: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """When the next thing is due."""
@@ -226,6 +227,7 @@ class PacedSrpt(Paced):
     """Least engine time first with paced prefill: prompt, and the decoding's part in shared steps."""
 
     name: ClassVar[str] = "paced-srpt"
+    bounded: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Seconds of the engine that a request takes."""
@@ -236,6 +238,7 @@ class PacedWspt(Paced):
     """Least engine time per weight first with paced prefill; weight 0 last."""
 
     name: ClassVar[str] = "paced-wspt"
+    bounded: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Seconds of the engine per weight."""

@@ -73,6 +73,7 @@ class Slosched(Policy):
     """
 
     name: ClassVar[str] = "slosched"
+    bounded: ClassVar[bool] = True
     paces: ClassVar[bool] = True
     by_slo: ClassVar[bool] = True
 

@@ -19,6 +19,7 @@ class Wspt(KeyPolicy):
     """
 
     name: ClassVar[str] = "wspt"
+    bounded: ClassVar[bool] = True
 
     def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
         """Predicted remaining service over weight."""

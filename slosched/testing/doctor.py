@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +10,10 @@ from typing import Any
 from slosched.core.engine import EngineLimits
 from slosched.core.errors import InputError, install_words
 from slosched.integrations.vllm.config import VARIABLE, Config, load_config
+from slosched.testing.dry_plan import dry_plan
+
+LIMIT_S = 60.0
+"""Seconds for the dry plan: as long as a server waits for a policy's first plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +41,21 @@ class Report:
         return all(finding.status != "error" for finding in self.findings)
 
 
-def examine() -> Report:
+def examine(limit_s: float = LIMIT_S) -> Report:
     """Look at the configuration and at the installed vLLM, make one dry plan and a short trial run.
 
     Never raises for what it finds; every problem is a finding.
+
+    Parameters
+    ----------
+    limit_s
+        Seconds that the dry plan may take, the policy's imports and compiling included.
     """
     report = Report()
     config = _configuration(report)
     _kernels(report)
     if config is not None:
-        _dry_plan(report, config)
+        report.add("dry plan", *dry_plan(limit_s))
     if find_spec("vllm") is None:
         report.add("vLLM", "error", f"not installed in this environment: {install_words('vllm', 'vllm')}")
         return report
@@ -94,30 +101,6 @@ def _configuration(report: Report) -> Config | None:
             "in the log only: set PROMETHEUS_MULTIPROC_DIR, or metrics.port or metrics.json_file",
         )  # fmt: skip
     return config
-
-
-def _dry_plan(report: Report, config: Config) -> None:
-    from slosched.integrations.vllm.adapter import make_policy, rehearsal
-    from slosched.integrations.vllm.decision import checked
-
-    try:
-        policy = make_policy(config)
-        snapshot = rehearsal(EngineLimits())
-        seconds = math.inf  # the first plans compile and import
-        for _ in range(4):
-            begin = time.perf_counter()
-            decision = checked(policy.plan(snapshot), snapshot)
-            seconds = min(seconds, time.perf_counter() - begin)
-    except Exception as error:
-        report.add("dry plan", "error", f"{type(error).__name__}: {error}")
-        return
-    where = "on the engine's thread" if seconds * 1e6 <= config.guards.time_box_us else "in the background"
-    order = ", ".join(snapshot.table.request_ids[row] for row in decision.order.tolist()[:6])
-    report.add(
-        "dry plan", "ok",
-        f"policy {policy.name}: {seconds * 1e6:.0f} us for 12 waiting and 4 running requests, so it plans "
-        f"{where}; first would be {order}",
-    )  # fmt: skip
 
 
 def _scheduler(report: Report) -> None:

@@ -175,3 +175,14 @@ def test_only_what_is_named_is_imported() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_policies_of_this_package_say_that_their_plans_end() -> None:
+    """Each for itself; a class derived from one does not inherit the word."""
+    assert [name for name in POLICIES if not policy(name).bounded] == []
+
+    class Mine(type(policy("edf"))):  # type: ignore[misc]
+        pass
+
+    assert Mine.steady
+    assert not Mine.bounded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,66 @@ def test_a_plan_is_made_without_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "pip install 'vllm>=" in found["vLLM"].text
     path.write_text("policy: nonsense\n")
     assert {f.topic: f for f in doctor.examine().findings}["dry plan"].status == "error"
+
+
+HOSTILE = """
+import os, subprocess, sys, time
+from slosched import KeyPolicy
+
+
+class Stuck(KeyPolicy):
+    name = "stuck"
+
+    def key(self, snapshot, rows):
+        print('{"status": "ok", "text": "a lie"}')
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(9)"])
+        while True:
+            pass
+
+
+class Sure(Stuck):
+    bounded = True
+
+
+class Unmade(Stuck):
+    def __init__(self):
+        time.sleep(1e6)
+
+
+class Exits(Stuck):
+    def key(self, snapshot, rows):
+        print("I give up", file=sys.stderr, flush=True)
+        os._exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Stuck", ("planning with policy hostile:Stuck: not done within 4 s", "policy is turned off")),
+        ("Sure", ("says it is bounded", "stop the engine")),
+        (
+            "Unmade",
+            ("importing and making policy hostile:Unmade: not done within 4 s", "vLLM would not start"),
+        ),
+        ("Exits", ("ended with code 7", "I give up")),
+    ],
+)
+def test_a_policy_that_never_returns_is_told(
+    name: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it does, whatever it has started, the doctor goes on, and says what a server would do."""
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    (tmp_path / "c.yaml").write_text(f"policy: hostile:{name}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLOSCHED_CONFIG", "c.yaml")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    begin = time.monotonic()
+    found = {finding.topic: finding for finding in doctor.examine(4.0).findings}["dry plan"]
+    assert time.monotonic() - begin < 8.0
+    assert found.status == "error"
+    for word in words:
+        assert word in found.text
 
 
 @pytest.mark.vllm

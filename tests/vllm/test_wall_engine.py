@@ -114,3 +114,39 @@ def test_a_policy_that_never_returns_is_turned_off(
     with pytest.raises(InputError, match=r"must not fail, got .*TimeoutError: no "):  # said at the end
         serve_in_real_time(work(), config, engine=ENGINE)
     assert f"{stuck.__name__}' failed 3 times in a row and is turned off" in caplog.text
+
+
+class Elsewhere(Policy):
+    """Notes which thread plans."""
+
+    name: ClassVar[str] = "elsewhere"
+    paces: ClassVar[bool] = True
+    threads: ClassVar[set[str]] = set()
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        self.threads.add(threading.current_thread().name)
+        return Plan(snapshot=snapshot, policy=self.name, order=snapshot.waiting)
+
+
+class Here(Elsewhere):
+    """The same, and its word that plans end."""
+
+    bounded: ClassVar[bool] = True
+
+
+class Heir(Here):
+    """A word holds for the class that gives it."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "thread"), [(Elsewhere, "slosched-plan"), (Here, "MainThread"), (Heir, "slosched-plan")]
+)
+def test_only_who_says_that_plans_end_plans_on_the_engines_thread(kind: type[Policy], thread: str) -> None:
+    """By the attribute, wherever the class lives."""
+    Elsewhere.threads.clear()
+    guards = GuardsConfig(time_box_us=1e6)
+    run, _ = serve_in_real_time(
+        work(), Config(policy=f"{__name__}:{kind.__name__}", guards=guards), engine=ENGINE
+    )
+    assert run.outcomes.finished.all()
+    assert Elsewhere.threads == {thread}

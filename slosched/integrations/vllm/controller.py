@@ -34,11 +34,6 @@ SWEEP_STEPS = 2048
 """Steps between searches for rows whose request has left unseen."""
 
 
-def ours(policy: Policy) -> bool:
-    """Whether a policy's code is of this package; that of others may do anything, even never return."""
-    return type(policy).__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
 class Controller:
     """All that the adapter keeps for one scheduler: the parts, and the order in which they are called.
 
@@ -81,7 +76,7 @@ class Controller:
         self.ledger.thinking.reads(self.ledger.forecaster.tokenizer)
         self.queue = SloQueue(self.ledger)
         self.planner = GuardedPolicy(
-            policy, config.guards, self.stats, boxed=not clock.virtual, apart=not ours(policy)
+            policy, config.guards, self.stats, boxed=not clock.virtual, apart=not policy.bounded
         )
         self.watch = StepWatch(learned, measure=not clock.virtual, log=config.step_log)
         self.planner.step_s = self.watch.decode_s

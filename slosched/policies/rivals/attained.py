@@ -31,6 +31,7 @@ class Las(RankedPolicy):
     """
 
     name: ClassVar[str] = "las"
+    bounded: ClassVar[bool] = True
 
     def __init__(self, *, quantum_tokens: int = 400, preempt: bool = True) -> None:
         require(quantum_tokens >= 1, "quantum_tokens", "at least 1", quantum_tokens)
@@ -65,6 +66,7 @@ class Mlfq(RankedPolicy):
     """
 
     name: ClassVar[str] = "mlfq"
+    bounded: ClassVar[bool] = True
 
     def __init__(
         self, *, quantum_s: float = 0.03, growth: float = 2.0, levels: int = 12, promote_s: float = 30.0
@@ -212,6 +214,7 @@ class Plas(_Program):
     """
 
     name: ClassVar[str] = "plas"
+    bounded: ClassVar[bool] = True
 
     def _leave(self, snapshot: Snapshot, rows: Ints) -> None:
         np.add.at(self._done, self._program(snapshot, rows), snapshot.table.generated_tokens[rows])
@@ -237,6 +240,7 @@ class Atlas(_Program):
     """
 
     name: ClassVar[str] = "atlas"
+    bounded: ClassVar[bool] = True
 
     def _began(self, snapshot: Snapshot, row: int, program: int) -> None:
         snapshot.table.extra("atlas.path")[row] = self._done[program]

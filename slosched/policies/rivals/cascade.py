@@ -36,6 +36,7 @@ class Cascade(Policy):
     """
 
     name: ClassVar[str] = "cascade"
+    bounded: ClassVar[bool] = True
     preempts: bool = True
 
     def __init__(self, *, gamma: float = 1.2) -> None:

@@ -35,6 +35,7 @@ class FairBatching(Policy):
     """
 
     name: ClassVar[str] = "fairbatching"
+    bounded: ClassVar[bool] = True
     paces: ClassVar[bool] = True
     skips: ClassVar[bool] = True
 

@@ -33,6 +33,7 @@ class AibrixSlo(KeyPolicy):
     """
 
     name: ClassVar[str] = "aibrix-slo"
+    bounded: ClassVar[bool] = True
     rejects: bool = True
 
     def __init__(self, *, reject: bool = True) -> None:
@@ -85,6 +86,7 @@ class LlmdDeadline(Policy):
     """
 
     name: ClassVar[str] = "llm-d-deadline"
+    bounded: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._served: dict[int, int] = {}  # flow -> number of the turn it last had

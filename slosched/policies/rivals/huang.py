@@ -37,6 +37,7 @@ class Huang(Policy):
     """
 
     name: ClassVar[str] = "huang"
+    bounded: ClassVar[bool] = True
 
     def __init__(self, *, max_batch: int = 4, replan_s: float = 1.0, most: int = 128, seed: int = 0) -> None:
         require(max_batch >= 1, "max_batch", "at least 1", max_batch)

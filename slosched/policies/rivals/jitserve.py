@@ -50,6 +50,7 @@ class JitServe(Policy):
     """
 
     name: ClassVar[str] = "jitserve"
+    bounded: ClassVar[bool] = True
     preempts: bool = True
     rejects: bool = True
 
@@ -146,6 +147,7 @@ class JitServeCode(KeyPolicy):
     """
 
     name: ClassVar[str] = "jitserve-code"
+    bounded: ClassVar[bool] = True
 
     def __init__(self, *, penalty: float = 1.0, refresh_steps: int = 50) -> None:
         require(0 <= penalty < np.inf, "penalty", "at least 0", penalty)

@@ -35,6 +35,7 @@ class Ltr(Policy):
     """
 
     name: ClassVar[str] = "ltr"
+    bounded: ClassVar[bool] = True
     preempts: bool = True
 
     def __init__(

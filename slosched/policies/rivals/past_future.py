@@ -36,6 +36,7 @@ class PastFuture(Policy):
     """
 
     name: ClassVar[str] = "past-future"
+    bounded: ClassVar[bool] = True
 
     def __init__(self, *, start_tokens: float = 2048.0, least_tokens: int = 64) -> None:
         require(1 <= start_tokens < np.inf, "start_tokens", "a finite number of at least 1", start_tokens)

@@ -42,6 +42,7 @@ class ProServe(Policy):
     """
 
     name: ClassVar[str] = "proserve"
+    bounded: ClassVar[bool] = True
     paces: ClassVar[bool] = True
     skips: ClassVar[bool] = True
 

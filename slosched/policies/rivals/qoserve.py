@@ -53,6 +53,7 @@ class QoServe(Policy):
     """
 
     name: ClassVar[str] = "qoserve"
+    bounded: ClassVar[bool] = True
     paces: ClassVar[bool] = True
 
     def __init__(

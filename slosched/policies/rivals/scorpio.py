@@ -54,6 +54,7 @@ class Scorpio(Policy):
     """
 
     name: ClassVar[str] = "scorpio"
+    bounded: ClassVar[bool] = True
     rejects: bool = True
     skips: ClassVar[bool] = True
 

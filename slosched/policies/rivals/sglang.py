@@ -34,6 +34,7 @@ class Lpm(KeyPolicy):
     """
 
     name: ClassVar[str] = "lpm"
+    bounded: ClassVar[bool] = True
 
     def __init__(self, *, most_sorted: int = MOST_SORTED) -> None:
         require(most_sorted >= 0, "most_sorted", "at least 0", most_sorted)
@@ -66,6 +67,7 @@ class HrrnSglang(KeyPolicy):
     """
 
     name: ClassVar[str] = "hrrn-sglang"
+    bounded: ClassVar[bool] = True
 
     def __init__(self, *, most_sorted: int = MOST_SORTED) -> None:
         require(most_sorted >= 0, "most_sorted", "at least 0", most_sorted)

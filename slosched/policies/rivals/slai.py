@@ -33,6 +33,7 @@ class Slai(Policy):
     """
 
     name: ClassVar[str] = "slai"
+    bounded: ClassVar[bool] = True
     skips: ClassVar[bool] = True
 
     def __init__(

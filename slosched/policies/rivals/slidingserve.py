@@ -50,6 +50,7 @@ class SlidingServe(Policy):
     """
 
     name: ClassVar[str] = "slidingserve"
+    bounded: ClassVar[bool] = True
     paces: ClassVar[bool] = True
 
     def __init__(

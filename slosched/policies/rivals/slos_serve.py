@@ -46,6 +46,7 @@ class SlosServe(Policy):
     """
 
     name: ClassVar[str] = "slos-serve"
+    bounded: ClassVar[bool] = True
     paces: ClassVar[bool] = True
 
     def __init__(

@@ -26,6 +26,7 @@ class Tie(KeyPolicy):
     """
 
     name: ClassVar[str] = "tie"
+    bounded: ClassVar[bool] = True
 
     def __init__(self, *, decay: float = 0.9, decay_s: float = 30.0) -> None:
         require(0 < decay <= 1, "decay", "a number above 0, at most 1", decay)

@@ -43,6 +43,7 @@ class Trail(Policy):
     """
 
     name: ClassVar[str] = "trail"
+    bounded: ClassVar[bool] = True
     preempts: bool = True
 
     def __init__(

@@ -114,6 +114,7 @@ class UniBoost(Policy):
     """
 
     name: ClassVar[str] = "uniboost"
+    bounded: ClassVar[bool] = True
     preempts: bool = True
 
     def __init__(
@@ -197,6 +198,7 @@ class UniBoostSglang(KeyPolicy):
     """
 
     name: ClassVar[str] = "uniboost-sglang"
+    bounded: ClassVar[bool] = True
 
     def __init__(
         self,
