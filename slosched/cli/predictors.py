@@ -77,6 +77,7 @@ def ranker(
     train_by = trainer(method)
     needs_model = method in ("frozen", "tuned", "ltr")
     require(model is not None or not needs_model, "model", f"given with --method {method}", model)
+    require(not out.exists() or out.is_dir(), "out", "a folder, or a name that is free", str(out))
     answers = read_answers(data, slo_class=slo_class)
     known, held_out = answers.split(0.9, seed)
     curve: list[tuple[int, float]] = []
@@ -157,13 +158,16 @@ def predict(
         c.print_json(rows)
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for head in ("mean", "10 %", "50 %", "90 %", "prompt"):
         table.add_column(head, justify="left" if head == "prompt" else "right")
     for found in rows:
         numbers = (f"{found[k]:.0f}" for k in ("mean_tokens", "p10", "p50", "p90"))
-        table.add_row(*numbers, str(found["prompt"])[:80].replace("\n", " "))
+        # A prompt may hold what looks like markup, bytes that are no text, or commands to a terminal.
+        shown = "".join(x if x.isprintable() else " " for x in str(found["prompt"])[:80])
+        table.add_row(*numbers, Text(shown))
     c.print_table(table)
 
 

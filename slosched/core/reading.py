@@ -22,6 +22,8 @@ MOST_SHOWN = 80
 """Characters of a wrong value that an error message shows."""
 PARQUET_MAGIC = b"PAR1"
 SEPARATORS = ",;\t"
+LONGEST_FIELD = 1 << 28
+"""Characters of a field of CSV, such as a prompt; the library's own limit is 131,072."""
 DOCUMENT_LISTS = ("requests", "data", "records")
 """Names under which a JSON document may hold its list of records."""
 SCANNED = 1000
@@ -257,6 +259,7 @@ def _csv(path: Path) -> Table:
 
 
 def _csv_rows(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[Row]:
+    csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
     with open_text(path) as file:
         header = next((line for line in file if line.strip()), "")
         reader = csv.reader(chain([header], file), delimiter=separator)

@@ -24,13 +24,11 @@ from typing import Any
 from slosched.core.errors import DataError, InputError, MissingExtraError, require
 from slosched.core.reading import json_object, text_lines
 from slosched.integrations.openai_client import Client, RequestError
+from slosched.predictors.answers import CUT_REASONS
 from slosched.predictors.states import states_names
 
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
-
-CUT_REASONS = ("length", "abort", "content_filter")
-"""Finish reasons of an OpenAI-compatible server that do not mean that the model ended its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

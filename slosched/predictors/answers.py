@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from slosched.core.arrays import Ints
 from slosched.core.errors import DataError, InputError, require
-from slosched.core.reading import json_object, open_text, text_lines
+from slosched.core.reading import Table, open_table
 from slosched.predictors.base import Prompt
 
 LEAST_PROMPTS = 20
@@ -21,11 +20,14 @@ LEAST_PROMPTS = 20
 
 _ALIASES = {
     "prompt": ("prompt", "text"),
-    "output_tokens": ("output_tokens", "out_tok", "lens", "length"),
+    "output_tokens": ("output_tokens", "completion_tokens", "out_tok", "lens", "length"),
     "prompt_tokens": ("prompt_tokens", "in_tok", "input_tokens"),
     "slo_class": ("slo_class", "class", "set"),
     "cut": ("cut", "truncated", "capped"),
 }
+
+CUT_REASONS = ("length", "abort", "content_filter")
+"""Finish reasons of an OpenAI-compatible server that do not mean that the model ended its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +110,12 @@ class Answers:
 
 
 def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
-    """Read JSON lines or CSV, perhaps gzipped.
+    """Read JSON lines, JSON, CSV or Parquet, perhaps packed.
 
     Columns: ``prompt``; ``output_tokens``, a count, a list of counts (several samples) or an object of counts
     (several models), where 0, an answer that ended at once, counts as 1; and if there, ``prompt_tokens``,
-    ``slo_class`` and ``cut`` (true where the answer was cut off; a list where there are several).
-    `slo_class` keeps one class only.
+    ``slo_class`` and ``cut`` (true where the answer was cut off; a list where there are several), or else a
+    server's ``finish_reason``. `slo_class` keeps one class only.
 
     Raises
     ------
@@ -122,21 +124,25 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
         `LEAST_PROMPTS` different prompts, or all lengths are equal, or all answers cut off.
     """
     path = Path(path)
+    table = open_table(path)
+    _require_columns(table)
     prompts: list[Prompt] = []
     of: list[int] = []
     lengths: list[int] = []
     cut: list[bool] = []
-    for number, row in enumerate(_rows(path), start=1):
+    classes: set[str] = set()
+    for number, row in table.rows():
         text = _get(row, "prompt")
         if not isinstance(text, str):
             raise DataError(path, number, "prompt", "a text", text)
         name = str(_get(row, "slo_class") or "default")
+        classes.add(name)
         if slo_class is not None and name != slo_class:
             continue
         tokens = _counts(path, number, "output_tokens", _get(row, "output_tokens"))
-        flags = _flags(_get(row, "cut"), len(tokens))
+        flags = _flags(_cut(row), len(tokens))
         if flags is None:
-            raise DataError(path, number, "cut", "true or false, one for each length", _get(row, "cut"))
+            raise DataError(path, number, "cut", "true or false, one for each length", _cut(row))
         given = _get(row, "prompt_tokens")
         known = max(1, len(text) // 4) if given in (None, "") else given
         prompt_tokens = _counts(path, number, "prompt_tokens", known)[0]
@@ -144,6 +150,9 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
         prompts.append(Prompt(text, prompt_tokens, name))
         lengths += tokens
         cut += flags
+    if slo_class is not None and slo_class not in classes:
+        found = ", ".join(sorted(classes))[:80]
+        raise InputError(f"{path}: slo_class must be one of the file's ({found}), got {slo_class!r}.")
     different = len({prompt.text for prompt in prompts})
     domain = f"a file of at least {LEAST_PROMPTS} prompts with answers"
     require(different >= LEAST_PROMPTS, f"{path}", domain, different)
@@ -161,13 +170,19 @@ def read_answers(path: str | Path, *, slo_class: str | None = None) -> Answers:
     )
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.name.removesuffix(".gz").removesuffix(".zst").endswith(".csv"):
-        with open_text(path) as file:
-            yield from csv.DictReader(file)
-        return
-    for number, line in text_lines(path):
-        yield json_object(path, number, line)
+def _require_columns(table: Table) -> None:
+    """Raise `DataError` unless prompts and lengths stand in the file, under one of their names."""
+    for column in ("prompt", "output_tokens"):
+        names = _ALIASES[column]
+        if not any(name in table.names for name in names):
+            domain = f"{names[0]} (or {', '.join(names[1:])}) and others"
+            raise DataError(table.path, None, "columns", domain, ", ".join(table.names)[:80])
+
+
+def _cut(row: dict[str, Any]) -> Any:
+    """Whether an answer was cut off, as the row says it: by itself, or by why the answer ended."""
+    said = _get(row, "cut")
+    return row["finish_reason"] in CUT_REASONS if said is None and row.get("finish_reason") else said
 
 
 def _get(row: dict[str, Any], column: str) -> Any:
@@ -181,7 +196,8 @@ def _counts(path: Path, number: int, column: str, value: Any) -> list[int]:
     try:
         counts = [int(v) for v in values]
         ok = bool(counts) and all(
-            0 <= c <= 10**9 and float(v) == c for c, v in zip(counts, values, strict=True)
+            0 <= c <= 10**9 and float(v) == c and not isinstance(v, bool)
+            for c, v in zip(counts, values, strict=True)
         )
     except (TypeError, ValueError, OverflowError):
         ok = False

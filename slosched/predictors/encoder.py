@@ -92,14 +92,28 @@ class Encoder:
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text within the window, never none."""
         half = self.window_tokens // 2
-        most = BYTES_PER_TOKEN * half
-        if len(text) > 2 * most:
-            text = text[:most] + " " + text[-most:]
-        # A lone surrogate, as in a broken JSON string, is no text to a tokenizer.
-        ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode()).ids
+        ids = self._tokenizer.encode(readable(both_ends(text, self.window_tokens))).ids
         if len(ids) > self.window_tokens:
             ids = ids[:half] + ids[half - self.window_tokens :]
         return ids or [0]
+
+
+def both_ends(text: str, window_tokens: int) -> str:
+    """A text without its middle, if it is so long that nothing there can come into the window: tokenizers
+    take a second for a million characters.
+
+    Examples
+    --------
+    >>> len(both_ends("word " * 100_000, 64))
+    1025
+    """
+    most = BYTES_PER_TOKEN * (window_tokens // 2)
+    return text if len(text) <= 2 * most else text[:most] + " " + text[-most:]
+
+
+def readable(text: str) -> str:
+    """The text with what is no text to a tokenizer replaced: lone surrogates, as in a broken JSON string."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def layers_read(layers: int) -> tuple[int, ...]:

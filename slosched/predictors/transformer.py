@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from slosched.core.writing import write_files
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import Calibration, calibrate
+from slosched.predictors.encoder import BYTES_PER_TOKEN, both_ends, readable
 from slosched.predictors.ranker import Progress, tau
+from slosched.predictors.rules_of_thumb import rules_of_thumb
 from slosched.predictors.states import read_tensors, write_tensors
 
 OBJECTIVES = ("listmle", "classes-10", "classes-100", "classes-820")
@@ -41,6 +44,12 @@ LABEL_TOKENS = 10
 
 TRAINED_ON = 0.9
 """Share of the prompts trained on; the others are watched and calibrate."""
+
+WARM_UP = 10
+"""Steps in which a fading rate rises to its full height."""
+
+RULES_LIST = 16
+"""Rules of thumb in each of their lists, half as many as prompts of one's own: a fifth of the time."""
 
 POOLINGS = ("last", "mean")
 """State of the last token, as in the paper, or the mean over all."""
@@ -103,8 +112,9 @@ class TransformerRanker:
 
         # An empty text is one end token: a model must have something to read.
         nothing = self.tokenizer.eos_token or self.tokenizer.pad_token
-        # A lone surrogate, as in a broken JSON string, is no text to a tokenizer.
-        known = [text.encode("utf-8", "replace").decode() or nothing for text in texts]
+        most = self.most_tokens
+        short = (both_ends(t, most) if self.both_ends else t[: BYTES_PER_TOKEN * most] for t in texts)
+        known = [readable(text) or nothing for text in short]
         if self.chat and self.tokenizer.chat_template:
             known = [
                 self.tokenizer.apply_chat_template(
@@ -225,6 +235,26 @@ class TransformerRanker:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Ways of training beyond the paper.
+
+    Parameters
+    ----------
+    both_ends
+        Of longer prompts read half from each end, not all from the beginning.
+    fading
+        Let the rate rise for `WARM_UP` steps, then fall to zero; in the paper it stays.
+    rules
+        Weight of a list of `slosched.predictors.rules_of_thumb` beside each list of prompts, the weight of
+        these being 1; classes know no rules.
+    """
+
+    both_ends: bool = False
+    fading: bool = False
+    rules: float = 0.0
+
+
 def train_transformer(
     answers: Answers,
     model: str | Path,
@@ -235,7 +265,7 @@ def train_transformer(
     pooling: str = "last",
     most_tokens: int = MOST_TOKENS,
     chat: bool = False,
-    both_ends: bool = False,
+    recipe: Recipe | None = None,
     seed: int = 0,
     device: str = "cpu",
     download: bool = False,
@@ -254,8 +284,10 @@ def train_transformer(
         One of `OBJECTIVES`.
     epochs, learning_rate
         5 and 2e-5 in the paper.
-    pooling, most_tokens, chat, both_ends
+    pooling, most_tokens, chat
         See `TransformerRanker`; ``last``, 2,048 and True in the paper.
+    recipe
+        What else is not as in the paper; nothing if not given.
     seed
         Of the split, the order, and the head.
     device
@@ -275,6 +307,7 @@ def train_transformer(
     import_torch()
     import torch
 
+    recipe = recipe or Recipe()
     body, tokenizer = open_model(model, download=download)
     torch.manual_seed(seed)
     width = int(objective.split("-")[1]) if objective != "listmle" else 0
@@ -285,7 +318,7 @@ def train_transformer(
     body, head = body.to(device), head.to(device)
     made = TransformerRanker(
         body, tokenizer, head, objective, pooling=pooling, most_tokens=most_tokens, chat=chat,
-        both_ends=both_ends,
+        both_ends=recipe.both_ends,
     )  # fmt: skip
     train, watch = answers.split(TRAINED_ON, seed)
     weights = [*body.parameters(), *head.parameters()]
@@ -296,20 +329,28 @@ def train_transformer(
     texts = [prompt.text for prompt in train.prompts]
     watched = [prompt.text for prompt in watch.prompts]
     total, done = epochs * -(-n // LIST_SIZE), 0
+    general = rules_of_thumb()
+    patterns = [prompt.text for prompt in general.prompts] if recipe.rules and not width else []
     curve: list[tuple[int, float]] = []
     for _ in range(epochs):
         body.train()
         order = rng.permutation(n)
         for at in range(0, n, LIST_SIZE):
             rows = order[at : at + LIST_SIZE]
-            out = made.outputs([texts[i] for i in train.prompt[rows].tolist()])
-            loss = (
-                torch.nn.functional.cross_entropy(
-                    out, torch.tensor(np.minimum(tokens[rows] // width, classes - 1), device=device)
-                )
-                if width
-                else _listmle(out[:, 0], _ranked(tokens[rows], train.cut[rows], rng), train.cut[rows])
-            )
+            drawn = rng.permutation(len(patterns))[:RULES_LIST]
+            asked = [texts[i] for i in train.prompt[rows].tolist()]
+            out = made.outputs(asked + [patterns[i] for i in drawn.tolist()])
+            if width:
+                label = torch.tensor(np.minimum(tokens[rows] // width, classes - 1), device=device)
+                loss = torch.nn.functional.cross_entropy(out, label)
+            else:
+                loss = _list_loss(out[: len(rows), 0], tokens[rows], train.cut[rows], rng)
+            if len(drawn):
+                told = general.output_tokens[drawn], general.cut[drawn]
+                loss = loss + recipe.rules * _list_loss(out[len(rows) :, 0], *told, rng)
+            if recipe.fading:
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate * min(1.0, (done + 1) / WARM_UP) * (1.0 - done / total)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -354,6 +395,11 @@ def _ranked(tokens: Ints, cut: Any, rng: np.random.Generator) -> Ints:
     return np.lexsort((rng.random(len(tokens)), cut, tokens // LABEL_TOKENS))
 
 
+def _list_loss(scores: Any, tokens: Ints, cut: Any, rng: np.random.Generator) -> Any:
+    """ListMLE of a list's scores and lengths."""
+    return _listmle(scores, _ranked(tokens, cut, rng), cut)
+
+
 def _listmle(scores: Any, order: Ints, cut: Any) -> Any:
     import torch
 
@@ -375,6 +421,9 @@ def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     path = model_folder(path)
+    if not download and not Path(path).is_dir():
+        domain = "a folder, or an installed package that carries a Hugging Face model; names need --download"
+        raise InputError(f"model must be {domain}, got {str(path)!r}.")
     options: dict[str, Any] = {"local_files_only": not download}
     try:
         body = AutoModel.from_pretrained(str(path), use_safetensors=True, **options).float()

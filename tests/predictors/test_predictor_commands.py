@@ -85,7 +85,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, data: Path, tmp_path
     out = tmp_path / "out"
     cases = [
         (("train", "ranker", "--data", tmp_path / "none.jsonl", "--out", out), "none.jsonl"),
-        (("train", "ranker", "--data", poor, "--out", out), "at least 20 prompts"),
+        (("train", "ranker", "--data", poor, "--out", out), "slo_class must be one of"),
         (("train", "ranker", "--data", data, "--out", out, "--objective", "x"), "objective must be"),
         (("train", "ranker", "--data", data, "--out", out, "--class", "no"), "at least 20 prompts"),
         (("train", "ranker", "--data", data, "--out", out, "--method", "x"), "method must be one of light"),
@@ -100,6 +100,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, data: Path, tmp_path
         assert words in error
         assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_prompts_are_shown_as_they_are_and_command_no_terminal(run: Run, data: Path, tmp_path: Path) -> None:
+    """Neither markup, as in a forum's post, nor escape codes, nor half a character."""
+    assert run("train", "ranker", "--data", data, "--out", tmp_path / "r")[0] == 0
+    code, text, _ = run("predict", tmp_path / "r", "quote [/b] [red]this", "\x1b[31mred\x07", "caf\udce9")
+    assert code == 0
+    assert "quote [/b] [red]this" in text
+    assert not any(c in text for c in "\x1b\x07\udce9")
+
+
+def test_a_file_is_no_folder_for_a_ranker(run: Run, data: Path) -> None:
+    """Said before the training, and the file stays as it is."""
+    before = data.read_bytes()
+    code, _, error = run("train", "ranker", "--data", data, "--out", data)
+    assert code == 2
+    assert "out must be a folder" in error
+    assert data.read_bytes() == before
 
 
 def test_a_method_of_ones_own_is_named(run: Run, data: Path, tmp_path: Path) -> None:

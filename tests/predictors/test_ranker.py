@@ -206,7 +206,7 @@ def rows(n: int) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "at least 20 prompts"),
+        ("", "must be not empty"),
         ('{"prompt": "a", "output_tokens": 3}\n', "at least 20 prompts with answers, got 1"),
         ("\n".join(json.dumps(r | {"output_tokens": 7}) for r in rows(30)), "must differ, got 7 in all 30"),
         ("\n".join(json.dumps(r | {"cut": True}) for r in rows(30)), "cut must be false for some"),
@@ -214,14 +214,18 @@ def rows(n: int) -> list[dict[str, object]]:
             "\n".join(json.dumps(r | {"prompt": "a"}) for r in rows(30)),
             "at least 20 prompts with answers, got 1",
         ),
-        ('{"prompt": "a"}\n', "row 1: output_tokens must be"),
-        ('{"output_tokens": 4}\n', "row 1: prompt must be a text"),
+        ('{"prompt": "a"}\n', r"columns must be output_tokens \(or .*got 'prompt'"),
+        ('{"output_tokens": 4}\n', r"columns must be prompt \(or text\)"),
+        ('{"prompt": "a", "output_tokens": 5}\n{"prompt": "b"}\n', "row 2: output_tokens must be"),
+        ('{"prompt": 7, "output_tokens": 5}\n', "row 1: prompt must be a text"),
+        ('{"prompt": "a", "output_tokens": true}\n', "row 1: output_tokens must be"),
         ('{"prompt": "a", "output_tokens": -4}\n', "row 1: output_tokens must be"),
         ('{"prompt": "a", "output_tokens": 2.5}\n', "row 1: output_tokens must be"),
         ('{"prompt": "a", "output_tokens": NaN}\n', "row 1: output_tokens must be"),
         ('{"prompt": "a", "output_tokens": [1, 2], "cut": [true]}\n', "row 1: cut must be"),
         ('{"prompt": "a", "output_tokens": 5}\n{"prom', "row 2: line must be one JSON object"),
-        ("[1]\n", "row 1: line must be one JSON object"),
+        ("[1]\n", "row 1: record must be a JSON object"),
+        ("prompt,output_tokens\nSay, 1,5\n", "row 1: row must be 2 fields, got '3 fields'"),
     ],
 )
 def test_bad_training_files_are_refused_by_name(tmp_path: Path, content: str, words: str) -> None:
@@ -257,6 +261,39 @@ def test_csv_and_samples_are_read(tmp_path: Path) -> None:
     )
     read = read_answers(lines, slo_class="b")
     assert (len(read.prompts), len(read.output_tokens), int(read.output_tokens.min())) == (22, 44, 1)
+
+
+def test_files_as_people_have_them(tmp_path: Path) -> None:
+    """A list in brackets, other separators, a prompt longer than the CSV library reads by itself, and a
+    server's own names.
+    """
+    known = rows(30)
+    listed = tmp_path / "a.json"
+    listed.write_text(json.dumps(known))
+    assert len(read_answers(listed).prompts) == 30
+    table = tmp_path / "a.csv"
+    table.write_text(
+        "prompt;output_tokens\n" + "".join(f"{'long ' * 50_000}{i};{i + 1}\n" for i in range(20))
+    )
+    assert len(read_answers(table).prompts[3].text) == 250_001
+    served = tmp_path / "a.jsonl"
+    served.write_text(
+        "\n".join(
+            json.dumps(
+                {"prompt": f"{i}", "completion_tokens": i + 1, "finish_reason": ("stop", "length")[i % 2]}
+            )
+            for i in range(30)
+        )
+    )
+    read = read_answers(served)
+    assert (read.output_tokens[4], read.cut[4], read.cut[5]) == (5, False, True)
+
+
+def test_a_class_that_no_row_has_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(r | {"slo_class": "chat"}) for r in rows(30)))
+    with pytest.raises(InputError, match=r"slo_class must be one of the file's \(chat\), got 'agents'"):
+        read_answers(path, slo_class="agents")
 
 
 def test_equal_prompts_stay_on_one_side_of_a_split() -> None:

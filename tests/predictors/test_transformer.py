@@ -15,7 +15,7 @@ from slosched.predictors.ranker import tau
 torch = pytest.importorskip("torch", reason="the transformer ranker needs torch")
 transformers = pytest.importorskip("transformers", reason="the transformer ranker needs transformers")
 
-from slosched.predictors.transformer import open_model, train_transformer  # noqa: E402
+from slosched.predictors.transformer import Recipe, open_model, train_transformer  # noqa: E402
 
 WORDS = ("say", "list", "derive", "one", "ten", "hundred", "songs", "laws", "please", "now")
 
@@ -121,6 +121,34 @@ def test_prompts_of_any_content_get_a_score(tmp_path: Path) -> None:
     made = train_transformer(made_up(40, 0), tiny(tmp_path / "m", "encoder"), epochs=1, most_tokens=16)
     assert np.isfinite(made.score(ODD)).all()
     assert np.isfinite(made.forecast([Prompt(text) for text in ODD])).all()
+
+
+@pytest.mark.parametrize("both_ends", [False, True])
+def test_a_huge_prompt_costs_no_more_than_its_window(tmp_path: Path, both_ends: bool) -> None:
+    """What cannot come into the window is not tokenized either; the score is that of the rest."""
+    made = train_transformer(
+        made_up(40, 0),
+        tiny(tmp_path / "m", "encoder"),
+        epochs=1,
+        most_tokens=16,
+        recipe=Recipe(both_ends=both_ends),
+    )
+    read: list[int] = []
+    inner = made.tokenizer
+    made.tokenizer = lambda texts, **k: read.extend(map(len, texts)) or inner(texts, **k)
+    for name in ("eos_token", "pad_token", "chat_template", "pad"):
+        setattr(made.tokenizer, name, getattr(inner, name))
+    long, longer = "say one " * 1_000 + "laws", "say one " * 500_000 + "laws"
+    scores = made.score([long, longer])
+    assert max(read) <= 16 * 16 + 1
+    assert scores[0] == pytest.approx(scores[1])
+
+
+@pytest.mark.parametrize("model", ["no-such-folder", "someone/model", "json"])
+def test_a_name_that_is_neither_folder_nor_package_with_a_model(model: str) -> None:
+    """Nothing is looked for elsewhere, and the word says what would do."""
+    with pytest.raises(InputError, match=f"--download, got '{model}'"):
+        open_model(model)
 
 
 @pytest.mark.parametrize("kind", ["images", "with a decoder", "few tokens", "unknown", "broken weights"])
