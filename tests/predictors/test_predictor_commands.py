@@ -85,9 +85,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run: Run, data: Path, tmp_path
     out = tmp_path / "out"
     cases = [
         (("train", "ranker", "--data", tmp_path / "none.jsonl", "--out", out), "none.jsonl"),
-        (("train", "ranker", "--data", poor, "--out", out), "slo_class must be one of"),
+        (("train", "ranker", "--data", poor, "--out", out), "at least 20 prompts"),
         (("train", "ranker", "--data", data, "--out", out, "--objective", "x"), "objective must be"),
-        (("train", "ranker", "--data", data, "--out", out, "--class", "no"), "at least 20 prompts"),
+        (("train", "ranker", "--data", data, "--out", out, "--class", "no"), "slo_class must be one of"),
         (("train", "ranker", "--data", data, "--out", out, "--method", "x"), "method must be one of light"),
         (("train", "ranker", "--data", data, "--out", out, "--method", "json:x"), "must name a function"),
         (("train", "ranker", "--data", data, "--out", out, "--method", "tuned"), "model must be given"),
