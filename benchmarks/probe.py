@@ -115,6 +115,7 @@ def errors(
     from slosched.core.forecast import LengthForecast
     from slosched.predictors.answers import Answers
     from slosched.predictors.base import Prompt
+    from slosched.predictors.calibration import LEVELS
     from slosched.predictors.probe_training import TRAIL, Settings, replay, train_probe
     from slosched.predictors.ranker import train_ranker
 
@@ -128,6 +129,7 @@ def errors(
     )  # fmt: skip
     ranker = train_ranker(known)
     guessed = ranker.forecast([Prompt(prompt[name]) for name in test.names])
+    past = np.tile(np.quantile(train.output_tokens, LEVELS), (len(tokens), 1))  # knows no prompt
 
     def line(atoms: Any, rows: Any, position: int) -> dict[str, Any]:
         bounded = np.minimum(atoms, limit)
@@ -150,6 +152,7 @@ def errors(
         "requests": {str(p): len(rows) for p, rows in alive.items()},
         "ranker_tau": ranker.report["tau_out_of_fold"],
         "ranker": {str(p): line(conditioned(guessed, rows, p), rows, p) for p, rows in alive.items()},
+        "history": {str(p): line(conditioned(past, rows, p), rows, p) for p, rows in alive.items()},
     }
     for name in names:
         runs, held_out, prompt_only = [], [], []
