@@ -224,7 +224,8 @@ class Planner:
         """Roll the candidates forward on the same futures; the best one leads from now on."""
         starts = [_future(present, turn % 2 == 0, self._rng) for turn in range(self.params.futures)]
         works = [r.work_for(len(start)) for start in starts]
-        candidates, until_s = self.leader.candidates(), present.now_s + present.horizon_s
+        e2e, tpot = (any(np.isfinite(s[:, c]).any() for s in starts) for c in (r.E2E_DUE, r.TPOT))
+        candidates, until_s = self.leader.candidates(e2e=e2e, tpot=tpot), present.now_s + present.horizon_s
         value, stake, raw = np.zeros(len(candidates)), 0.0, np.zeros(len(present.rows))
         for place, rule in enumerate(candidates):
             for start, work in zip(starts, works, strict=True):

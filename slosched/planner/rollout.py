@@ -58,6 +58,16 @@ ADJOURNED = 0.5
 FAR_S = 1e9
 """Seconds left of who has no limit on waiting: more than any work."""
 
+GROWTH = 0.25
+"""`slosched.core.forecast.OUTLIVED_GROWTH`, here for the compiler's cache: an answer that has outlived its
+forecast is believed to go on for this share of its present length."""
+
+TO_THE_KNEE = 0.0
+"""As a rule's cap: no more prompt tokens than up to the knee, beyond which a step costs more for each."""
+
+AS_NOW = np.inf
+"""As a rule's slow: answers take what a decode step of the engine takes now."""
+
 LATENCY = 0.01
 """What waiting for the first token costs, as a share of the weight for a wait as long as the limit allows: it
 decides between rules that keep the same limits."""
@@ -96,8 +106,9 @@ URGENCY, PRICE, SLOW, WHOLE, CAUTION, ANSWER, CAP, SPREAD, RULE_SIZE = map(np.ui
     E2E_DUE,  # clock time by which the whole answer is due; infinity for no limit
     TPOT,  # limit on seconds per output token; infinity for no limit
     WEIGHT,  # what keeping its limits is worth
+    DRIFT,  # by how much LEFT changes with each token: -1 if the forecast is certain, more if it is wide
     COLUMNS,
-) = map(np.uint64, range(13))  # fmt: skip
+) = map(np.uint64, range(14))  # fmt: skip
 
 
 class Rule(NamedTuple):
@@ -106,13 +117,14 @@ class Rule(NamedTuple):
     Parameters
     ----------
     urgency
-        What a due time counts in the sort key, 0 or 1.
+        What due time the sort key counts: 0 for none, 1 for when the first token must come for all limits to
+        be kept, 2 for when the next limit runs out, be it the first token's or the whole answer's.
     price
         Seconds that a second of engine work per unit of weight counts in the sort key, at least 0. Urgency 1
         and price 0 is earliest due first; urgency 0 is most weight per work first.
     slow
         A request is parked as lost once its answer would end too late if it took so many times what it takes
-        alone, at least 0.
+        alone, at least 0, or at the pace of now (`AS_NOW`).
     whole
         Whether end-to-end limits pace running answers, as TPOT limits do.
     caution
@@ -121,7 +133,8 @@ class Rule(NamedTuple):
     answer
         What a second of decoding counts as work, 0 or 1; a second of prompt counts 1.
     cap
-        Prompt tokens that a step holds at most, at least 1; infinity for none.
+        Prompt tokens that a step holds at most, at least 1; infinity for none, `TO_THE_KNEE` for those
+        that are cheap.
     spread
         Whether an answer that is ahead of its pace spends that evenly on all tokens to come, or at once.
     """
@@ -166,6 +179,8 @@ def room_tokens(
     engine: Floats, decoding: float, context: float, token_s: float, step_s: float, cap: float
 ) -> float:
     """Prompt tokens of `token_s` seconds each with which a step beside these answers takes `step_s`."""
+    if cap == TO_THE_KNEE:
+        cap = max(LEAST_TOKENS, engine[KNEE_TOKENS] - decoding) if engine[KNEE_TOKENS] > 0.0 else np.inf
     most = min(engine[BUDGET] - decoding, cap)
     if step_s == np.inf:
         return float(max(1.0, most))
@@ -219,6 +234,14 @@ def due_s(engine: Floats, jobs: Floats, j: int) -> float:
 
 
 @njit(**INNER)
+def _next_due_s(jobs: Floats, j: int) -> float:
+    """Clock time at which the next thing is due, however long it takes; infinity for no limit on waiting."""
+    if jobs[j, GENERATED] > 0.0:
+        return float(jobs[j, E2E_DUE])
+    return float(min(jobs[j, FIRST_DUE], jobs[j, E2E_DUE]))
+
+
+@njit(**INNER)
 def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float, slow: float) -> bool:
     """Whether a job without a running answer will miss a limit whatever is done."""
     if jobs[j, GENERATED] > 0.0 and jobs[j, FIRST] > jobs[j, FIRST_DUE]:
@@ -228,7 +251,8 @@ def lost(engine: Floats, jobs: Floats, j: int, now_s: float, caution: float, slo
     if jobs[j, GENERATED] == 0.0 and first > jobs[j, FIRST_DUE]:
         return True
     alone = engine[BASE] + engine[SEQUENCE] + engine[KV_TOKEN] * (jobs[j, HAVE] + jobs[j, TODO])
-    if first + (jobs[j, LEFT] - 1.0) * slow * alone > jobs[j, E2E_DUE]:
+    pace = max(alone, engine[STEP]) if slow == AS_NOW else slow * alone
+    if first + (jobs[j, LEFT] - 1.0) * pace > jobs[j, E2E_DUE]:
         return True
     return bool(alone > jobs[j, TPOT] and jobs[j, LEFT] > 1.5)
 
@@ -238,7 +262,7 @@ def rule_key(engine: Floats, jobs: Floats, j: int, rule: Floats) -> float:
     """Sort key of a job, smaller first."""
     key = 0.0
     if rule[URGENCY] > 0.0:
-        due = due_s(engine, jobs, j)
+        due = due_s(engine, jobs, j) if rule[URGENCY] < 2.0 else _next_due_s(jobs, j)
         key = due if due < np.inf else 1e9 + jobs[j, ARRIVAL]
     if rule[PRICE] > 0.0:
         key += rule[PRICE] * work_s(engine, jobs, j, rule[ANSWER]) / max(1e-9, jobs[j, WEIGHT])
@@ -464,10 +488,15 @@ def _tightest(W: Work, alone: float, now: float, answers: int, rule: Floats) -> 
 
 @njit(**INNER)
 def _advance(jobs: Floats, j: int, tokens: float) -> None:
-    """Give an answer so many tokens."""
+    """Give an answer so many tokens; what is believed of the rest changes as it will for the engine."""
     jobs[j, GENERATED] += tokens
     jobs[j, TRUTH] -= tokens
-    jobs[j, LEFT] = max(1.0, jobs[j, LEFT] - tokens)
+    left = jobs[j, LEFT] + jobs[j, DRIFT] * tokens
+    if left < 1.0:
+        left = 1.0
+        if jobs[j, TRUTH] > 1.0:  # it has outlived its forecast
+            left, jobs[j, DRIFT] = max(1.0, GROWTH * jobs[j, GENERATED]), GROWTH
+    jobs[j, LEFT] = left
     jobs[j, HAVE] += tokens
 
 
@@ -767,6 +796,19 @@ def columns_of(table: RequestTable) -> Columns:
     )  # fmt: skip
 
 
+@njit(**INNER)
+def _drift(atoms: Floats, factor: float, generated: float, left: float) -> float:
+    """Change of the mean tokens to come, per token, from here to where `left` more are out."""
+    later, alive = 0.0, 0
+    for x in range(len(atoms) - 1, -1, -1):
+        ahead = atoms[x] * factor - generated - left
+        if ahead <= 1e-9 * left:
+            break
+        later += ahead
+        alive += 1
+    return float((later / alive - left) / left) if alive > 0 else -1.0
+
+
 @njit(**OUTER)
 def gather(table: Columns, rows: Ints, running: int, scale: Floats, growth: float, jobs: Floats) -> None:
     """Jobs of some table rows, the first `running` of which run; TRUTH is left as believed.
@@ -806,6 +848,7 @@ def gather(table: Columns, rows: Ints, running: int, scale: Floats, growth: floa
             total += ahead
             alive += 1
         left = total / alive if alive > 0 else generated[row] * growth
+        jobs[i, DRIFT] = growth if alive == 0 else _drift(atoms[row], factor, generated[row], left)
         jobs[i, RELEASE] = arrival[row]
         jobs[i, TODO], jobs[i, HAVE] = todo, have
         jobs[i, LEFT] = jobs[i, TRUTH] = max(1.0, left)

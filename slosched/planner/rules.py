@@ -16,17 +16,17 @@ import numpy as np
 from slosched.core.table import Floats, Ints
 from slosched.planner import rollout as r
 
-ORDERS = ((0.0, 1.0), (1.0, 4.0), (1.0, 1.0))
-"""Urgency and price: least work per weight first, and two between that and earliest due first."""
+ORDERS = ((0.0, 1.0), (1.0, 4.0), (1.0, 1.0), (2.0, 1.0))
+"""Urgency and price: least work per weight first, and three between that and earliest due first."""
 
 CAUTIONS = (2.0, 1.0, 4.0)
 """A prompt that shares the engine takes so many times what it takes alone before it counts as lost."""
 
-SLOWS = (0.5, 2.0)
+SLOWS = (0.5, 2.0, r.AS_NOW)
 """An answer takes so many times what it takes alone before its request counts as lost: most answers are
-shorter than the mean, and an engine that is full is slower."""
+shorter than the mean, and an engine that is full is slower. Or as much as it would at the pace of now."""
 
-CAPS = (np.inf, 2048.0, 512.0)
+CAPS = (np.inf, 2048.0, 512.0, r.TO_THE_KNEE)
 """Most prompt tokens of a step: all that the paces allow, or a steady small share."""
 
 FADE_S = 20.0
@@ -97,29 +97,46 @@ class Leader:
         self._count = np.zeros(len(self.rules))
         self._variance = 0.0
         self._seen_s = np.nan
-        differs = np.zeros((len(self.rules), len(self.rules)), dtype=np.int64)
-        for part in PARTS:
-            columns = self.rules[:, part]
-            differs += (columns[:, None, :] != columns[None, :, :]).any(axis=2)
-        self._near = [np.flatnonzero(row == 1) for row in differs]
 
     @property
     def rule(self) -> Floats:
         """The rule that leads, shape (RULE_SIZE,)."""
         return np.asarray(self.rules[self.now])
 
-    def candidates(self) -> Ints:
-        """Indices of the rules to compare now: the leader, the first rule, then all others."""
+    def candidates(self, *, e2e: bool = True, tpot: bool = True) -> Ints:
+        """Indices of the rules to compare now: the leader, the first rule, then all others.
+
+        Parameters
+        ----------
+        e2e, tpot
+            Whether anybody has such a limit. Where nobody has, rules that differ in nothing else do the same,
+            and count once.
+        """
         visits, at = [self._walker], self._walker
         for _ in range(VISITS):  # a path: whether each step of it is taken is decided in `learn`
-            near = self._near[at]
+            near = self._near(at)
             if len(near):
                 at = int(near[self._rng.integers(0, len(near))])
             visits.append(at)
-        everyone = np.concatenate([[self.now, 0], self._near[self.now], visits])
-        _, first = np.unique(everyone, return_index=True)
-        self._path = visits
+        everyone = np.concatenate([[self.now, 0], self._near(self.now), visits])
+        acts = self.rules[everyone]
+        if not e2e:
+            acts[:, [r.WHOLE, r.SLOW]] = 0.0
+            acts[:, r.URGENCY] = np.minimum(1.0, acts[:, r.URGENCY])
+        if not tpot:
+            acts[:, r.SPREAD] = 0.0
+        if (acts[0] == acts[1]).all():
+            self.now = everyone[0] = 0
+        _, first, which = np.unique(acts, axis=0, return_index=True, return_inverse=True)
+        everyone_as = everyone[first[which.reshape(-1)]]  # the first candidate that does the same as each
+        self._path = everyone_as[len(everyone) - len(visits) :].tolist()
+        self._walker = self._path[0]
         return np.asarray(everyone[np.sort(first)])
+
+    def _near(self, at: int) -> Ints:
+        """Indices of the rules that differ from one in one part."""
+        parts = [(self.rules[:, part] != self.rules[at, part]).any(axis=1) for part in PARTS]
+        return np.flatnonzero(np.sum(parts, axis=0) == 1)
 
     def learn(self, rows: Ints, value: Floats, now_s: float, fade_s: float = FADE_S) -> None:
         """Take in what rules are worth.

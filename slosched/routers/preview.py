@@ -64,7 +64,7 @@ class Past:
         job[r.TODO] = max(1.0, prompt - float(fleet.hits(row)[fleet.open].max()))
         job[r.HAVE] = prompt - job[r.TODO]
         job[r.LEFT] = job[r.TRUTH] = max(1.0, float(atoms.mean()))
-        job[r.GENERATED], job[r.FIRST] = 0.0, np.nan
+        job[r.GENERATED], job[r.FIRST], job[r.DRIFT] = 0.0, np.nan, -1.0
         job[r.RELEASE] = job[r.ARRIVAL] = fleet.now_s
         job[r.FIRST_DUE], job[r.E2E_DUE] = fleet.now_s + t.ttft_s[row], fleet.now_s + t.e2e_s[row]
         job[r.TPOT], job[r.WEIGHT] = t.tpot_s[row], t.weight[row]

@@ -200,3 +200,28 @@ def test_arrivals_are_remembered_whatever_their_number() -> None:
     for rows in (early, early, late, snapshot.waiting):
         futures.watch(replace(snapshot, waiting=np.sort(rows)))
     assert futures.remembered[:, r.ARRIVAL].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_rules_that_do_the_same_count_once() -> None:
+    """Without e2e limits neither the pace of whole answers nor their lateness tells two rules apart."""
+    all_, no_e2e, neither = (
+        Leader(0).candidates(e2e=e2e, tpot=tpot)
+        for e2e, tpot in ((True, True), (False, True), (False, False))
+    )
+    assert len(all_) > len(no_e2e) > len(neither)
+    acts = Leader(0).rules[no_e2e]
+    acts[:, [r.WHOLE, r.SLOW]] = 0.0
+    acts[:, r.URGENCY] = np.minimum(acts[:, r.URGENCY], 1.0)
+    assert len(np.unique(acts, axis=0)) == len(acts)
+
+
+def test_a_leader_that_does_as_the_first_rule_is_the_first_rule() -> None:
+    """The gain of every rule is measured against the first one: it is always there."""
+    leader = Leader(0)
+    other = leader.rules[0].copy()
+    other[r.SLOW] = 2.0
+    leader.now = int(np.flatnonzero((leader.rules == other).all(axis=1))[0])
+    rows = leader.candidates(e2e=False)
+    assert leader.now == 0
+    assert rows[0] == 0
+    leader.learn(rows, np.zeros(len(rows)), 1.0)

@@ -19,6 +19,7 @@ from slosched import (
     simulate,
 )
 from slosched.core.arrays import Floats
+from slosched.core.forecast import OUTLIVED_GROWTH
 from slosched.planner import rollout as r
 from slosched.planner.futures import engine_of, gather
 from slosched.planner.planner import PlannerParams
@@ -57,7 +58,7 @@ def future_of(work: Workload) -> Floats:
     jobs[:, r.RELEASE] = jobs[:, r.ARRIVAL] = work.arrival_s
     jobs[:, r.TODO] = work.prompt_tokens
     jobs[:, r.LEFT] = jobs[:, r.TRUTH] = work.output_tokens
-    jobs[:, r.FIRST] = np.nan
+    jobs[:, r.FIRST], jobs[:, r.DRIFT] = np.nan, -1.0
     jobs[:, r.FIRST_DUE], jobs[:, r.E2E_DUE] = work.arrival_s + work.ttft_s, work.arrival_s + work.e2e_s
     jobs[:, r.TPOT], jobs[:, r.WEIGHT] = work.tpot_s, work.weight
     return jobs
@@ -178,6 +179,60 @@ def test_a_step_holds_at_most_the_cap() -> None:
     queue = [request("p", prompt=400, arrival_s=1.0, slo=Slo(ttft_s=5.0))]
     assert decided(queue, [], rule())[0]["p"] == 400
     assert decided(queue, [], rule(cap=128.0))[0]["p"] == 128
+
+
+def test_a_cap_at_the_knee_holds_the_tokens_that_are_cheap() -> None:
+    """Answers take theirs first; an engine without a knee has no such cap."""
+    queue = [request("p", prompt=400, arrival_s=1.0, slo=Slo(ttft_s=5.0))]
+    running = [request(str(i), generated_tokens=1, arrival_s=0.99) for i in range(4)]
+    knee = replace(ENGINE, step_time=replace(MODEL, knee_tokens=100, knee_token_s=1e-5))
+    assert decided(queue, running, rule(cap=r.TO_THE_KNEE), knee)[0]["p"] == 96
+    assert decided(queue, running, rule(cap=r.TO_THE_KNEE))[0]["p"] == 400
+
+
+def test_the_pace_of_now_tells_who_is_lost() -> None:
+    """Alone the answer would be in time; beside a crowd that makes steps three times as long it would not."""
+    model = StepTimeModel(base_s=0.01, sequence_s=2e-3)
+    one = request("one", output=100, arrival_s=0.0, slo=Slo(e2e_s=3.0))
+    crowd = [request(str(i), generated_tokens=1, arrival_s=0.9) for i in range(12)]
+    for running, parked in (([], False), (crowd, True)):
+        snapshot = Snapshot.of([one], running, now_s=1.0, engine=replace(ENGINE, step_time=model))
+        jobs = gather(snapshot, snapshot.waiting, 0, np.ones(1))
+        keys = r.ranks(jobs, engine_of(snapshot, 1.0), rule(slow=r.AS_NOW))
+        assert (keys[0] >= r.PARKED / 2) == parked
+
+
+def test_urgency_by_the_limit_or_by_the_latest_start() -> None:
+    """A long answer due later starts first by the one, and later by the other."""
+    long = request("long", prompt=10, output=200, arrival_s=0.0, slo=Slo(e2e_s=10.0))
+    short = request("short", prompt=10, output=5, arrival_s=0.0, slo=Slo(e2e_s=9.5))
+    snapshot = Snapshot.of([long, short], now_s=1.0, engine=ENGINE)
+    jobs, engine = gather(snapshot, snapshot.waiting, 0, np.ones(2)), engine_of(snapshot, 1.0)
+    names = [snapshot.table.request_ids[row] for row in snapshot.waiting]
+    first = [names[int(np.argmin(r.ranks(jobs, engine, rule(urgency=u))))] for u in (1.0, 2.0)]
+    assert first == ["long", "short"]
+
+
+def test_beliefs_drift_in_the_model_as_in_the_engine() -> None:
+    """What is believed to come, as an answer goes on: from a wide forecast, a sure one, and one outlived."""
+    assert r.GROWTH == OUTLIVED_GROWTH
+    wide = LengthForecast.quantiles({0.1: 20, 0.5: 100, 0.9: 600})
+    for forecast, tokens, error in (
+        (wide, 100, 0.25), (LengthForecast.point(50), 30, 0.0), (LengthForecast.point(50), 80, 0.0)
+    ):  # fmt: skip
+        left = []
+        for made in (1, 1 + tokens):
+            one = Request(
+                request_id="a", prompt_tokens=10, forecast=forecast, generated_tokens=made, arrival_s=0.0
+            )
+            snapshot = Snapshot.of([], [one], now_s=1.0, engine=ENGINE)
+            jobs = gather(snapshot, snapshot.running, 1, np.ones(1))
+            left.append(jobs)
+        jobs = left[0]
+        jobs[0, r.TRUTH] = 1000.0
+        for _ in range(tokens):
+            r._advance.py_func(jobs, 0, 1.0)
+        assert jobs[0, r.LEFT] == pytest.approx(left[1][0, r.LEFT], rel=max(error, 0.02))
 
 
 @pytest.mark.parametrize(("slow", "parked"), [(0.5, False), (1.0, False), (2.0, True)])
