@@ -74,6 +74,12 @@ def environment(*packages: str) -> dict[str, object]:
 MEASURED = {
     "ablation": ("slosched.policies.slosched", "slosched.lab.population"),
     "cold_start": ("slosched.predictors.blend", "slosched.predictors.history", "slosched.predictors.ranker"),
+    "cold_start_effect": (
+        "slosched.predictors.blend",
+        "slosched.predictors.history",
+        "slosched.predictors.ranker",
+        "slosched.policies.slosched",
+    ),
     "continuous": ("slosched.solvers.solve_continuous",),
     "exact": ("slosched.solvers.static.cpsat",),
     "fidelity": ("slosched.simulator.engine", "slosched.core.fitting"),
@@ -81,6 +87,7 @@ MEASURED = {
     "gpu": ("slosched.policies.slosched", "slosched.core.fitting"),
     "hindsight": ("slosched.lab.hindsight", "slosched.lab.bound"),
     "huang": ("slosched.solvers.static.annealing", "slosched.solvers.static.textbook"),
+    "knowable": ("slosched.lab.collect",),
     "live": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
     "load_beside_vllm": ("slosched.integrations.openai_client",),
     "million": ("slosched.simulator.engine",),
@@ -110,7 +117,12 @@ MEASURED = {
     "tardiness": ("slosched.solvers.static.tardiness",),
     "traces": ("slosched.policies.slosched", "slosched.workloads.mixes"),
     "vllm": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
-    "worth": ("slosched.predictors.blend", "slosched.predictors.ranker", "slosched.policies.slosched"),
+    "worth": (
+        "slosched.predictors.blend",
+        "slosched.predictors.encoder_ranker",
+        "slosched.predictors.probe_training",
+        "slosched.policies.slosched",
+    ),
 }
 """Modules that a result measures, with all they import: if they change, the result is stale. The key is the
 name of the result, or its first words: `vllm` holds for `vllm_chaos`."""
