@@ -81,15 +81,22 @@ def policies(as_json: c.AsJson = False) -> None:
     """
     import inspect
 
+    from slosched.core.errors import InputError
     from slosched.core.named import parameters_of
-    from slosched.policies.registry import HOMES, find_policy, installed
+    from slosched.policies.registry import HOMES, find_policy, installed, unused
 
     found: dict[str, dict[str, Any]] = {}
     for name in (*HOMES, *installed()):
-        factory = find_policy(name)
+        try:
+            factory = find_policy(name)
+        except InputError as error:  # somebody else's package is broken: the others are still of use
+            found[name] = {"summary": str(error), "parameters": {}, "error": True}
+            continue
         words = " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split())
         own = {k: v for k, v in (parameters_of(factory) or {}).items() if k not in NOT_IN_WORDS}
         found[name] = {"summary": words, "parameters": own}
+    for place, reason in unused().items():
+        c.say(f"Not listed: {place}, since the name {reason}. Name it {place}.")
     if as_json:
         plain = (str, int, float, bool, type(None))
         for row in found.values():
@@ -99,11 +106,13 @@ def policies(as_json: c.AsJson = False) -> None:
         c.print_json(found)
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("policy", "what it does", "parameters")
     for name, row in found.items():
         parameters = ", ".join(f"{key}={value}" for key, value in row["parameters"].items())
-        table.add_row(name, row["summary"], parameters)
+        style = "red" if "error" in row else ""
+        table.add_row(Text(name), Text(row["summary"], style=style), Text(parameters))
     c.print_table(table)
 
 

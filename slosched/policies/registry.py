@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from slosched.core.errors import InputError
@@ -210,7 +210,22 @@ def policy_of(given: str | Policy, *, seed: int = 0) -> Policy:
 
 def installed() -> dict[str, str]:
     """Policies that other installed packages offer (entry-point group `GROUP`): ``module:Class`` by name."""
-    return {point.name: point.value for point in entry_points(group=GROUP) if point.name not in HOMES}
+    return {point.name: point.value for point in _offers() if point.name not in HOMES}
+
+
+def unused() -> dict[str, str]:
+    """Offers of installed packages that no name leads to, with the reason in words, by ``module:Class``."""
+    offers, names = _offers(), installed()
+    return {
+        point.value: f"{point.name} is taken by " + ("slosched" if point.name in HOMES else names[point.name])
+        for point in offers
+        if names.get(point.name) != point.value
+    }
+
+
+def _offers() -> list[EntryPoint]:
+    """What installed packages offer, in one order on every machine; of two with one name the last counts."""
+    return sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value), reverse=True)
 
 
 def find_policy(name: str) -> Factory:
@@ -225,7 +240,10 @@ def find_policy(name: str) -> Factory:
         return POLICIES[name]
     offered = installed()
     if name in offered:
-        return _load(offered[name])
+        try:
+            return _load(offered[name])
+        except InputError as error:
+            raise InputError(f"policy {name!r} of an installed package cannot be loaded: {error}") from error
     if ":" in name:
         return _load(name)
     known = [*HOMES, *offered]

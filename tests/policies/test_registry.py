@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from slosched import EngineLimits, Workload, order, simulate
+from slosched.cli.tools import policies
 from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.forecast import LengthForecast
@@ -165,6 +167,30 @@ def test_installed_packages_offer_policies(module: str, monkeypatch: pytest.Monk
     assert policy("edf").steady
     with pytest.raises(InputError, match="Did you mean backwards"):
         policy("backward")
+    assert registry.unused() == {f"{module}:Backwards": "edf is taken by slosched"}
+
+
+def test_a_broken_installed_package_spoils_nothing(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told when named and when policies are listed; of two offers of one name the same one counts."""
+    points = [
+        importlib.metadata.EntryPoint("gone", "nowhere_at_all:Gone", registry.GROUP),
+        importlib.metadata.EntryPoint("twice", f"{module}:NoPolicy", registry.GROUP),
+        importlib.metadata.EntryPoint("twice", f"{module}:Backwards", registry.GROUP),
+    ]
+    for order_of_discovery in (points, points[::-1]):
+        monkeypatch.setattr(registry, "entry_points", lambda group, found=order_of_discovery: found)
+        assert policy("twice").name == "backwards"
+        assert registry.unused() == {f"{module}:NoPolicy": f"twice is taken by {module}:Backwards"}
+    with pytest.raises(InputError, match="'gone' of an installed package cannot be loaded"):
+        policy("gone")
+    policies(as_json=True)
+    out, err = capsys.readouterr()
+    listed = json.loads(out)
+    assert "cannot be loaded" in listed["gone"]["summary"]
+    assert listed["twice"]["parameters"] == {"times": 1}
+    assert f"Not listed: {module}:NoPolicy" in err
 
 
 def test_only_what_is_named_is_imported() -> None:
