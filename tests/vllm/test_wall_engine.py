@@ -150,3 +150,34 @@ def test_only_who_says_that_plans_end_plans_on_the_engines_thread(kind: type[Pol
     )
     assert run.outcomes.finished.all()
     assert Elsewhere.threads == {thread}
+
+
+class Youngest(KeyPolicy):
+    """Last come, first served."""
+
+    name: ClassVar[str] = "youngest"
+
+    def key(self, snapshot: Snapshot, rows: Ints) -> Floats:
+        return -snapshot.table.arrival_s[rows]
+
+
+class Reversed(Policy):
+    """The same as a plan."""
+
+    name: ClassVar[str] = "reversed"
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        return Plan(snapshot=snapshot, policy=self.name, order=snapshot.waiting[::-1])
+
+
+@pytest.mark.parametrize("kind", [Youngest, Reversed])
+def test_plans_beside_the_engine_are_there_when_a_place_is_free(kind: type[Policy]) -> None:
+    """All slots are taken while they are made: the place that an answer leaves goes to whom they say."""
+    n = 14
+    crowd = Workload.plain(np.arange(n) / 1000, np.full(n, 30), np.tile([6, 9, 12, 15], 4)[:n])
+    run, controller = serve_in_real_time(
+        crowd, Config(policy=f"{__name__}:{kind.__name__}"), engine=ENGINE, depth=1
+    )
+    first_s = run.outcomes.first_token_s[6:]  # the first few have found free places
+    assert (np.diff(first_s) <= 0).all()
+    assert controller.stats.plans < 3 * n  # not at every step

@@ -11,6 +11,10 @@ from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.queue import SloQueue
 from slosched.policies.base import Policy
 
+REFRESHED_STEPS = 8
+"""Steps after which an order of a queue that has not changed is asked for again, since it may depend on time:
+half of those after which it would be too old."""
+
 
 class Prefilling:
     """Which running requests have prompt, or what was lost to preemption, still to be computed."""
@@ -66,6 +70,23 @@ class Asking:
         self._paces, self._skips = policy.paces, policy.skips
         self.always = policy.paces or policy.skips
         self._when_full = policy.preempts or policy.rejects or self.always
+        self._seen, self._planned = (0, 0), 0
+
+    def ahead(self, scheduler: Any, step: int) -> bool:
+        """Whether a plan made while a step is computed could matter at the next: a place may get free by then.
+
+        Without `always` and the like, only the queue's order is asked for. A plan then stands until somebody
+        joins or leaves the queue, or it is `REFRESHED_STEPS` old.
+        """
+        if self._when_full:
+            return self.wanted(scheduler)
+        if not self._queue.line or (self._by_slo and not self._ledger.with_slo) or self._planner.open:
+            return False
+        seen = len(self._queue.line), self._ledger.newcomers
+        if seen == self._seen and step - self._planned < REFRESHED_STEPS:
+            return False
+        self._seen, self._planned = seen, step
+        return True
 
     def wanted(self, scheduler: Any) -> bool:
         """Whether a plan for the coming step could matter."""

@@ -235,7 +235,7 @@ class Controller:
     def _plan_beside(self, scheduler: Any) -> None:
         """While the device computes this step, plan the next one."""
         self._unplanned = False
-        if self.retries or not self.planner.free or not self.asking.wanted(scheduler):
+        if self.retries or not self.planner.free or not self.asking.ahead(scheduler, self._number):
             return
         try:
             self.planner.launch(*self._look(scheduler, self._number + 1, copied=True))
