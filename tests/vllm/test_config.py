@@ -8,6 +8,7 @@ import pytest
 
 from slosched.core.errors import InputError
 from slosched.integrations.vllm.config import VARIABLE, Config, load_config
+from slosched.integrations.vllm.slo_fields import class_of
 
 YAML = "policy: edf\ndefault_class: chat\nclasses:\n  chat: {ttft_ms: 500, tpot_ms: 50}\n"
 TOML = 'policy = "edf"\ndefault_class = "chat"\n[classes.chat]\nttft_ms = 500\ntpot_ms = 50\n'
@@ -20,7 +21,7 @@ def test_yaml_and_toml_say_the_same(tmp_path: Path, suffix: str, text: str) -> N
     path.write_text(text)
     config = load_config(path)
     assert config.policy == "edf"
-    assert config.of_class("chat").ttft_ms == 500
+    assert class_of(config, "chat").ttft_ms == 500
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slosched.integrations.vllm.config import MAX_MS, ClassConfig, Config, ThinkingConfig
-from slosched.integrations.vllm.slo_fields import FIELDS, MAX_NAME, MAX_TOKENS, read_claim
+from slosched.integrations.vllm.slo_fields import FIELDS, MAX_NAME, MAX_TOKENS, class_of, read_claim
 
 CONFIG = Config(
     classes={"chat": ClassConfig(ttft_ms=500, tpot_ms=50, weight=2), "batch": ClassConfig(e2e_ms=60_000)},
@@ -47,7 +47,7 @@ def test_an_unknown_class_is_the_default_class(name: object) -> None:
 def test_absurd_claims_gain_nothing() -> None:
     """Weights and limits are bounded by what the operator allows: by default the class's own."""
     claim = read_claim({"slo_weight": 1e30, "slo_ttft_ms": 1e-9, "slo_tpot_ms": 1e-9}, CONFIG)
-    assert claim.weight == CONFIG.of_class("batch").weight
+    assert claim.weight == class_of(CONFIG, "batch").weight
     assert claim.slo.ttft_s == CONFIG.bounds.min_ttft_ms / 1000
     assert claim.slo.tpot_s == CONFIG.bounds.min_tpot_ms / 1000
 

@@ -32,7 +32,7 @@ class Noisy(VirtualEngine):
     def learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Time steps on the virtual clock."""
         held = self.scheduler.slosched
-        held.watch = StepWatch(held.learned, measure=True)
+        held.watch = held.snapshots._watch = StepWatch(held.learned, measure=True)
         clock = SimpleNamespace(perf_counter=lambda: self.now_ps * PS)
         monkeypatch.setattr(controller, "time", clock)
 

@@ -116,7 +116,13 @@ def base_class(vllm_config: Any) -> type:
 
 
 def attach(
-    scheduler: Any, vllm_config: Any, config: Config, clock: Clock, policy: Policy, learned: Learned
+    scheduler: Any,
+    vllm_config: Any,
+    config: Config,
+    clock: Clock,
+    policy: Policy,
+    learned: Learned,
+    stats: Stats | None = None,
 ) -> Controller:
     """Put slosched's queue and controller into a scheduler that has just been made and is empty."""
     from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
@@ -128,7 +134,7 @@ def attach(
     if config.observe_only:
         capability = type(capability)(level=OBSERVE_ONLY, reasons=("the configuration asks for it",))
     beside = computes_alone(scheduler, vllm_config)
-    controller = Controller(scheduler, policy, capability, config, clock, learned, beside=beside)
+    controller = Controller(scheduler, policy, capability, config, clock, learned, beside=beside, stats=stats)
     if capability.level != OBSERVE_ONLY:
         RequestQueue.register(type(controller.queue))
         scheduler.policy = SchedulingPolicy.PRIORITY if policy.victim_worst else SchedulingPolicy.FCFS
@@ -158,12 +164,11 @@ def make(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     """
     config = load_config()
     policy = make_policy(config)
-    learned = Learned(config.engine)
-    scheduler = adapted(base_class(vllm_config))(vllm_config, *args, **kwargs)
-    controller = attach(scheduler, vllm_config, config, WallClock(), policy, learned)
-    rank = rank_of(vllm_config)
+    learned, stats, rank = Learned(config.engine), Stats(), rank_of(vllm_config)
     if config.state_file is not None:
-        take_up(of_rank(config.state_file, rank), learned, controller.stats)
+        take_up(of_rank(config.state_file, rank), learned, stats)
+    scheduler = adapted(base_class(vllm_config))(vllm_config, *args, **kwargs)
+    controller = attach(scheduler, vllm_config, config, WallClock(), policy, learned, stats)
     controller.planner.rehearse(rehearsal(controller.limits))
     reasons = f" ({'; '.join(controller.capability.reasons)})" if controller.capability.reasons else ""
     logger.info("slosched: policy %s, level %s%s", policy.name, controller.capability.level, reasons)

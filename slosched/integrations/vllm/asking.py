@@ -73,7 +73,7 @@ class Asking:
         self._seen, self._planned = (0, 0), 0
 
     def ahead(self, scheduler: Any, step: int) -> bool:
-        """Whether a plan made while a step is computed could matter at the next: a place may get free by then.
+        """Whether a plan made beside a step could matter at the next: a place may get free by then.
 
         Without `always` and the like, only the queue's order is asked for. A plan then stands until somebody
         joins or leaves the queue, or it is `REFRESHED_STEPS` old.

@@ -4,7 +4,6 @@ undoes what holds for that step only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
@@ -22,9 +21,6 @@ from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.preemption import Preemption
 from slosched.integrations.vllm.queue import SloQueue, adapter_of
 from slosched.integrations.vllm.refusal import Refusals
-
-CLOCK_S = 1e-6
-"""Far above the rounding of clock times, far below any limit."""
 
 
 class PassedOver:
@@ -146,8 +142,6 @@ class Carrying:
         self._last: Decision | None = None
         self._order_serial: Ints = NOBODY
         self._starved_s = -1e18
-        self.calm_until_s = -math.inf
-        """Nobody in the queue starves before that."""
         self._reordered = -1  # number of the last step before which the running list got another order
 
     def carry_out(
@@ -232,13 +226,8 @@ class Carrying:
         guards, line = self._config.guards, self._queue.line
         if not line:
             return
-        now_s, oldest_s = self._clock.now_s(), line.oldest_s
-        if now_s - oldest_s <= guards.max_wait_s:
-            passing = guards.bypass_unfit_s > 0  # who stands in the way is found anew at every step
-            self.calm_until_s = -math.inf if passing else oldest_s + guards.max_wait_s - CLOCK_S
-            return
-        self.calm_until_s = -math.inf
-        if now_s - self._starved_s <= guards.starvation_gap_s:
+        now_s = self._clock.now_s()
+        if now_s - line.oldest_s <= guards.max_wait_s or now_s - self._starved_s <= guards.starvation_gap_s:
             return
         since_s = self._ledger.since_s[line.rows]
         longest = int(np.argmin(since_s))

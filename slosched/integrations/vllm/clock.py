@@ -93,6 +93,8 @@ class StepWatch:
 
     Attributes
     ----------
+    model
+        The step-time model as it has been learned.
     decode_s
         Expected seconds of a step that decodes at the present batch size.
 
@@ -114,7 +116,8 @@ class StepWatch:
         self._last_end = 0.0
         self._looks = 0
         self._rows: deque[tuple[float, float, float, float, float]] = deque(maxlen=REMEMBERED)
-        self.decode_s = learned.step_time.model.base_s
+        self.model = learned.step_time.model
+        self.decode_s = self.model.base_s
         if measure:
             import scipy.optimize  # noqa: F401 -- now, rather than at the first fit while serving
 
@@ -144,7 +147,7 @@ class StepWatch:
             self._looks += 1
             if self._looks in FIT_FIRST or self._looks % FIT_EVERY == 0:
                 self._fit()
-        model = self._learned.step_time.model
+        model = self.model = self._learned.step_time.model
         if sequences > 0:
             self.decode_s = model.base_s + model.sequence_s * sequences + model.kv_token_s * kv
 

@@ -55,7 +55,7 @@ class ClassConfig(_Section):
     predicted_output_tokens: float | None = Field(default=None, ge=1, le=1e7)
 
 
-_BEST_EFFORT = ClassConfig()
+BEST_EFFORT = ClassConfig()
 
 
 class RightsConfig(_Section):
@@ -228,24 +228,6 @@ class Config(_Section):
             if path is not None and path.is_dir():
                 raise ValueError(f"{name} must name a file, got the folder {str(path)!r}")
         return self
-
-    def weight_of(self, promised: ClassConfig, tenant: str, claimed: float) -> float:
-        """What a claimed weight counts as."""
-        rights = self.tenants.get(tenant)
-        most = promised.weight if rights is None or rights.max_weight is None else rights.max_weight
-        return min(claimed, most, max(promised.weight, self.bounds.max_weight))
-
-    def limit_ms(self, promised: ClassConfig, tenant: str, kind: str, claimed: float) -> float:
-        """What a claimed limit (``ttft``, ``tpot``, ``e2e`` or ``ttfat``) counts as, in milliseconds."""
-        rights = self.tenants.get(tenant)
-        least: float | None = None if rights is None else getattr(rights, f"min_{kind}_ms")
-        if least is None:
-            least = getattr(promised, f"{kind}_ms") or 0.0
-        return max(claimed, least, float(getattr(self.bounds, f"min_{kind}_ms")))
-
-    def of_class(self, name: str) -> ClassConfig:
-        """The settings of a class; best effort for a default class that is not listed."""
-        return self.classes.get(name) or _BEST_EFFORT
 
 
 def load_config(path: str | Path | None = None) -> Config:

@@ -33,6 +33,9 @@ from slosched.policies.base import Policy
 SWEEP_STEPS = 2048
 """Steps between searches for rows whose request has left unseen."""
 
+CLOCK_S = 1e-6
+"""Far above the rounding of clock times, far below any limit."""
+
 
 class Controller:
     """All that the adapter keeps for one scheduler: the parts, and the order in which they are called.
@@ -53,6 +56,8 @@ class Controller:
     beside
         Whether `beside_device` is called while the device computes a step, so that plans of a background
         thread are asked for then, and not while the device waits.
+    stats
+        Where to count; anew by default.
     """
 
     def __init__(
@@ -65,10 +70,11 @@ class Controller:
         learned: Learned,
         *,
         beside: bool = False,
+        stats: Stats | None = None,
     ) -> None:
         self.config, self.clock, self.learned, self.capability = config, clock, learned, capability
         self.beside, self._unplanned, self._scheduled_s = beside, False, 0.0
-        self.stats = Stats()
+        self.stats = stats or Stats()
         self.stats.level = capability.level
         self.limits = limits_of(scheduler)
         self.ledger = Ledger(config, clock, learned, self.stats)
@@ -96,7 +102,7 @@ class Controller:
             policy, self.planner, self.queue, self.ledger, self.prefilling, self.limits, by_slo=by_slo
         )
         self.snapshots = Snapshots(
-            self.queue, self.ledger, learned, self.limits, clock,
+            self.queue, self.ledger, self.watch, self.limits, clock,
             lax=self.planner.by_key and not clock.virtual,
         )  # fmt: skip
         self.refusals = Refusals(self.ledger)
@@ -108,6 +114,8 @@ class Controller:
         self._step: Step | None = None
         self._decision: Decision | None = None
         self._newcomers = -1
+        self._calm_until_s = -math.inf
+        """Nobody in a queue ordered by keys starves before that."""
         self._admitted: list[tuple[list[int], float]] = []
         self.retries = False
         """Whether the last step ran nothing only because of who was passed over: the next comes at once."""
@@ -118,7 +126,7 @@ class Controller:
         """What a newcomer has to expect now."""
         stock = self.handover.stock
         waiting = len(self.queue if stock is None else stock)
-        return self.ledger.waits.outlook(waiting, self.learned.step_time.model, self.watch.decode_s)
+        return self.ledger.waits.outlook(waiting, self.watch.model, self.watch.decode_s)
 
     # before a step ----------------------------------------------------------------------------------------
 
@@ -141,11 +149,13 @@ class Controller:
         queue = self.queue
         if (not queue.line and not self.asking.always) or (self._keys and self._nothing_new()):
             return
-        step = Step(self._number, self._fenced() if queue.preempted and self._fences else [])
+        fenced = self._fenced() if queue.preempted and self._fences else []
+        step: Step | None = None
         try:
             if self._keys:
-                self._by_key(scheduler, step)
+                self._by_key(scheduler, fenced)
                 return
+            step = Step(self._number, fenced)
             if self._unplanned:
                 self._plan_beside(scheduler)
             wanted = not self._native and self.asking.wanted(scheduler)
@@ -165,7 +175,7 @@ class Controller:
         except Exception as error:
             # Whatever happens, nobody is admitted whom a step in flight still computes.
             self.stats.failure("apply", error)
-            self.carrying.native(step)
+            self.carrying.native(step or Step(self._number, fenced))
 
     def _fenced(self) -> list[int]:
         """Preempted requests that a step in flight still computes: admitting them now corrupts tokens."""
@@ -178,25 +188,31 @@ class Controller:
     def _nothing_new(self) -> bool:
         """Whether a queue ordered by keys stands as the last step left it, and nobody starves yet."""
         calm = self.queue.calm and self.queue.keyed == self._keyed()
-        return calm and self.clock.now_s() < self.carrying.calm_until_s
+        return calm and self.clock.now_s() < self._calm_until_s
 
     def _keyed(self) -> bool:
         return not self.planner.open and (not self._by_slo or self.ledger.with_slo > 0)
 
-    def _by_key(self, scheduler: Any, step: Step) -> None:
+    def _by_key(self, scheduler: Any, fenced: list[int]) -> None:
         """Order by keys given at arrival: nothing is planned, newcomers only fall into place."""
         queue = self.queue
         if queue.joined:
             self._key_joined()
         queue.keyed = self._keyed()
-        queue.block(step.fenced)
-        self.carrying.let_pass(scheduler, busy=bool(self.in_flight))
-        self.carrying.relieve_starving()
+        queue.block(fenced)
+        guards = self.config.guards
+        if guards.bypass_unfit_s > 0:  # who stands in the way is found anew at every step
+            self.carrying.let_pass(scheduler, busy=bool(self.in_flight))
+            self.carrying.relieve_starving()
+            return
+        self._calm_until_s = queue.line.oldest_s + guards.max_wait_s - CLOCK_S if queue.line else math.inf
+        if self.clock.now_s() >= self._calm_until_s:
+            self.carrying.relieve_starving()
 
     def _key_joined(self) -> None:
         queue = self.queue
         rows, queue.joined = queue.joined, []
-        self.carrying.calm_until_s = -math.inf
+        self._calm_until_s = -math.inf
         if not self.planner.open:
             waiting = np.array(rows, dtype=np.int64)
             queue.set_keys(rows, self.planner.keys(self.snapshots.of(waiting, NOBODY, 0, self._number)))

@@ -124,7 +124,8 @@ class Ledger:
         self._lost[row] = self._hit[row] = 0
         self.with_slo += not described.slo.best_effort
         outlook = self.outlook()
-        self.thinking.began(row, request, self._clock.now_s(), outlook.decode_s)
+        if self.thinking.on:
+            self.thinking.began(row, request, self._clock.now_s(), outlook.decode_s)
         self._foretell(row, described, outlook)
         return row
 
@@ -154,7 +155,7 @@ class Ledger:
                 request_id=request.request_id,
                 prompt_tokens=max(1, request.num_prompt_tokens),
                 forecast=self.forecaster.of(claim, request),
-                thinking=self.thinking.forecast(claim),
+                thinking=self.thinking.forecast(claim) if self.thinking.on else None,
                 slo=claim.slo,
                 arrival_s=arrival_s,
                 weight=claim.weight,
@@ -194,7 +195,8 @@ class Ledger:
         self._params[row] = request.sampling_params
         self.admitted_s[row], self.since_s[row] = math.nan, self.table.arrival_s[row]
         self.with_slo += self.table.promised(row)
-        self.thinking.began(row, request, self._clock.now_s(), self.outlook().decode_s)
+        if self.thinking.on:
+            self.thinking.began(row, request, self._clock.now_s(), self.outlook().decode_s)
 
     def _grow(self) -> None:
         more = self.table.capacity - len(self.queued)

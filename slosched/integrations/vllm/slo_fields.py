@@ -13,7 +13,7 @@ from typing import Any
 
 from slosched.core.request import Slo
 from slosched.core.table import RequestTable
-from slosched.integrations.vllm.config import MAX_MS, Config
+from slosched.integrations.vllm.config import BEST_EFFORT, MAX_MS, ClassConfig, Config
 
 MAX_TOKENS = 1e7
 MAX_NAME = 128
@@ -98,7 +98,7 @@ def read_claim(extra: object, config: Config) -> Claim:
     if slo_class not in config.classes and slo_class != config.default_class:
         malformed.append("slo_class")
         slo_class = config.default_class
-    promised = config.of_class(slo_class)
+    promised = class_of(config, slo_class)
     tenant = (label("slo_tenant") if "slo_tenant" in values else None) or "default"
     program = label("slo_program") if "slo_program" in values else None
     limits: dict[str, float | None] = {}
@@ -108,7 +108,7 @@ def read_claim(extra: object, config: Config) -> Claim:
             malformed.append(name)
             value = None
         if value is not None:
-            value = config.limit_ms(promised, tenant, kind, value)
+            value = _limit_ms(config, promised, tenant, kind, value)
         else:
             value = getattr(promised, kind + "_ms")
         limits[kind + "_s"] = None if value is None else value / 1000.0
@@ -117,7 +117,7 @@ def read_claim(extra: object, config: Config) -> Claim:
     return Claim(
         slo=Slo(**limits),
         slo_class=slo_class,
-        weight=promised.weight if weight is None else config.weight_of(promised, tenant, weight),
+        weight=promised.weight if weight is None else _weight(config, promised, tenant, weight),
         tenant=tenant,
         program=-1 if program is None else program_number(tenant, program),
         predicted_tokens=tokens if tokens is not None else promised.predicted_output_tokens,
@@ -125,6 +125,27 @@ def read_claim(extra: object, config: Config) -> Claim:
         predicted_thinking_tokens=thinking,
         malformed=tuple(malformed),
     )
+
+
+def class_of(config: Config, name: str) -> ClassConfig:
+    """The settings of a class; best effort for a default class that is not listed."""
+    return config.classes.get(name) or BEST_EFFORT
+
+
+def _weight(config: Config, promised: ClassConfig, tenant: str, claimed: float) -> float:
+    """What a claimed weight counts as."""
+    rights = config.tenants.get(tenant)
+    most = promised.weight if rights is None or rights.max_weight is None else rights.max_weight
+    return min(claimed, most, max(promised.weight, config.bounds.max_weight))
+
+
+def _limit_ms(config: Config, promised: ClassConfig, tenant: str, kind: str, claimed: float) -> float:
+    """What a claimed limit (``ttft``, ``tpot``, ``e2e`` or ``ttfat``) counts as, in milliseconds."""
+    rights = config.tenants.get(tenant)
+    least: float | None = None if rights is None else getattr(rights, f"min_{kind}_ms")
+    if least is None:
+        least = getattr(promised, f"{kind}_ms") or 0.0
+    return max(claimed, least, float(getattr(config.bounds, f"min_{kind}_ms")))
 
 
 def program_number(tenant: str, program: str) -> int:

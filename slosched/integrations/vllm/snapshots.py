@@ -11,12 +11,11 @@ from slosched.core.arrays import Ints
 from slosched.core.engine import LOOPS, Engine, EngineLimits
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import RequestTable
-from slosched.integrations.vllm.clock import Clock
+from slosched.integrations.vllm.clock import Clock, StepWatch
 from slosched.integrations.vllm.decision import NOBODY
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.memory_bypass import free_blocks
 from slosched.integrations.vllm.queue import SloQueue
-from slosched.integrations.vllm.state import Learned
 
 SYNC_STEPS = 8
 """Steps for which a policy that only sorts the queue sees the same running requests."""
@@ -27,7 +26,7 @@ class Snapshots:
 
     Parameters
     ----------
-    queue, ledger, learned, limits, clock
+    queue, ledger, watch, limits, clock
         Who waits, their rows, the step-time model, the engine's capacity and the time.
     lax
         Whether the running requests may be those of a few steps ago, as a mere sort of the queue allows.
@@ -37,15 +36,15 @@ class Snapshots:
         self,
         queue: SloQueue,
         ledger: Ledger,
-        learned: Learned,
+        watch: StepWatch,
         limits: EngineLimits,
         clock: Clock,
         *,
         lax: bool,
     ) -> None:
-        self._queue, self._ledger, self._learned = queue, ledger, learned
+        self._queue, self._ledger, self._watch = queue, ledger, watch
         self._clock, self._lax = clock, lax
-        self._engine = Engine(limits=limits, step_time=learned.step_time.model)
+        self._engine = Engine(limits=limits, step_time=watch.model)
         self._running: list[Any] = []
         self._rows: Ints = NOBODY
         self._synced = -SYNC_STEPS
@@ -84,7 +83,7 @@ class Snapshots:
         self, waiting: Ints, running: Ints, free_blocks: int, step: int, now_s: float | None = None
     ) -> Snapshot:
         """The state now, with the given rows waiting and running."""
-        model = self._learned.step_time.model
+        model = self._watch.model
         if model is not self._engine.step_time:
             self._engine = replace(self._engine, step_time=model)
         found = Snapshot(
@@ -96,7 +95,8 @@ class Snapshots:
             free_blocks=free_blocks,
             step=step - 1,
         )
-        self._ledger.thinking.aim(found)
+        if self._ledger.thinking.on:
+            self._ledger.thinking.aim(found)
         return found
 
 
