@@ -70,9 +70,4 @@ def require(ok: bool, field: str, domain: str, value: object) -> None:
     slosched.core.errors.InputError: ttft_s must be a number above 0, got nan.
     """
     if not ok:
-        raise wrong(field, domain, value)
-
-
-def wrong(field: str, domain: str, value: object) -> InputError:
-    """The error that names field, domain and value; for checks so frequent that a call each would tell."""
-    return InputError(f"{field} must be {domain}, got {value!r}.")
+        raise InputError(f"{field} must be {domain}, got {value!r}.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slosched.core.errors import require, wrong
+from slosched.core.errors import require
 
 FORECAST_ATOMS = 8
 """Atoms of every forecast: enough for a 6 % and a 94 % quantile, few enough to score per atom."""
@@ -50,10 +50,10 @@ class LengthForecast:
     atoms: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.atoms) != FORECAST_ATOMS:
-            raise wrong("atoms", f"{FORECAST_ATOMS} lengths", self.atoms)
-        if not (all(1 <= a < math.inf for a in self.atoms) and list(self.atoms) == sorted(self.atoms)):
-            raise wrong("atoms", "ascending finite token counts of at least 1", self.atoms)
+        ok = len(self.atoms) == FORECAST_ATOMS
+        require(ok, "atoms", f"{FORECAST_ATOMS} lengths", self.atoms)
+        ok = all(1 <= a < math.inf for a in self.atoms) and list(self.atoms) == sorted(self.atoms)
+        require(ok, "atoms", "ascending finite token counts of at least 1", self.atoms)
 
     @classmethod
     def point(cls, tokens: float) -> LengthForecast:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from slosched.core.errors import wrong
+from slosched.core.errors import require
 from slosched.core.forecast import LengthForecast
 
 
@@ -50,8 +50,7 @@ class Slo:
             ok = value is None or (
                 isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
             )
-            if not ok:
-                raise wrong(name, "a number of seconds above 0, or None", value)
+            require(ok, name, "a number of seconds above 0, or None", value)
 
     @property
     def best_effort(self) -> bool:
@@ -126,11 +125,7 @@ class Request:
     thinking: LengthForecast | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt_tokens >= 1:
-            raise wrong("prompt_tokens", "an integer of at least 1", self.prompt_tokens)
-        if not math.isfinite(self.arrival_s):
-            raise wrong("arrival_s", "a finite number of seconds", self.arrival_s)
-        if not 0 <= self.weight < math.inf:
-            raise wrong("weight", "a finite number of at least 0", self.weight)
-        if not self.generated_tokens >= 0:
-            raise wrong("generated_tokens", "at least 0", self.generated_tokens)
+        require(self.prompt_tokens >= 1, "prompt_tokens", "an integer of at least 1", self.prompt_tokens)
+        require(math.isfinite(self.arrival_s), "arrival_s", "a finite number of seconds", self.arrival_s)
+        require(0 <= self.weight < math.inf, "weight", "a finite number of at least 0", self.weight)
+        require(self.generated_tokens >= 0, "generated_tokens", "at least 0", self.generated_tokens)

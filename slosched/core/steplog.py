@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 from slosched.core.arrays import Floats
 from slosched.core.errors import DataError
 from slosched.core.reading import open_table
+
+logger = logging.getLogger("slosched")
 
 FLUSH_ROWS = 64
 """Rows after which a writer flushes: at most this many are lost when the engine is killed."""
@@ -122,6 +125,8 @@ class StepLogWriter:
 
     def _end(self, error: OSError | None) -> None:
         file, self._file = self._file, None
+        if error is not None and self.error is None:
+            logger.warning("slosched: no step is logged any more: %s", error)
         self.error = self.error or error
         if file is not None:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -55,6 +56,7 @@ def examine(limit_s: float = LIMIT_S) -> Report:
     config = _configuration(report)
     _kernels(report)
     if config is not None:
+        _places(report, config)
         report.add("dry plan", *dry_plan(limit_s))
     if find_spec("vllm") is None:
         report.add("vLLM", "error", f"not installed in this environment: {install_words('vllm', 'vllm')}")
@@ -101,6 +103,29 @@ def _configuration(report: Report) -> Config | None:
             "in the log only: set PROMETHEUS_MULTIPROC_DIR, or metrics.port or metrics.json_file",
         )  # fmt: skip
     return config
+
+
+def _places(report: Report, config: Config) -> None:
+    """Whether what the configuration names can be written and listened on."""
+    files = {
+        "state_file": config.state_file, "step_log": config.step_log,
+        "metrics.json_file": config.metrics.json_file, "admission.folder": config.admission.folder,
+    }  # fmt: skip
+    for name, path in files.items():
+        if path is None:
+            continue
+        there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+        if not os.access(there, os.W_OK) or (there != path.absolute() and not there.is_dir()):
+            report.add(name, "warning", f"{path} cannot be written: {there} does not allow it")
+    port = config.metrics.port
+    if port is not None:
+        try:
+            with socket.create_server((config.metrics.address or "127.0.0.1", port)):
+                pass
+        except OSError as error:
+            report.add(
+                "metrics", "warning", f"port {port} cannot be listened on now: {error.strerror or error}"
+            )
 
 
 def _scheduler(report: Report) -> None:

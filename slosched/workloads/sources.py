@@ -260,13 +260,13 @@ def _promised(trace: Workload, step_time: StepTimeModel, slos: Mapping[str, Clas
             specs[name] = DEFAULT_SLOS[name]
     trace = with_slos(trace, specs, model=step_time)
     bounded = any(np.isfinite(getattr(trace, f"{kind}_s")).any() for kind in LIMITS)
-    known = ", ".join(DEFAULT_SLOS)
-    require(
-        bounded,
-        "slo",
-        f"given for a class of the trace, or the class one of {known}",
-        ", ".join(trace.classes),
-    )
+    if not bounded:
+        known, name = ", ".join(DEFAULT_SLOS), trace.classes[0]
+        raise InputError(
+            f"slo must be given for a class of the trace, or the class one of {known}, got "
+            f"{', '.join(trace.classes)!r}. On the command line: --slo '{name}:ttft=1,tpot=0.05', or "
+            "a class after the file, as in --trace FILE=chat."
+        )
     return trace
 
 

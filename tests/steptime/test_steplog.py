@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slosched.core.errors import DataError
-from slosched.core.steplog import COLUMNS, read_step_log
+from slosched.core.steplog import COLUMNS, StepLogWriter, read_step_log
 
 HEADER = ",".join(COLUMNS)
 GOOD = f"{HEADER}\n0,0,4,4000,0.01\n512,131072,3,2000,0.031\n"
@@ -103,3 +103,15 @@ def test_any_text_is_read_or_refused_clearly(text: str, tmp_path_factory: pytest
         return
     assert np.all(np.isfinite(log.seconds))
     assert np.all(log.seconds > 0)
+
+
+def test_a_log_that_cannot_be_written_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The caller goes on; whoever reads the log learns why there are no steps."""
+    (tmp_path / "file").write_text("")
+    writer = StepLogWriter(tmp_path / "file" / "steps.csv")
+    writer.add(0, 0, 8, 4000, 0.011)
+    writer.close()
+    assert isinstance(writer.error, OSError)
+    assert [record.message for record in caplog.records] == [
+        f"slosched: no step is logged any more: {writer.error}"
+    ]

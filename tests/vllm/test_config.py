@@ -93,3 +93,15 @@ def test_the_variable_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(VARIABLE, str(tmp_path / "none.yaml"))
     with pytest.raises(InputError, match=VARIABLE):
         load_config()
+
+
+@pytest.mark.parametrize("section", ["classes", "tenants"])
+@pytest.mark.parametrize("name", ['""', '"\\ud800"', "x" * 129])
+def test_a_name_that_no_client_can_say_is_refused(section: str, name: str, tmp_path: Path) -> None:
+    """An empty one, half a character, a page of text."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{section}: {{{name}: {{}}}}\n")
+    with pytest.raises(InputError, match=rf"{section}.*text of 1 to 128 characters"):
+        load_config(path)
+    path.write_text(f"{section}: {{{'x' * 128}: {{}}, \u00e9: {{}}}}\n", encoding="utf-8")
+    load_config(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -35,6 +36,29 @@ def test_a_plan_is_made_without_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "pip install 'vllm>=" in found["vLLM"].text
     path.write_text("policy: nonsense\n")
     assert {f.topic: f for f in doctor.examine().findings}["dry plan"].status == "error"
+
+
+def test_what_cannot_be_written_or_listened_on_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the server starts, with the setting's name; what can be is not mentioned."""
+    (tmp_path / "file").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = tmp_path / "c.yaml"
+        path.write_text(
+            f"policy: edf\nstate_file: {tmp_path}/file/state.json\nstep_log: {tmp_path}/new/steps.csv\n"
+            f"metrics: {{port: {port}, json_file: {tmp_path}/file/m.json}}\n"
+        )
+        monkeypatch.setenv("SLOSCHED_CONFIG", str(path))
+        monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+        monkeypatch.setattr(doctor, "dry_plan", lambda limit_s: ("ok", "not asked"))
+        report = doctor.examine()
+    told = {f.topic: f.text for f in report.findings if f.status == "warning"}
+    assert "cannot be written" in told["state_file"]
+    assert "cannot be written" in told["metrics.json_file"]
+    assert f"port {port} cannot be listened on now" in told["metrics"]
+    assert "step_log" not in told
 
 
 HOSTILE = """

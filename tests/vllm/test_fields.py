@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slosched.integrations.vllm.config import MAX_MS, ClassConfig, Config, ThinkingConfig
-from slosched.integrations.vllm.slo_fields import FIELDS, MAX_NAME, MAX_TOKENS, class_of, read_claim
+from slosched.integrations.vllm.config import MAX_MS, MAX_NAME, ClassConfig, Config, ThinkingConfig
+from slosched.integrations.vllm.slo_fields import FIELDS, MAX_TOKENS, class_of, read_claim
 
 CONFIG = Config(
     classes={"chat": ClassConfig(ttft_ms=500, tpot_ms=50, weight=2), "batch": ClassConfig(e2e_ms=60_000)},

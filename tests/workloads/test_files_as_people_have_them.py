@@ -521,3 +521,19 @@ def test_without_a_rate_a_trace_is_replayed_as_it_is(tmp_path: Path) -> None:
         assert replay.prompt_tokens.tolist() == [5, 6]
         assert np.all(replay.atoms == 9)
     assert "first 2 of 3 requests" in replay.source
+
+
+def test_a_log_that_holds_long_prompts_as_text_is_read(tmp_path: Path) -> None:
+    """Python's csv stops at 131,072 characters; a prompt of 100,000 tokens has more."""
+    text = "word " * 60_000
+    path = table(tmp_path, "arrival_s,prompt_tokens,output_tokens,prompt", f"0,5,5,{text}", f"1,6,6,{text}")
+    workload, words = said(path)
+    assert workload.prompt_tokens.tolist() == [5, 6]
+    assert "prompt" in words
+
+
+def test_a_trace_without_limits_says_how_to_give_them(tmp_path: Path) -> None:
+    """In the words of the command line, with a class that the file has."""
+    path = table(tmp_path, "arrival_s,prompt_tokens,output_tokens,slo_class", "0,5,5,assist", "1,5,5,assist")
+    with pytest.raises(InputError, match=r"--slo 'assist:ttft=1,tpot=0.05'.*FILE=chat"):
+        trace_source([TraceFile.of(str(path))], engine=DEFAULT_ENGINE)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from slosched.core.errors import InputError
 
@@ -42,6 +50,30 @@ class _Section(BaseModel):
 
 def _is_section(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+MAX_NAME = 128
+"""Characters of a class, tenant or program."""
+
+
+def is_name(value: object) -> bool:
+    """Whether a client may say it: some text that can be written, half a character, as JSON may hold, not."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _named(value: str) -> str:
+    if not is_name(value):
+        raise ValueError(f"must be a text of 1 to {MAX_NAME} characters, as clients may say it")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_named)]
 
 
 class ClassConfig(_Section):
@@ -184,13 +216,13 @@ class Config(_Section):
     policy: str = "slosched"
     policy_parameters: dict[str, Any] = Field(default_factory=dict)
     seed: int = Field(default=0, ge=0)
-    classes: dict[str, ClassConfig] = Field(default_factory=dict)
+    classes: dict[Name, ClassConfig] = Field(default_factory=dict)
     default_class: str = "default"
     engine: str = "h100-llama-3.1-8b"
     state_file: Path | None = None
     step_log: Path | None = None
     state_every_s: float = Field(default=5.0, gt=0, le=86_400)
-    tenants: dict[str, RightsConfig] = Field(default_factory=dict)
+    tenants: dict[Name, RightsConfig] = Field(default_factory=dict)
     observe_only: bool = False
     allow_reject: bool = False
     bounds: BoundsConfig = BoundsConfig()

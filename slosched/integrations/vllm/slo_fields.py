@@ -13,10 +13,9 @@ from typing import Any
 
 from slosched.core.request import Slo
 from slosched.core.table import RequestTable
-from slosched.integrations.vllm.config import BEST_EFFORT, MAX_MS, ClassConfig, Config
+from slosched.integrations.vllm.config import BEST_EFFORT, MAX_MS, ClassConfig, Config, is_name
 
 MAX_TOKENS = 1e7
-MAX_NAME = 128
 
 LIMIT_FIELDS = {"slo_ttft_ms": "ttft", "slo_tpot_ms": "tpot", "slo_e2e_ms": "e2e", "slo_ttfat_ms": "ttfat"}
 LENGTH_FIELDS = ("predicted_output_tokens", "predicted_output_tokens_p90", "predicted_thinking_tokens")
@@ -84,8 +83,8 @@ def read_claim(extra: object, config: Config) -> Claim:
     def label(name: str) -> str | None:
         """The field's text; None, and named as malformed if given, otherwise."""
         value = values.get(name)
-        if isinstance(value, str) and 0 < len(value) <= MAX_NAME and _is_text(value):
-            return value
+        if is_name(value):
+            return value  # type: ignore[no-any-return]
         if name in values:
             malformed.append(name)
         return None
@@ -160,15 +159,6 @@ def program_number(tenant: str, program: str) -> int:
     """
     name = f"{tenant}\0{program}".encode(errors="surrogatepass")
     return int.from_bytes(blake2b(name, digest_size=8).digest()) >> 2
-
-
-def _is_text(value: str) -> bool:
-    """Whether it can be written: half a character, which JSON can hold, would fail every file and page."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _number(value: object) -> float | None:
