@@ -84,7 +84,7 @@ def read_claim(extra: object, config: Config) -> Claim:
         """The field's text; None, and named as malformed if given, otherwise."""
         value = values.get(name)
         if is_name(value):
-            return value  # type: ignore[no-any-return]
+            return value
         if name in values:
             malformed.append(name)
         return None
