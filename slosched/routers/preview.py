@@ -17,20 +17,13 @@ from slosched.core.engine import Engine
 from slosched.core.forecast import FORECAST_ATOMS, OUTLIVED_GROWTH
 from slosched.core.jit import njit
 from slosched.planner import rollout as r
+from slosched.planner.futures import MOST_REMEMBERED
+from slosched.planner.planner import HORIZON_S, LIMITS_AHEAD
 from slosched.planner.rules import family
 from slosched.routers.base import EngineView, FleetSnapshot
 
-LIMITS_AHEAD = 2.0
-"""Horizon in median limits and answers together: who waits now is decided by then, and who follows them."""
-
-HORIZON_S = (5.0, 300.0)
-"""Least and most seconds of a horizon, as the planner's."""
-
 LEAST_ARRIVALS = 16
 """Arrivals per engine that a horizon holds at least."""
-
-MOST_REMEMBERED = 4096
-"""Arrivals that are remembered, the latest."""
 
 MOST_WAITING = 256
 """Waiting requests of an engine that are played forward, the first by the rule: more than enter meanwhile."""
