@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import weakref
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ class SloRouter(Base):  # type: ignore[misc]
     ``record_routing_stats``; the router does without, from its own log of what it sent.
     """
 
+    _closing: weakref.finalize[[], SloRouter] | None = None
+
     def initialize_state(
         self,
         router: str = "slosched",
@@ -65,7 +68,11 @@ class SloRouter(Base):  # type: ignore[misc]
         """Called by Ray with ``request_router_kwargs``."""
         self._config = load_config(config)
         chosen = router_by_name(router, seed=seed)
+        if self._closing is not None:  # Ray may configure a router anew
+            self._closing()
         chosen.live()
+        # Ray tells nobody that a router is no longer used: it is closed when it is collected.
+        self._closing = weakref.finalize(self, chosen.close)
         self._dispatcher = Dispatcher(find_engine(profile), [], chosen, time.monotonic)
         self._index: dict[Any, int] = {}  # replica -> engine
         self._held: dict[str, tuple[Held, PendingRequest | None]] = {}  # request -> its row

@@ -8,6 +8,7 @@ compared now and then on the recent past (`slosched.routers.preview`), as the pl
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +96,8 @@ class Floors:
     def close(self) -> None:
         """End the thread, if there is one."""
         if self._background is not None:
-            self._background.close()
+            with suppress(RuntimeError):  # a router may be collected, and so closed, within the thread itself
+                self._background.close()
 
     def watch(self, row: int, fleet: FleetSnapshot) -> None:
         """Remember a newcomer, and compare settings if it is time to."""

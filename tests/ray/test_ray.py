@@ -129,3 +129,22 @@ def test_what_a_request_asks_for() -> None:
     asked = asked_of(pending, Config())
     assert (asked.claim.slo.ttft_s, asked.claim.slo.tpot_s) == (0.25, 0.03)
     assert (asked.prompt_tokens, asked.max_tokens) == (100, 9)
+
+
+def test_a_router_that_is_no_longer_used_ends_its_thread() -> None:
+    """Ray says nothing when it drops a router, or configures one anew: no thread outlives either."""
+    import gc
+    import threading
+
+    from slosched.integrations.ray import SloRouter
+
+    def threads() -> int:
+        return sum(thread.name == "slosched-floors" for thread in threading.enumerate())
+
+    before, router = threads(), SloRouter.__new__(SloRouter)
+    router.initialize_state()
+    router.initialize_state()
+    assert threads() == before + 1
+    del router
+    gc.collect()
+    assert threads() == before
