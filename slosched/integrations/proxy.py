@@ -175,7 +175,7 @@ class RouterApp:
                     upstream.up = upstream.up and not broken.refused
                     continue
                 return "passed on"
-        await relay.fail(503, "no engine is up", retry_after_s=self.settings.statistics_s * 4)
+        await relay.fail(503, "no engine is up", retry_after=self.settings.statistics_s * 4)
         return "no engine"
 
     async def _routed(self, relay: Relay, scope: Message, body: bytes) -> str:
@@ -203,7 +203,9 @@ class RouterApp:
                     if broken.begun:
                         return "cut off"
                     if reached >= ATTEMPTS:
-                        await relay.fail(502, f"the engine did not answer: {broken}")
+                        status = 503 if broken.status == 503 else 502
+                        text = f"the engine did not answer: {broken}"
+                        await relay.fail(status, text, retry_after=broken.retry_after)
                         return "engine failed"
                     self.metrics.retried.labels("refused" if broken.unreached else "broken").inc()
                     self.dispatcher.back(held)
@@ -218,11 +220,11 @@ class RouterApp:
 
     async def _no(self, relay: Relay, reason: int) -> str:
         if reason == NOBODY:
-            await relay.fail(503, "no engine is up", retry_after_s=self.settings.statistics_s * 4)
+            await relay.fail(503, "no engine is up", retry_after=self.settings.statistics_s * 4)
             return "no engine"
         wait_s = self.dispatcher.wait_s()
         text = f"refused: the limits cannot be kept; the wait is about {wait_s:.1f} s"
-        await relay.fail(self.settings.refuse_status, text, retry_after_s=wait_s, wait_s=wait_s)
+        await relay.fail(self.settings.refuse_status, text, retry_after=wait_s, wait_s=wait_s)
         return "refused"
 
     def _down(self, engine: int, broken: Broken) -> None:

@@ -41,14 +41,17 @@ class Broken(Exception):
     """The engine has not answered, or not to the end.
 
     `refused`: it takes no connections. `unreached`: nothing has reached it, for that or another reason, as
-    where this process stood still while it connected. `begun`: the client has part of the answer.
+    where this process stood still while it connected. `begun`: the client has part of the answer. `status`:
+    what the engine said in place of an answer, 0 for nothing; `retry_after`: when clients may come back.
     """
 
     def __init__(
-        self, text: str, *, refused: bool = False, unreached: bool = False, begun: bool = False
-    ) -> None:
+        self, text: str, *, refused: bool = False, unreached: bool = False, begun: bool = False,
+        status: int = 0, retry_after: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(text)
         self.refused, self.unreached, self.begun = refused, refused or unreached, begun
+        self.status, self.retry_after = status, retry_after
 
 
 class Relay:
@@ -131,7 +134,9 @@ class Relay:
                 allow_redirects=False,
             ) as answer:
                 if answer.status in UNAVAILABLE:
-                    raise Broken(f"{upstream.name} answered with status {answer.status}")
+                    text = f"{upstream.name} answered with status {answer.status}"
+                    later = answer.headers.get("Retry-After")
+                    raise Broken(text, status=answer.status, retry_after=later)
                 if answer.content_type == "text/event-stream":
                     await self._stream(answer, passed)
                 else:
@@ -193,13 +198,14 @@ class Relay:
             await self.send({"type": "http.response.body", "body": b"\n\n" + event})
 
     async def fail(
-        self, status: int, text: str, *, retry_after_s: float | None = None, wait_s: float | None = None
+        self, status: int, text: str, *, retry_after: str | float | None = None, wait_s: float | None = None
     ) -> None:
-        """An answer of the proxy's own in place of an engine's."""
+        """An answer of the proxy's own in place of an engine's; `retry_after` in seconds, or as one said."""
         body = error_body(text, status, wait_s=wait_s)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s))).encode()))
+        if retry_after is not None:
+            said = retry_after if isinstance(retry_after, str) else str(max(1, math.ceil(retry_after)))
+            headers.append((b"retry-after", said.encode("latin-1")))
         self.status = status
         self._gone.cancel()
         await self.send({"type": "http.response.start", "status": status, "headers": headers})

@@ -41,6 +41,7 @@ class FakeEngine:
     how: str = "stream"
     pause_s: float = 0.001
     tokens: int = 10
+    retry_after: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     cancelled: int = 0
@@ -77,7 +78,9 @@ class FakeEngine:
         self.bodies.append(json.loads(body) if body[:1] == b"{" else {"raw": len(body)})
         self.headers.append(dict(request.headers))
         if self.how.isdigit():
-            return web.json_response({"error": {"message": "engine"}}, status=int(self.how))
+            later = {"retry-after": self.retry_after} if self.retry_after else {}
+            error = {"error": {"message": "engine"}}
+            return web.json_response(error, status=int(self.how), headers=later)
         if self.how == "silent":
             await asyncio.sleep(60)
         if self.how in ("json", "half"):

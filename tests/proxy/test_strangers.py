@@ -46,14 +46,20 @@ def test_what_the_engine_says_about_a_request_is_passed_on(status: int) -> None:
 
 @pytest.mark.parametrize("how", ["502", "503", "504"])
 def test_statuses_of_absence_send_a_request_elsewhere(how: str) -> None:
-    """Once. Where nobody else is, the answer is 502, which says what the engine said."""
+    """Once. Where nobody else is, the answer is 502, which says what the engine said.
+
+    Engines that say 503 are there but cannot answer: the client hears 503, and when to come back.
+    """
 
     async def run() -> None:
         async with bench(how, "stream", router="round-robin") as b:
             assert (await b.complete())[:2] == (200, WHOLE)
         async with bench(how, how, how, router="round-robin") as b:
-            status, body, _ = await b.complete()
-            assert status == 502
+            for engine in b.engines:
+                engine.retry_after = "17"
+            status, body, headers = await b.complete()
+            assert status == (503 if how == "503" else 502)
+            assert headers["retry-after"] == "17"
             assert how in json.loads(body)["error"]["message"]
             assert sum(len(engine.bodies) for engine in b.engines) == 2
             assert at_rest(b)
