@@ -103,7 +103,8 @@ def make(
         for given, value in chosen.items():
             if given not in known or given == "seed":
                 own = [p for p in known if p != "seed"]
-                words = f"one of {', '.join(own) or 'none'}, got {given!r}."
+                domain = f"one of {', '.join(own)}" if own else "left out, since it has none"
+                words = f"{domain}, got {given!r}."
                 raise InputError(f"parameter of {kind} {name!r} must be {words}" + near(given, own))
             if isinstance(value, str) and isinstance(known[given], int | float):
                 words = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from slosched.core.engine import find_engine
 from slosched.core.errors import require
+from slosched.routers import router as router_by_name
 
 REFUSALS = (429, 503)
 
@@ -61,13 +63,13 @@ class RouterSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(len(self.engines) > 0, "engine", "one or more URLs", self.engines)
+        require(len(self.engines) > 0, "server", "one or more URLs", self.engines)
         for url in self.engines:
             parts = urlsplit(url)
             ok = parts.scheme in ("http", "https") and bool(parts.netloc) and parts.path in ("", "/")
-            require(ok, "engine", "a root like http://host:port", url)
+            require(ok, "server", "a root like http://host:port", url)
         roots = [url.rstrip("/") for url in self.engines]
-        require(len(set(roots)) == len(roots), "engine", "distinct URLs", self.engines)
+        require(len(set(roots)) == len(roots), "server", "distinct URLs", self.engines)
         require(self.data_parallel_size >= 1, "data_parallel_size", "at least 1", self.data_parallel_size)
         require(self.refuse_status in REFUSALS, "refuse_status", "429 or 503", self.refuse_status)
         for name in ("statistics_s", "hold_s", "connect_s", "silence_s"):
@@ -75,3 +77,5 @@ class RouterSettings:
             require(0 < value < float("inf"), name, "a finite number of seconds above 0", value)
         for name in ("max_body_bytes", "max_header_bytes"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        router_by_name(self.router, seed=self.seed)  # a wrong name shows now
+        find_engine(self.profile)

@@ -105,7 +105,7 @@ def test_the_grammar(text: str, name: str, parameters: dict[str, object], budget
         ("efd", "Did you mean edf"),
         ("", "policy must be one of fcfs"),
         ("slosched:hopless=reject", "Did you mean hopeless"),
-        ("edf:x=1", "must be one of none"),
+        ("edf:x=1", "must be left out, since it has none"),
         ("slosched:hopeless", "names a module"),
         ("slosched:hopeless=reject,fairness", "NAME or package.module:Class"),
         ("slosched:hopeless=never", "hopeless must be one of keep, demote, reject"),

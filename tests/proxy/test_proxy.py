@@ -364,14 +364,16 @@ def test_gauges() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"engines": ()}, "engine must be one or more"),
-        ({"engines": ("a:8000",)}, "engine must be a root"),
-        ({"engines": ("http://a/v1",)}, "engine must be a root"),
+        ({"engines": ()}, "server must be one or more"),
+        ({"engines": ("a:8000",)}, "server must be a root"),
+        ({"engines": ("http://a/v1",)}, "server must be a root"),
         ({"engines": ("http://a", "http://a/")}, "distinct"),
         ({"data_parallel_size": 0}, "data_parallel_size"),
         ({"refuse_status": 500}, "429 or 503"),
         ({"statistics_s": 0.0}, "statistics_s"),
         ({"max_body_bytes": 0}, "max_body_bytes"),
+        ({"router": "huh"}, "router must be one of"),
+        ({"profile": "huh"}, "huh"),
     ],
 )
 def test_bad_settings(fields: dict[str, Any], words: str) -> None:
