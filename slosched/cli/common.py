@@ -35,7 +35,9 @@ ON = typer.Option(
 )
 DEPTH = typer.Option("--depth", min=1, help="Steps in flight at once, with --on vllm.")
 ASYNC = typer.Option("--async", help="Asynchronous scheduling, with --on vllm.")
-ENGINES = typer.Option("--engines", min=1, help="Equal engines behind a router; see --router.")
+ENGINES = typer.Option(
+    "--engines", min=1, help="Engines behind a --router; of kinds A and B in turn: --engine A,B."
+)
 WORKLOAD = typer.Option(
     "--workload",
     help="mixed, chat, code, batch, reasoning, agentic, azure, sharegpt-batch, mooncake, bursty.",
@@ -227,6 +229,22 @@ def engine_of(
     )
 
 
+def engines_of(
+    names: str,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    kv_tokens: int | None = None,
+    *,
+    engines: int,
+) -> list[Engine]:
+    """Kinds of engine, separated by commas, for so many engines: they take turns."""
+    from slosched.core.errors import require
+
+    kinds = names.split(",")
+    require(len(kinds) <= engines, "engine", f"one name, or at most --engines ({engines})", names)
+    return [engine_of(name.strip(), max_num_seqs, max_num_batched_tokens, kv_tokens) for name in kinds]
+
+
 def source_of(
     *,
     engine: Engine,
@@ -282,7 +300,7 @@ def rate_of(rate: float | None, traces: Sequence[str] | None, default_rps: float
 
 
 def bench_of(
-    engine: Engine,
+    kinds: Sequence[Engine],
     source: Generated | Replayed,
     *,
     on: str = "simulator",
@@ -296,13 +314,17 @@ def bench_of(
     from slosched.lab.bench import Bench
 
     require(on in PLACES, "on", f"one of {', '.join(PLACES)}", on)
+    engine = kinds[0]
     if engines > 1 or router is not None:
         from slosched.lab.bench import FleetBench
         from slosched.routers import router as router_of
 
         require(on == "simulator", "engines", "1 with --on vllm", engines)
         router_of(router or "slosched")  # a wrong name shows now, not after kernels have been compiled
-        return FleetBench(source=source, engine=engine, engines=engines, router=router or "slosched")
+        return FleetBench(
+            source=source, engine=engine, engines=engines, router=router or "slosched",
+            others=tuple(kinds[1:]),
+        )  # fmt: skip
     if on == "vllm":
         from slosched.testing.virtual_clock import VllmBench
 
@@ -315,11 +337,19 @@ def bench_of(
     return Bench(source=source, engine=engine)
 
 
-def about_engine(engine: Engine, on: str = "simulator") -> str:
-    """One sentence on the engine for a report."""
-    limits = engine.limits
-    return (
-        f"Engine: {PLACES[on]}, {engine.name}{f' ({engine.source})' if engine.source else ''}; at most "
-        f"{limits.max_num_seqs} sequences, {limits.max_num_batched_tokens} tokens a step, "
-        f"{limits.kv_tokens} tokens of KV cache."
-    )
+def about_engine(
+    kinds: Sequence[Engine], on: str = "simulator", *, engines: int = 1, router: str | None = None
+) -> list[str]:
+    """A sentence on each kind of engine for a report, and one on the fleet if there are several."""
+    said = []
+    for engine in kinds:
+        limits = engine.limits
+        said.append(
+            f"Engine: {PLACES[on]}, {engine.name}{f' ({engine.source})' if engine.source else ''}; at most "
+            f"{limits.max_num_seqs} sequences, {limits.max_num_batched_tokens} tokens a step, "
+            f"{limits.kv_tokens} tokens of KV cache."
+        )
+    if engines > 1:
+        turns = ", kinds in turn" if len(kinds) > 1 else ""
+        said.append(f"{engines} engines{turns}, behind the router {router or 'slosched'}; load 1 is theirs.")
+    return said

@@ -165,7 +165,7 @@ def whatif(
         for name in engine or [c.DEFAULT_ENGINE]
     ]
     benches = {
-        machine.name: c.bench_of(machine, c.source_of(
+        machine.name: c.bench_of([machine], c.source_of(
             engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast,
             duration_s=duration, requests=requests,
         ))

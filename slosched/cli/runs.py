@@ -57,7 +57,8 @@ def demo(
     from slosched.workloads.sources import Generated
 
     check_folder(out)
-    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
+    kinds = c.engines_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens, engines=engines)
+    machine = kinds[0]
     if trace:
         source = c.source_of(
             engine=machine,
@@ -72,13 +73,15 @@ def demo(
         source = Generated(engine=machine, duration_s=DEMO_SECONDS)
     c.say(f"Workload: {source(1.0, seed).source}")
     study = Study(
-        bench=c.bench_of(machine, source, engines=engines, router=router),
+        bench=c.bench_of(kinds, source, engines=engines, router=router),
         policies=DEMO_POLICIES,
         seeds=tuple(range(seed, seed + seeds)),
         loads=DEMO_LOADS,
         jobs=jobs or cores(),
     )
-    _finish(study, [c.about_engine(machine)], out=out, as_json=as_json, as_csv=False)
+    _finish(
+        study, c.about_engine(kinds, engines=engines, router=router), out=out, as_json=as_json, as_csv=False
+    )
 
 
 def compare(
@@ -137,14 +140,17 @@ def compare(
     plan = load_config(config, given)
     if plan.out is not None:
         check_folder(plan.out)
-    machine = c.engine_of(plan.engine, plan.max_num_seqs, plan.max_num_batched_tokens, plan.kv_tokens)
+    kinds = c.engines_of(
+        plan.engine, plan.max_num_seqs, plan.max_num_batched_tokens, plan.kv_tokens, engines=plan.engines
+    )
+    machine = kinds[0]
     source = c.source_of(
         engine=machine, workload=plan.workload, traces=plan.trace, slos=plan.slo, forecast=plan.forecast,
         duration_s=plan.duration, requests=plan.requests,
     )  # fmt: skip
     study = Study(
         bench=c.bench_of(
-            machine, source, on=plan.on, depth=plan.depth, asynchronous=plan.asynchronous,
+            kinds, source, on=plan.on, depth=plan.depth, asynchronous=plan.asynchronous,
             engines=plan.engines, router=plan.router,
         ),
         policies=tuple(plan.policy) or DEMO_POLICIES,
@@ -153,7 +159,8 @@ def compare(
         rates_rps=tuple(plan.rate),
         jobs=plan.jobs or cores(),
     )  # fmt: skip
-    _finish(study, [c.about_engine(machine, plan.on)], out=plan.out, as_json=as_json, as_csv=as_csv)
+    about = c.about_engine(kinds, plan.on, engines=plan.engines, router=plan.router)
+    _finish(study, about, out=plan.out, as_json=as_json, as_csv=as_csv)
 
 
 def simulate(
@@ -191,6 +198,8 @@ def simulate(
     Example: slosched simulate --policy edf --rate 8 --timeline edf.json.gz
 
     Several engines: slosched simulate --engines 4 --router least-tokens --rate 40
+
+    Of two kinds: slosched simulate --engines 4 --engine h100-llama-3.1-8b,a100-llama-3.1-8b --rate 30
     """
     from slosched.core.errors import require
     from slosched.core.metrics import Metrics
@@ -200,7 +209,8 @@ def simulate(
     from slosched.report.trace import trace_bytes
     from slosched.simulator.fleet import FleetRun
 
-    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
+    kinds = c.engines_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens, engines=engines)
+    machine = kinds[0]
     source = c.source_of(
         engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
@@ -208,7 +218,7 @@ def simulate(
     require(engines == 1 or save is None, "save", "given with one engine", save)
     rate_rps = c.rate_of(rate, trace, 5.0)
     bench = c.bench_of(
-        machine, source, on=on, depth=depth, asynchronous=asynchronous, engines=engines, router=router
+        kinds, source, on=on, depth=depth, asynchronous=asynchronous, engines=engines, router=router
     )
     c.prepare([policy])
     run = bench.run(policy, rate_rps, seed)
@@ -261,7 +271,8 @@ def capacity(
     names = policy or ["fcfs", "slosched"]
     for name in names:
         PolicySpec.parse(name)
-    machine = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
+    kinds = c.engines_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens, engines=engines)
+    machine = kinds[0]
     source = c.source_of(
         engine=machine, workload=workload, traces=trace, slos=slo, forecast=forecast, duration_s=duration,
         requests=requests,
@@ -269,7 +280,7 @@ def capacity(
     store = c.store_of(out)
     c.prepare(names)
     found, code = [], 0
-    bench = c.bench_of(machine, source, engines=engines, router=router)
+    bench = c.bench_of(kinds, source, engines=engines, router=router)
     with c.progress_bar("capacity") as bar:
         rounds = Rounds(bar)
         for name in names:

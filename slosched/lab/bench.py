@@ -12,6 +12,7 @@ from slosched.core.outcome import Run
 from slosched.core.workload import Workload
 from slosched.lab.cells import policy_code, provenance
 from slosched.lab.digests import code_digest, data_digest, policy_digest
+from slosched.lab.offered_load import offered_load
 from slosched.lab.store import Plain, Record
 from slosched.routers import router
 from slosched.simulator import simulate, simulate_fleet
@@ -52,17 +53,21 @@ class Bench:
         workload = self.source(rate_rps, seed)  # type: ignore[arg-type]  # None: only a trace as it is
         return simulate(workload, policy, engine=self.engine, seed=seed, measure_plans=True)
 
+    def sustained_rps(self, work: Workload) -> float:
+        """Requests per second like these that can be sustained: load 1."""
+        return _sustained_rps(work, self.engine)
+
     def key(self) -> Plain:
         """All that a run depends on besides its requests, its policy and its seed: plain values."""
         return {
-            "engine": f"{self.engine.name} {data_digest((self.engine.limits, self.engine.step_time))}",
+            "engine": _named(self.engine),
             "code": code_digest("slosched.simulator.engine", "slosched.core.metrics"),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetBench(Bench):
-    """Equal engines behind a router; `engine` is one of them.
+    """Engines behind a router; `engine` is the first.
 
     Parameters
     ----------
@@ -70,26 +75,51 @@ class FleetBench(Bench):
         How many, at least 1.
     router
         Name of the router.
+    others
+        Further kinds of engine: the kinds take turns. Without any all are equal.
     """
 
     engines: int = 1
     router: str = "slosched"
+    others: tuple[Engine, ...] = ()
+
+    @property
+    def fleet(self) -> list[Engine]:
+        """All engines."""
+        kinds = (self.engine, *self.others)
+        return [kinds[i % len(kinds)] for i in range(self.engines)]
+
+    def sustained_rps(self, work: Workload) -> float:
+        """Requests per second like these that all engines together can sustain: load 1."""
+        return sum(_sustained_rps(work, engine) for engine in self.fleet)
 
     def run(self, policy: str, rate_rps: float | None, seed: int) -> Run:
         """Simulate one policy on every engine at one rate of the whole traffic."""
         workload = self.source(rate_rps, seed)  # type: ignore[arg-type]  # None: only a trace as it is
-        return simulate_fleet(
-            workload, [self.engine] * self.engines, self.router, policy, seed=seed, measure=True
-        )
+        return simulate_fleet(workload, self.fleet, self.router, policy, seed=seed, measure=True)
 
     def key(self) -> Plain:
         """The same, with the fleet."""
-        return Bench.key(self) | {
-            "code": code_digest("slosched.simulator.fleet", "slosched.core.metrics"),
-            "engines": self.engines,
-            "router": self.router,
-            "router_code": policy_digest(router(self.router)),
-        }
+        mixed = {"others": [_named(engine) for engine in self.others]} if self.others else {}
+        return (
+            Bench.key(self)
+            | mixed
+            | {
+                "code": code_digest("slosched.simulator.fleet", "slosched.core.metrics"),
+                "engines": self.engines,
+                "router": self.router,
+                "router_code": policy_digest(router(self.router)),
+            }
+        )
+
+
+def _named(engine: Engine) -> str:
+    return f"{engine.name} {data_digest((engine.limits, engine.step_time))}"
+
+
+def _sustained_rps(work: Workload, engine: Engine) -> float:
+    # As many seconds as requests: one a second.
+    return 1.0 / offered_load(work, engine, duration_s=float(len(work)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

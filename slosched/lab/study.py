@@ -18,7 +18,6 @@ from slosched.lab.bench import Bench, BenchRun, metrics_of, runs_of
 from slosched.lab.cells import provenance_of, run_cells
 from slosched.lab.comparison import Comparison, Point
 from slosched.lab.lockstep import Rounds, in_lockstep
-from slosched.lab.offered_load import offered_load
 from slosched.lab.parallel import Progress, Workers
 from slosched.lab.store import Record, Store
 
@@ -44,7 +43,7 @@ class Study:
     seeds
         Seeds, at least one.
     loads
-        Multiples of what the engine sustains, see `slosched.lab.offered_load`; or give `rates_rps`.
+        Multiples of what the bench sustains, see `slosched.lab.offered_load`; or give `rates_rps`.
     rates_rps
         Requests per second.
     jobs
@@ -115,9 +114,7 @@ class Study:
     def _unit_rps(self) -> float:
         """Requests per second of load 1, the mean over the seeds."""
         works = [self.bench.source(1.0, seed) for seed in self.seeds]
-        # As many seconds as requests: one a second.
-        loads = [offered_load(work, self.bench.engine, duration_s=float(len(work))) for work in works]
-        return sum(1.0 / load for load in loads) / len(loads)
+        return sum(self.bench.sustained_rps(work) for work in works) / len(works)
 
 
 class StudyInterrupted(KeyboardInterrupt):

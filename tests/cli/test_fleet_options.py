@@ -78,3 +78,30 @@ def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_engines_of_two_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kinds take turns; the faster one serves more, and a kind too many is an error that names both."""
+    kinds = "h100-llama-3.1-8b,a100-llama-3.1-8b"
+    words = ["simulate", "--policy", "fcfs", "--rate", "40", "--router", "least-tokens", "--json", *SHORT]
+    run([*words, "--engines", "4", "--engine", kinds])
+    sent = [row["requests"] for row in json.loads(capsys.readouterr().out)["engines"]]
+    assert len(sent) == 4
+    assert min(sent[0], sent[2]) > max(sent[1], sent[3])
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--engine", kinds])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert f"engine must be one name, or at most --engines (1), got '{kinds}'" in said
+
+
+def test_load_one_is_what_all_engines_sustain(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same load is four times the rate on four engines."""
+    rates = []
+    for engines in ("1", "4"):
+        run(
+            ["compare", "--policy", "fcfs", "--load", "0.5", "--seeds", "1", "--json", "--jobs", "1",
+             "--engines", engines, "--router", "round-robin", *SHORT]
+        )  # fmt: skip
+        rates.append(json.loads(capsys.readouterr().out)["points"][0]["rate_rps"])
+    assert rates[1] == pytest.approx(4 * rates[0])
