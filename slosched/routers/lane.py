@@ -43,6 +43,15 @@ LEAST_FREE = 0.05
 """Least share of an engine's time that is taken to be left beside the constant part of its steps: even where
 answers are tight prompts get in, since a step may always hold a few tokens."""
 
+SAFE = 0.9
+"""Share of the tightest pace that a step may take, as in the planner."""
+
+SPREAD = 1.0
+"""Coefficient of variation of the KV tokens that a request takes, as of exponential lengths."""
+
+NEVER = 40.0
+"""Mean waits that no wait lasts: the chance, 4e-18, is below what a sum of chances can tell."""
+
 LEAST_WEIGHT = 1e-9
 """Requests of no weight have this one: they go last, and the least work first among them."""
 
@@ -93,20 +102,27 @@ def line_up(jobs: Floats, rows: Ints, begun: Ints, engine: Floats) -> Floats:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def longer(bear_s: float, wait_s: float) -> float:
-    """Chance that a wait with this mean is longer than a request can bear.
-
-    Waits are taken as exponential: what queues in heavy traffic tend to (Kingman 1962).
-    """
+def _waits(bear_s: float, wait_s: float) -> float:
+    """How often a mean wait goes into what a request can bear."""
     if bear_s <= 0.0:
-        return 1.0
-    return float(np.exp(-bear_s / wait_s)) if wait_s > 0.0 else 0.0
+        return 0.0
+    return bear_s / wait_s if wait_s > 0.0 else np.inf
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def missed(job: Floats, first_wait_s: float, end_wait_s: float, now_s: float) -> float:
-    """Chance that a request misses a limit behind these mean waits."""
-    return float(max(longer(job[FIRST_BY] - now_s, first_wait_s), longer(job[END_BY] - now_s, end_wait_s)))
+def missed(
+    job: Floats, first_wait_s: float, end_wait_s: float, share: float, others_s: float, now_s: float
+) -> float:  # fmt: skip
+    """Chance that a request misses a limit behind these mean waits, of the limit more likely to be missed.
+
+    Its own prompt is read in a `share` of the time, and its answer's steps hold `others_s` of decoding of
+    others: that much less it can bear. Waits are taken as exponential: what queues in heavy traffic tend to
+    (Kingman 1962).
+    """
+    more_s = job[READ] * (1.0 / share - 1.0)
+    first = _waits(job[FIRST_BY] - now_s, first_wait_s + more_s)
+    waits = min(first, _waits(job[END_BY] - job[LEFT] * others_s - now_s, end_wait_s))
+    return float(np.exp(-waits)) if waits < NEVER else 0.0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -116,35 +132,55 @@ def state(line: Floats, engine: Floats, now_s: float) -> tuple[float, float, flo
     Returns
     -------
     tuple
-        Seconds that a step may take for the tightest answer that is not lost; seconds of a step that
-        decodes what runs; seconds until a running answer ends; running requests; their KV tokens.
+        Seconds that a step may take for the tightest answer that can keep its pace beside those that run;
+        seconds of a step that decodes what runs; seconds until a running answer ends; running requests;
+        their KV tokens.
     """
     pace, step_s, slots, memory, left = engine[FULL_STEP], engine[BASE], 0.0, 0.0, 0.0
     for x in range(len(line)):
-        if line[x, START_BY] > now_s:
-            pace = min(pace, line[x, PACE])
         if line[x, BEGUN] != 0.0:
             step_s += line[x, TOKEN]
             slots += 1.0
             memory += line[x, HELD]
             left += line[x, LEFT]
+    for x in range(len(line)):
+        if line[x, START_BY] > now_s and SAFE * line[x, PACE] >= step_s:
+            pace = min(pace, SAFE * line[x, PACE])
     return pace, step_s, left / max(1.0, slots) * step_s, slots, memory
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def full(slots: float, memory: float, stay_s: float, engine: Floats) -> float:
-    """Seconds until the last of so many requests with so many KV tokens finds room."""
-    return float(stay_s * max(0.0, max(slots / engine[SLOTS], memory / engine[MEMORY]) - 1.0))
+def room(job: Floats, engine: Floats, pace_s: float) -> float:
+    """Seconds of decoding that a step holds at a pace, and at the request's own."""
+    step_s = min(pace_s, SAFE * job[PACE])
+    return float(max(step_s - engine[BASE], LEAST_FREE * step_s))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def full(
+    slots: float, memory: float, decode_s: float, room_s: float, stay_s: float, engine: Floats
+) -> float:  # fmt: skip
+    """Mean seconds until the last of so many requests enters: a slot, memory, and decoding within the pace.
+
+    What they will hold is not known, so memory may be short before it should be. It is taken as uniform
+    about its mean, `width` to either side: close to a normal distribution here, and cheap.
+    """
+    share = memory / engine[MEMORY]
+    short, width = share - 1.0, SPREAD * np.sqrt(3.0 / slots) * share
+    if abs(short) < width:
+        short = (short + width) ** 2 / (4.0 * width)
+    return float(stay_s * max(0.0, max(slots / engine[SLOTS] - 1.0, decode_s / room_s - 1.0), short))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[float, float, float, bool]:
     """What becomes of an engine that takes a newcomer.
 
-    An engine serves the least work per weight first, lost requests last. A first token waits for the prompts
-    before it, in the share of time that decode steps leave at the pace of the tightest answer, and for a slot
-    and memory. A whole answer waits for all work before it, in the share that the constant part of steps
-    leaves. The limit that is the less likely to be kept counts.
+    An engine serves the least work per weight first, lost requests last. A first token waits for the step at
+    hand, for room (`full`), and for the prompts before it and its own, which are read in the share of time
+    that decode steps leave at the pace of the tightest answer that can keep its own. A whole answer waits
+    for room and for the work of those that wait before it, in the share that the constant part of steps
+    leaves; those that run slow its steps down. The limit that is the less likely to be kept counts.
 
     Parameters
     ----------
@@ -168,10 +204,12 @@ def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[floa
     """
     pace_before, step_s, stay_s, slots, memory = state(line, engine, now_s)
     lost = new[START_BY] <= now_s
-    pace = pace_before if lost else min(pace_before, new[PACE])
+    own = min(pace_before, SAFE * new[PACE])
+    pace = pace_before if lost or own < step_s else own
     free_before = max(LEAST_FREE, 1.0 - engine[BASE] / pace_before)
     free = max(LEAST_FREE, 1.0 - engine[BASE] / pace)
     read_before, read = max(LEAST_FREE, 1.0 - step_s / pace_before), max(LEAST_FREE, 1.0 - step_s / pace)
+    others_s = decode_s = step_s - engine[BASE]
     ahead_s, prompts_s, seconds = 0.0, 0.0, new[WORK]
     gain, increase, late, passed, added = 0.0, new[WORTH] * new[WORK], lost, False, 0.0
     for x in range(len(line) + 1):
@@ -179,8 +217,10 @@ def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[floa
             passed = True
             late = new[START_BY] < now_s + prompts_s
             if not lost:
-                full_s = full(slots + 1.0, memory + new[HELD], stay_s, engine)
-                miss = missed(new, prompts_s / read + full_s, ahead_s / free, now_s)
+                taken_s, room_s = decode_s + new[TOKEN], room(new, engine, pace)
+                full_s = full(slots + 1.0, memory + new[HELD], taken_s, room_s, stay_s, engine)
+                first_s = step_s + full_s + prompts_s / read
+                miss = missed(new, first_s, full_s + ahead_s / free, read, others_s, now_s)
                 gain += new[WORTH] * (1.0 - miss)
                 added = 1.0
         if x == len(line):
@@ -193,15 +233,22 @@ def judge(line: Floats, new: Floats, engine: Floats, now_s: float) -> tuple[floa
         if not alive:
             continue
         if here[BEGUN] == 0.0 and here[START_BY] < np.inf and (added != 0.0 or free != free_before):
-            full_s = full(slots + 1.0, memory + here[HELD], stay_s, engine)
-            before = missed(here, prompts_s / read_before + full_s, ahead_s / free_before, now_s)
-            full_s = full(slots + 1.0 + added, memory + here[HELD] + added * new[HELD], stay_s, engine)
-            first_s, end_s = prompts_s + added * new[READ], ahead_s + added * new[WORK]
-            after = missed(here, first_s / read + full_s, end_s / free, now_s)
+            taken_s, room_s = decode_s + here[TOKEN], room(here, engine, pace_before)
+            full_s = full(slots + 1.0, memory + here[HELD], taken_s, room_s, stay_s, engine)
+            first_s = step_s + full_s + prompts_s / read_before
+            end_s = full_s + ahead_s / free_before
+            before = missed(here, first_s, end_s, read_before, others_s, now_s)
+            held, room_s = memory + here[HELD] + added * new[HELD], room(here, engine, pace)
+            taken_s += added * new[TOKEN]
+            full_s = full(slots + 1.0 + added, held, taken_s, room_s, stay_s, engine)
+            first_s = step_s + full_s + (prompts_s + added * new[READ]) / read
+            end_s = full_s + (ahead_s + added * new[WORK]) / free
+            after = missed(here, first_s, end_s, read, others_s, now_s)
             gain -= here[WORTH] * (after - before)
-        ahead_s += here[WORK]
-        prompts_s += here[READ]
         if here[BEGUN] == 0.0:
+            ahead_s += here[WORK]
+            prompts_s += here[READ]
             slots += 1.0
             memory += here[HELD]
+            decode_s += here[TOKEN]
     return gain, increase, seconds, late
