@@ -26,6 +26,7 @@ from slosched.integrations.openai_stream import (
     Stamps,
     events,
     judge,
+    printable,
     words_of,
 )
 
@@ -102,21 +103,22 @@ class Client:
         try:
             async with asyncio.timeout(self.timeout_s):
                 async with self._session.get(f"{self.url}/v1/models") as response:
-                    content = await response.json()
-            return str(content["data"][0]["id"])
+                    status = response.status
+                    content = json.loads(await response.read())  # whatever type the server says it is
+            return printable(str(content["data"][0]["id"]))
         except TimeoutError:
             words = f"no answer within {self.timeout_s:g} s"
         except _failures() as error:
             words = str(error) or type(error).__name__
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            words = f"no list of models ({type(error).__name__})"
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+            words = f"no list of models (status {status}, {type(error).__name__}); name the model: --model"
         raise InputError(f"url must be that of an OpenAI-compatible server, got {self.url!r}: {words}")
 
     async def complete(self, content: dict[str, Any]) -> dict[str, Any]:
         """The whole answer to a request, as JSON; see `text`."""
         try:
             answer = json.loads(await self.text(content))
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise RequestError("not JSON")
@@ -280,7 +282,7 @@ def error_words(text: str) -> str:
     """The message in the body of a refusal, cut short; "" if there is none, or a web page."""
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "" if text.lstrip().startswith("<") else words_of(text)
     return words_of(content.get("error", content) if isinstance(content, dict) else content)
 

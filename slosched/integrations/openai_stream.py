@@ -76,7 +76,7 @@ class Answer:
     def end(self, outcome: str, reason: str = "", detail: str = "") -> None:
         """Note how it ended, unless that is known already."""
         if not self.outcome:
-            self.outcome, self.reason, self.detail = outcome, reason, detail
+            self.outcome, self.reason, self.detail = outcome, printable(reason), printable(detail)
 
 
 def judge(answer: Answer, ended: bool) -> None:
@@ -293,10 +293,21 @@ def _event(line: bytes, pending: list[str]) -> list[object]:
     joined = "\n".join(pending)
     try:
         event: object = DONE if joined == DONE else json.loads(joined)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     pending.clear()
     return [event]
+
+
+def printable(text: str) -> str:
+    """A server's words, made harmless: half characters end a report, control characters change a terminal.
+
+    Examples
+    --------
+    >>> printable(f"busy{chr(27)}[2J")
+    'busy�[2J'
+    """
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def words_of(error: object) -> str:

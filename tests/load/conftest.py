@@ -29,6 +29,7 @@ class Habits:
         self.before: Callable[[dict[str, Any]], Any] = lambda _: None
         """May return a response in place of a stream."""
         self.warm_up_s = 0.0
+        self.answer_models: Callable[[], Any] | None = None
         self.done = True
         """Whether a stream ends with [DONE]."""
 
@@ -46,6 +47,8 @@ class Habits:
         await self.tokens(write, body["max_tokens"])
 
     async def models(self, request: Any) -> Any:
+        if self.answer_models is not None:
+            return self.answer_models()
         return web.json_response({"data": [{"id": "m"}]})
 
     async def complete(self, request: Any) -> Any:

@@ -165,6 +165,16 @@ async def odd_events(habits: Habits, body: dict[str, Any], write: Write) -> None
     await habits.tokens(write, body["max_tokens"])
 
 
+async def deep_event(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    await write("data: " + "[" * 100_000 + "\n\n")
+    await habits.tokens(write, body["max_tokens"])
+
+
+async def hostile_words(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    """Half a character and a sequence that clears a terminal, as JSON may hold them."""
+    await write('data: {"error": {"message": "engine \\ud800 died \\u001b[2J"}}\n\n')
+
+
 async def over_lines(habits: Habits, body: dict[str, Any], write: Write) -> None:
     """An event's data over two lines, Windows line ends, and packets cut anywhere."""
     for i in range(body["max_tokens"]):
@@ -183,6 +193,8 @@ async def over_lines(habits: Habits, body: dict[str, Any], write: Write) -> None
         (no_finish, "finished", 3),
         (usage_null, "finished", 3),
         (odd_events, "finished", 3),
+        (deep_event, "finished", 3),
+        (hostile_words, "errors", {"error event": 3}),
         (over_lines, "finished", 3),
     ],
 )
@@ -193,11 +205,44 @@ def test_every_end_is_counted_with_its_reason(habits: Habits, script: Any, field
     assert getattr(counts, field) == expected
     if script is odd_events:
         assert counts.odd_events == 9
+    if script is deep_event:
+        assert counts.odd_events == 3
+    if script is hostile_words:
+        said = counts.sentences()
+        assert said.encode()
+        assert "error event: engine \N{REPLACEMENT CHARACTER} died \N{REPLACEMENT CHARACTER}[2J" in said
     if script is mid_error:
         assert "3 cut off (error event: engine died)" in counts.sentences()
         assert np.isfinite(run.outcomes.ttft_s).all()
     if script is only_done:
         assert Metrics.of(run).rejected == 3
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "expected"),
+    [
+        (json.dumps({"data": [{"id": "m"}]}), 200, "m"),
+        (json.dumps({"data": [{"id": "m \ud800"}]}), 200, "m \N{REPLACEMENT CHARACTER}"),
+        ("<html>", 200, "status 200, JSONDecodeError"),
+        ("[" * 100_000, 200, "RecursionError"),
+        ("", 404, "status 404"),
+    ],
+)
+def test_the_list_of_models_is_read_whatever_its_type(
+    habits: Habits, models: str, status: int, expected: str
+) -> None:
+    """Small servers name no content type; one without a list says how to name the model."""
+    habits.answer_models = lambda: web.Response(body=models.encode(), status=status)
+
+    async def ask() -> str:
+        async with Client(habits.url, timeout_s=10.0) as client:
+            return await client.first_model()
+
+    if status == 200 and models.startswith("{"):
+        assert asyncio.run(ask()) == expected
+    else:
+        with pytest.raises(InputError, match=f"no list of models .*{expected}.*--model"):
+            asyncio.run(ask())
 
 
 def test_a_stream_without_an_end_is_cut_off(habits: Habits) -> None:
