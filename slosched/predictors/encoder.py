@@ -149,16 +149,11 @@ def export_encoder(
     Raises
     ------
     MissingExtraError
-        If onnx or onnxscript is not installed.
+        If a package of the extra ``encoder`` is not installed.
     InputError
         If the model cannot be written as ONNX, or its tokenizer is not a fast one.
     """
-    for name in ("onnx", "onnxscript"):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise MissingExtraError(name, "encoder") from error
-    import_runtime()
+    import_exporter()
     import contextlib
     import io
     import tempfile
@@ -243,10 +238,20 @@ def import_runtime() -> tuple[Any, Any]:
     MissingExtraError
         If one is not installed.
     """
+    runtime, tokenizers = _import("onnxruntime", "tokenizers")
+    return runtime, tokenizers
+
+
+def import_exporter() -> None:
+    """Raise `MissingExtraError` unless the whole extra ``encoder`` is installed, as training needs it."""
+    _import("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+
+
+def _import(*names: str) -> list[Any]:
     found = []
-    for name in ("onnxruntime", "tokenizers"):
+    for name in names:
         try:
             found.append(__import__(name))
         except ImportError as error:
             raise MissingExtraError(name, "encoder") from error
-    return found[0], found[1]
+    return found

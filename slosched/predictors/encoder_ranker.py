@@ -32,6 +32,7 @@ from slosched.predictors.encoder import (
     WINDOW_TOKENS,
     Encoder,
     export_encoder,
+    import_exporter,
     layers_read,
 )
 from slosched.predictors.heads import Head, Plane, aims_of, fit_surface, head_of
@@ -220,6 +221,7 @@ def train_encoder(
     """
     require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
     answers.require_enough()
+    import_exporter()
     from slosched.predictors.transformer import (
         TRAINED_ON,
         Recipe,
