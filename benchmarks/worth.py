@@ -61,7 +61,7 @@ ASKED_SHARE = 0.4
 MEAN, PROBE = "class mean", "probe"
 FIXED = (MEAN, "light, 250", "light, 2500", "oracle")
 ONLINE = ("history", "blend, foreign", "blend, 250", "blend, 2500")
-MORE = ("frozen, 250", "frozen, 2500", "probe", "light, 2500, probe", "frozen, 2500, probe")
+MORE = ("frozen, 250", "frozen, 2500", "probe", "frozen, 250, probe", "frozen, 2500, probe")
 """Kinds that need a pretrained encoder or a model's states."""
 
 
