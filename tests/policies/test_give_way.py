@@ -119,3 +119,27 @@ def test_who_stopped_does_not_starve() -> None:
     during = done.finish_s < work.arrival_s[-1]
     first = done.first_token_s < work.arrival_s[-1]
     assert (during & first & (done.e2e_s > 6.0)).sum() > 20  # they stopped, and went on while others came
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_smallest_prompts_say_as_much_as_all(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a long queue few are looked at; who gives way is the same."""
+    rng = np.random.default_rng(seed)
+    queue = [
+        replace(
+            asked(str(i), 10, Slo(ttft_s=float(rng.uniform(0.2, 3.0)))),
+            prompt_tokens=int(rng.integers(1, 60 if seed % 2 else 6000)),
+        )
+        for i in range(700)
+    ]
+    running = [asked(f"r{i}", 50 + i, EARLY) for i in range(64)]
+    engine = replace(FULL, limits=EngineLimits(max_num_seqs=64, max_num_batched_tokens=2048))
+    snapshot = Snapshot.of(queue, running, now_s=0.5, engine=engine)
+    snapshot.table.generated_tokens[snapshot.running] = 5
+    snapshot.table.first_token_s[snapshot.running] = 0.1
+    quick = give_way(snapshot, 0.05)
+    monkeypatch.setattr("slosched.policies.give_way.FEW", 10_000)
+    whole = give_way(snapshot, 0.05)
+    assert len(whole.preempt) > 0
+    assert np.array_equal(quick.preempt, whole.preempt)
+    assert np.array_equal(quick.aside, whole.aside)
