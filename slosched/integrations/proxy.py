@@ -34,6 +34,10 @@ AT_ONCE = 16
 """Requests that are read and routed in one turn of the event loop, some milliseconds of work: where many come
 together, connections to engines are still looked after before they time out."""
 
+LONG_QUEUE, ENOUGH_SEEN = 300, 24
+"""Requests of the trial before the first real one: a queue so long that routers look at part of it only, and
+decisions after which they have seen enough to compare settings."""
+
 MOST_FILES = 65_536
 """Open files that the process asks for: two for each request that is being answered."""
 
@@ -266,12 +270,20 @@ def allow_files(most: int) -> None:
 
 
 def warm_up(router: str, engine: Engine) -> None:
-    """Have a router of this name, thrown away afterwards, decide once about two idle engines."""
+    """Have a router of this name, thrown away afterwards, decide about two engines, one with a long queue.
+
+    It is asked until it has seen enough to do all that it may come to do while clients wait.
+    """
     trial = Dispatcher(engine, ["a", "b"], router_by_name(router), time.monotonic)
     for i in range(2):
         trial.books.accept(i, True)
-    held = trial.add(read_asked([], b'{"prompt": "warm up"}', load_config()))
-    trial.router.route(trial.books.snapshot(0.0, rows=[held.row]))
+    paces, body = (b"30", b"90"), b'{"prompt": "warm up"}'
+    kinds = [read_asked([(b"x-slo-tpot-ms", pace)], body, load_config()) for pace in paces]
+    for i in range(LONG_QUEUE + ENOUGH_SEEN):
+        row = trial.add(kinds[i % 2]).row
+        if i >= LONG_QUEUE:
+            trial.router.route(trial.books.snapshot(trial.clock(), rows=[row]))
+        trial.books.sent(row, 0)
 
 
 async def respond(

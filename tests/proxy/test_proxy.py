@@ -380,3 +380,16 @@ def test_bad_settings(fields: dict[str, Any], words: str) -> None:
     """Each setting outside its domain is named."""
     with pytest.raises(InputError, match=words):
         RouterSettings(**({"engines": ("http://a:1",)} | fields))
+
+
+def test_warming_up_does_all_that_a_router_may_come_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of floors are compared once, so that no client waits for a compiler then."""
+    from slosched.core.engine import find_engine
+    from slosched.integrations.proxy import warm_up
+    from slosched.routers.floors import Floors
+
+    compared = []
+    learn = Floors._learn
+    monkeypatch.setattr(Floors, "_learn", lambda self, *a: (compared.append(1), learn(self, *a))[1])
+    warm_up("slosched", find_engine("h100-llama-3.1-8b"))
+    assert compared
