@@ -142,6 +142,7 @@ class RouterApp:
             await respond(send, 200, self.metrics.page(), [(b"content-type", b"text/plain; version=0.0.4")])
         elif sum(len(n) + len(v) for n, v in scope["headers"]) > self.settings.max_header_bytes:
             text = f"headers must be at most {self.settings.max_header_bytes} bytes"
+            self.metrics.requests.labels("headers too large").inc()
             await respond(send, 431, error_body(text, 431))
         else:
             await self._proxied(scope, receive, send)

@@ -223,6 +223,9 @@ def test_one_long_header(kib: int, statuses: set[int]) -> None:
             )  # fmt: skip
             line = await reader.readline()
             assert int(line.split()[1]) in statuses
+            if kib == 64:
+                counted = await b.metric('slosched_router_requests_total{outcome="headers too large"}')
+                assert counted == 1
             writer.close()
             assert (await b.complete())[:2] == (200, WHOLE)
             assert await rests(b)
