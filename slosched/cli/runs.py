@@ -297,19 +297,22 @@ def capacity(
                 c.say(f"Interrupted: {len(found)} of {len(names)} policies are done.")
                 code = 130
                 break
+    several = seeds > 1  # one value has no interval
     if as_json:
         rows = [
             {"policy": f.policy, "target": f.target, "rates_rps": f.rates_rps, "mean_rps": f.spread.mean}
-            | {"low_rps": f.spread.low, "high_rps": f.spread.high}
+            | {"low_rps": f.spread.low if several else None, "high_rps": f.spread.high if several else None}
             for f in found
         ]
         c.print_json(rows)
         raise typer.Exit(code)
-    table = Table(title=f"Highest rate in requests/s at which {target:.0%} meet their SLOs ({seeds} seeds)")
+    over = f"{seeds} seed{'s' * several}"
+    table = Table(title=f"Highest rate in requests/s at which {target:.0%} meet their SLOs ({over})")
     for head in ("policy", "capacity", "95 % interval"):
         table.add_column(head, justify="left" if head == "policy" else "right")
     for f in found:
-        table.add_row(f.policy, f"{f.spread.mean:.3g}", f"{f.spread.low:.3g} to {f.spread.high:.3g}")
+        interval = f"{f.spread.low:.3g} to {f.spread.high:.3g}" if several else "–"
+        table.add_row(f.policy, f"{f.spread.mean:.3g}", interval)
     c.print_table(table)
     raise typer.Exit(code)
 

@@ -172,6 +172,17 @@ def test_config_file_and_options_on_top(slosched: Any, tmp_path: Path, name: str
     assert [(p["policy"], p["rate_rps"]) for p in points] == [("hrrn", 4.0)]
 
 
+def test_one_seed_has_no_interval(slosched: Any) -> None:
+    """An interval of no width would claim to be sure."""
+    command = ("capacity", "--policy", "fcfs", "--seeds", 1, *SMALL)
+    shown = slosched(*command)
+    assert "(1 seed)" in " ".join(shown.out.split())
+    assert " to " not in shown.out
+    (row,) = json.loads(slosched(*command, "--json").out)
+    assert row["mean_rps"] > 0
+    assert row["low_rps"] is row["high_rps"] is None
+
+
 def test_capacity_of_a_better_policy_is_not_lower(slosched: Any) -> None:
     """Capacity comes with an interval over seeds that contains its mean."""
     ended = slosched("capacity", "--policy", "fcfs", "--policy", "sjf+d", "--seeds", 2, "--json", *SMALL)
