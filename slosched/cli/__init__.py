@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave(str(error), 2)
     except (MissingExtraError, OSError) as error:
         _leave(str(error), 1)
+    except MemoryError as error:
+        _leave(f"not enough memory; ask for fewer requests: {error}", 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C, which says nothing.
             _leave("interrupted.", INTERRUPTED)

@@ -117,12 +117,15 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(table: Any) -> None:
-    """A rich table as wide as the terminal, or 120 columns where there is none."""
+    """A rich table as wide as the terminal, or 120 columns where there is none.
+
+    Square brackets are text: a class of a trace may be called ``[/b]``.
+    """
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=120, markup=False)
     console.print(table)
 
 

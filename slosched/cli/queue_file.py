@@ -14,9 +14,9 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from slosched.core.engine import Engine
 from slosched.core.errors import DataError, InputError
@@ -26,12 +26,22 @@ from slosched.core.request import Request, Slo
 from slosched.core.snapshot import Snapshot
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("a text of whole, printable characters")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_printable)]
+"""A name that can be shown: half a character, as JSON may hold, or a control character cannot."""
+
+
 class QueueRequest(BaseModel):
     """One request of the file."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
-    request_id: str
+    request_id: Name
     prompt_tokens: int = Field(ge=1)
     forecast: float | dict[float, float]
     ttft_s: float | None = Field(default=None, gt=0)
@@ -42,8 +52,8 @@ class QueueRequest(BaseModel):
     arrival_s: float = 0.0
     weight: float = Field(default=1.0, ge=0)
     priority: int = 0
-    slo_class: str = "default"
-    tenant: str = "default"
+    slo_class: Name = "default"
+    tenant: Name = "default"
     generated_tokens: int = Field(default=0, ge=0)
     state: Literal["waiting", "running"] = "waiting"
 
@@ -134,5 +144,5 @@ def _checked(path: Path, number: int, row: Any) -> QueueRequest:
         if first["type"] == "extra_forbidden":
             known = ", ".join(QueueRequest.model_fields)
             raise DataError(path, number, "field", f"one of {known}", field) from None
-        domain = first["msg"].removeprefix("Input should be ")
+        domain = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise DataError(path, number, field, domain, first["input"]) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,13 @@ from typing import Any, NamedTuple
 
 PLANS = 4
 """Plans made; the quickest counts, since the first compiles and imports."""
+
+
+START_S = 60.0
+"""Seconds for Python and this package to start, not the policy's fault: a busy machine takes long."""
+
+MOST_BYTES = 1 << 16
+"""Far more than the lines of a dry plan."""
 
 
 class DryPlan(NamedTuple):
@@ -32,7 +40,7 @@ def dry_plan(limit_s: float) -> DryPlan:
     Parameters
     ----------
     limit_s
-        Seconds until that process is ended, above 0.
+        Seconds for making the policy, and as many for its plans, above 0; then the process is ended.
 
     Returns
     -------
@@ -43,15 +51,12 @@ def dry_plan(limit_s: float) -> DryPlan:
     with TemporaryFile() as out, TemporaryFile() as err:  # pipes would wait for whatever the policy started
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         try:
-            code: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
+            code, told = _watch(process, out.fileno(), limit_s)
         finally:
             process.kill()
             process.wait()
-        out.seek(0)
         err.seek(0)
-        told, said = _lines(out.read()), err.read().decode(errors="replace").split("\n")
+        said = err.read().decode(errors="replace").split("\n")
     if code is None:
         doing = next((line["doing"] for line in reversed(told) if "doing" in line), "starting Python")
         bounded = any(line.get("bounded") for line in told)
@@ -60,6 +65,22 @@ def dry_plan(limit_s: float) -> DryPlan:
         return DryPlan(told[-1]["status"], told[-1]["text"])
     last = next((f": {line}" for line in reversed(said) if line.strip()), "")
     return DryPlan("error", f"the process ended with code {code} during a plan{last}")
+
+
+def _watch(
+    process: subprocess.Popen[bytes], out: int, limit_s: float
+) -> tuple[int | None, list[dict[str, Any]]]:
+    """The exit code, None for a stage that has taken too long, and what was told by then."""
+    told: list[dict[str, Any]] = []
+    begin = time.monotonic()
+    while True:
+        code = process.poll()
+        now = _lines(os.pread(out, MOST_BYTES, 0))  # the file's place is the process's own
+        if len(now) > len(told):
+            told, begin = now, time.monotonic()
+        if code is not None or time.monotonic() - begin > (limit_s if told else max(limit_s, START_S)):
+            return code, told
+        time.sleep(0.05)
 
 
 def _meaning(doing: str, bounded: bool) -> str:

@@ -159,3 +159,36 @@ def test_bad_step_log(slosched: Any, tmp_path: Path) -> None:
     log.write_text("prefill_tokens,attention_work,sequences,kv_tokens,seconds\n1,1,1,1,-2\n")
     refused(slosched("fit", log, "--out", out), "steps.csv", "row 1", "seconds", "-2")
     assert not out.exists()
+
+
+def test_names_are_no_markup(slosched: Any, tmp_path: Path) -> None:
+    """Square brackets in a trace's classes or a queue's names are shown as they are."""
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens,slo_class\n0,5,5,[/b]\n1,5,5,[red]\n")
+    ended = slosched("simulate", "--trace", trace, "--slo", "[/b]:ttft=1", "--policy", "fcfs")
+    assert ended.code == 0
+    assert "class [/b]" in ended.out
+    queue = tmp_path / "q.json"
+    queue.write_text(json.dumps([{"request_id": "[/red]x", "prompt_tokens": 5, "forecast": 5}]))
+    ended = slosched("order", queue, "--policy", "fcfs")
+    assert ended.code == 0
+    assert "[/red]x" in ended.out
+
+
+@pytest.mark.parametrize("name", ["half \ud800", "\x1b[2J"])
+def test_a_name_that_cannot_be_shown_is_refused(slosched: Any, tmp_path: Path, name: str) -> None:
+    """Half a character, as JSON may hold, and what would clear a terminal."""
+    queue = tmp_path / "q.json"
+    queue.write_text(json.dumps([{"request_id": name, "prompt_tokens": 5, "forecast": 5}]))
+    ended = slosched("order", queue)
+    assert ended.code == 2
+    assert "row 1: request_id must be a text of whole, printable characters, got" in ended.err
+
+
+def test_more_requests_than_fit_in_memory(slosched: Any) -> None:
+    """One line, no traceback."""
+    ended = slosched("simulate", "--rate", 1e12)
+    assert ended.code == 1
+    assert (
+        ended.err.strip().splitlines()[-1].startswith("slosched: not enough memory; ask for fewer requests")
+    )
