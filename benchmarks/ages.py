@@ -10,7 +10,7 @@ from typing import Any
 
 from common import RESULTS, ROOT, measured
 
-from slosched.lab.cells import ENGINE_MODULES, Contender
+from slosched.lab.cells import ENGINE_MODULES, FLEET_MODULES, Contender
 from slosched.lab.digests import code_digest
 
 HEADLINE = "evidence.json"
@@ -75,7 +75,8 @@ def age(path: Path) -> list[str]:
     """What makes a result stale; nothing if it is fresh."""
     result = json.loads(path.read_text())
     if "policy_code" in result:
-        now = code_digest(*ENGINE_MODULES)
+        fleets = FLEET_MODULES if result.get("config", {}).get("engines") else ()
+        now = code_digest(*ENGINE_MODULES, *fleets)
         words = (
             [] if result["provenance"]["code"] == [now] else ["simulator or scenarios have changed since."]
         )
