@@ -19,6 +19,7 @@ import numpy as np
 from common import environment, study_options, write_json
 
 from slosched.core.arrays import Floats, Ints
+from slosched.core.outcome import Outcomes
 from slosched.core.snapshot import Snapshot
 from slosched.lab.parallel import Workers
 from slosched.lab.population import draw
@@ -137,6 +138,11 @@ def attained(_: None, job: tuple[int, str]) -> float:
         for place in constants:
             stack.enter_context(constant(*place))
         done = simulate(scenario.workload(), policy, engine=scenario.engine).outcomes
+    return kept_weight(done)
+
+
+def kept_weight(done: Outcomes) -> float:
+    """Attainment by weight, in percent, of those that have limits."""
     work = done.workload
     promised = limits_of(work)
     kept = (

@@ -73,6 +73,7 @@ def environment(*packages: str) -> dict[str, object]:
 
 MEASURED = {
     "ablation": ("slosched.policies.slosched", "slosched.lab.population"),
+    "annealed_orders": ("slosched.policies.slosched", "slosched.lab.population"),
     "cold_start": ("slosched.predictors.blend", "slosched.predictors.history", "slosched.predictors.ranker"),
     "cold_start_effect": (
         "slosched.predictors.blend",
@@ -102,6 +103,7 @@ MEASURED = {
     ),
     "evidence_cells": ("slosched.policies.slosched", "slosched.lab.named_cells"),
     "evidence_fresh": ("slosched.policies.slosched", "slosched.lab.evidence"),
+    "plan_times": ("slosched.policies.slosched",),
     "papers": ("slosched.simulator.engine",),
     "predictors": ("slosched.predictors.ranker", "slosched.simulator.engine", "slosched.policies.slosched"),
     "reliability": ("slosched.policies.slosched", "slosched.lab.population"),

@@ -93,7 +93,7 @@ def where_it_loses(result: dict[str, Any]) -> str:
     if light is not None:
         first, whole = (light[k]["mean"] for k in ("ttft_mean_s", "e2e_mean_s"))
         words += (
-            f" Below load {LIGHT_LOAD:g} its mean TTFT is {first:.2g} times that of FCFS, its mean e2e latency {whole:.2g} "
+            f" Below load {LIGHT_LOAD:g} its mean TTFT is {first:.1f} times that of FCFS, its mean e2e latency {whole:.1f} "
             "times."
         )
     planned = yaml.safe_load((ROOT / "benchmarks" / "evidence.yaml").read_text())
