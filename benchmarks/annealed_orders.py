@@ -167,15 +167,16 @@ def main() -> None:
     parser = study_options(__doc__, "annealed_orders.json", draws=20, seed=0)
     parser.add_argument("--least-load", type=float, default=1.1, help="draws of less load are left out")
     options = parser.parse_args()
-    seeds, seed = [], options.seed
+    seeds: list[int] = []
+    seed = options.seed
     while len(seeds) < options.draws:
         if draw(seed).load >= options.least_load:
             seeds.append(seed)
         seed += 1
     with tempfile.TemporaryDirectory() as folder:
         r = kernels(Path(folder))
-        planner.r = futures.r = r  # type: ignore[assignment]
-        planner.gather = gather
+        for module, name, value in ((planner, "r", r), (futures, "r", r), (planner, "gather", gather)):
+            setattr(module, name, value)
         rows: list[list[tuple[float, float]]] = []
         for seed in seeds:
             rows.append([attained(draw(seed), *search, r) for search in SEARCHES])
