@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import typer
 
 from slosched.cli import data, evidence, instances, order, predictors, probe, router, runs, serving, tools
 from slosched.core.errors import InputError, MissingExtraError
+from slosched.core.named import blame
 
 app = typer.Typer(
     name="slosched",
@@ -54,15 +56,23 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 0 if done, 1 if it failed, 2 for bad input, 130 after Ctrl-C.
 
-    Bad input of any kind is one line on standard error, never a traceback.
+    Bad input of any kind is one line on standard error, never a traceback. A fault in a policy, router or
+    predictor of your own is one, too: it names file, line and function.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A terminal without UTF-8 shows ? for what it lacks.
+            stream.reconfigure(errors="replace")
     try:
         app(args=None if arguments is None else list(arguments))
     except InputError as error:
         _leave(str(error), 2)
-    except (FileNotFoundError, IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         _leave(str(error), 2)
-    except (MissingExtraError, OSError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        _leave(_words(error), 2)
+    except OSError as error:
+        _leave(_words(error), 1)
+    except MissingExtraError as error:
         _leave(str(error), 1)
     except MemoryError as error:
         _leave(f"not enough memory; ask for fewer requests: {error}", 1)
@@ -70,6 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C, which says nothing.
             _leave("interrupted.", INTERRUPTED)
         raise
+    except Exception as error:
+        if (words := blame(error)) is None:
+            raise
+        _leave(words, 1)
+
+
+def _words(error: OSError) -> str:
+    """What the system complains of, without its number."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
 
 
 def _leave(message: str, code: int) -> None:

@@ -23,6 +23,8 @@ PLACES = {
     "vllm": "the installed vLLM's own scheduler under a virtual clock",
 }
 DEFAULT_ENGINE = "h100-llama-3.1-8b"
+UNBOUNDED = 10_000
+"""Columns: wider than any table."""
 
 SEED = typer.Option("--seed", min=0, help="Seed; of several, the first.")
 ENGINE = typer.Option(
@@ -119,14 +121,20 @@ def _finite(value: Any) -> Any:
 def print_table(table: Any) -> None:
     """A rich table as wide as the terminal, or 120 columns where there is none.
 
+    Nothing is cut: words are folded first, and where that is not enough the terminal breaks the lines.
     Square brackets are text: a class of a trace may be called ``[/b]``.
     """
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console(markup=False)
-    if not console.is_terminal:
-        console = Console(width=120, markup=False)
-    console.print(table)
+    width = console.width if console.is_terminal else 120
+    wide = console.options.update(width=UNBOUNDED)
+    room = Measurement.get(console, wide, table)
+    if width < room.maximum:
+        for column in table.columns:
+            column.overflow, column.no_wrap = "fold", False
+    Console(width=max(width, room.minimum), markup=False).print(table)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def evidence(
 
     Example: slosched evidence --draws 20 --seed 0 --policies slosched,paced-edf,qoserve:from_first=true
     """
+    from slosched.core.errors import require
     from slosched.lab.cells import adopt as adopt_results
     from slosched.lab.evidence import cells_of, headline, load_evidence, run_evidence, split_policies
     from slosched.lab.named_cells import NAMED
@@ -61,6 +62,7 @@ def evidence(
     from slosched.report.evidence_table import evidence_tables
 
     asked = [*split_policies(policies or ""), *(policy or [])]
+    require(policies is None or bool(asked), "policies", "one or more, separated by commas", repr(policies))
     cells = [name for given in cell or [] for name in (NAMED if given == "all" else [given])]
     only_others = draws is None and bool(cells or scenario)
     study = load_evidence(
@@ -84,7 +86,6 @@ def evidence(
         c.say(f"Interrupted; the results so far are in {store.path}: the same command goes on from there.")
         raise typer.Exit(130) from None
     summary = found.summary()
-    index = write_site(found, summary, out, store.complaints)
     if as_json:
         c.print_json(results(found, summary))
     else:
@@ -92,7 +93,8 @@ def evidence(
             c.print_table(shown)
         for line in headline(summary):
             print(line)
-    c.say(f"Site: {index}")
+    # Last: where the disk is full, there are tables at least.
+    c.say(f"Site: {write_site(found, summary, out, store.complaints)}")
 
 
 def scenario(
@@ -116,6 +118,7 @@ def scenario(
     found = draw(int(which)) if which.isdigit() else named(which, seed)
     if out is not None:
         found.save(out)
+        c.say(f"Scenario {found.name} in {out}.")
     else:
         print(found.to_yaml(), end="")
 

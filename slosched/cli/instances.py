@@ -110,12 +110,18 @@ def _write(
 
     require(moves == 0 or moves >= 100, "moves", "0 or at least 100", moves)
     require(out.absolute().parent.is_dir(), "out", "a file in a folder that exists", str(out))
-    found = []
-    with c.progress_bar("instances") as bar:
-        for seed in seeds:
-            instance = overload(mix, n, seed=seed, data_dir=data_folder(), **settings)
-            found.append(with_best_known(instance, moves=moves, exact_s=exact_s) if moves else instance)
-            bar(len(found), len(seeds))
+    found: list[Instance] = []
+    try:
+        with c.progress_bar("instances") as bar:
+            for seed in seeds:
+                instance = overload(mix, n, seed=seed, data_dir=data_folder(), **settings)
+                found.append(with_best_known(instance, moves=moves, exact_s=exact_s) if moves else instance)
+                bar(len(found), len(seeds))
+    except KeyboardInterrupt:
+        if found:
+            write(out, found)
+        c.say(f"Interrupted: {len(found)} of {len(seeds)} instances are done.")
+        raise typer.Exit(130) from None
     write(out, found)
     return found
 

@@ -45,7 +45,8 @@ def collect(
 ) -> None:
     """Collect prompts with the lengths of their answers, to train a predictor on.
 
-    Of several layers the states are written to a folder each: OUT/layer-12 and so on.
+    Of several layers the states are written to a folder each: OUT/layer-12 and so on. Ctrl-C keeps a
+    server's answers so far.
 
     Example: slosched collect http://localhost:8000 --prompts prompts.txt --samples 3 --out answers.jsonl
 
@@ -54,6 +55,7 @@ def collect(
     from slosched.core.errors import InputError
     from slosched.lab.collect import (
         CollectSettings,
+        Interrupted,
         collect_log,
         collect_server,
         collect_states,
@@ -68,6 +70,7 @@ def collect(
     served = source.startswith(("http://", "https://"))
     if not served and not Path(source).exists():
         raise InputError(f"source must be a server's URL, a log file or a model's folder, got {source!r}.")
+    code = 0
     if served or Path(source).is_dir():
         if prompts is None:
             raise InputError("prompts must be a file of prompts, got none.")
@@ -81,7 +84,12 @@ def collect(
             raise InputError(f"out must lie in a folder that exists, got {str(out)!r}.")
         if served:
             with c.progress_bar("answers") as progress:
-                found = collect_server(source, asked, settings, progress=progress)
+                try:
+                    found = collect_server(source, asked, settings, progress=progress)
+                except Interrupted as stop:
+                    found, code = stop.found, 130
+            if code and not found.records:
+                raise typer.Exit(code)
         else:
             found = collect_log(source)
         if not found.records:
@@ -95,6 +103,9 @@ def collect(
         print(f"{facts['answers']} answers, {cut} of them cut off, in {out}")
         for reason, count in found.failed.items():
             c.say(f"{count} failed: {reason}")
+    if code:
+        c.say(f"Interrupted: {out} holds the answers that had come.")
+        raise typer.Exit(code)
 
 
 def train_probe(

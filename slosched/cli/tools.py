@@ -142,6 +142,9 @@ def bench(
     from slosched.core.errors import require
     from slosched.solvers.bench import main
 
+    if what in ("--help", "-h"):
+        print(context.get_help())
+        return
     require(what == "solver", "benchmark", "solver", what)
     code = main(context.args)
     if code:

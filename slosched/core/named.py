@@ -12,6 +12,8 @@ from typing import Any
 
 from slosched.core.errors import InputError
 
+FOREIGN: set[str] = set()
+"""Packages and modules that were imported because somebody named them: not ours."""
 GRAMMAR = "NAME or package.module:Class, then :KEY=VALUE,… if wanted"
 
 
@@ -95,8 +97,12 @@ def make(
     >>> make("half", Fraction, {"numerator": 1, "denominator": 2}, kind="number", base=Fraction)
     Fraction(1, 2)
     """
-    if isinstance(factory, type) and not issubclass(factory, base):
-        raise _stranger(name, factory, kind, base)
+    if isinstance(factory, type):
+        if not issubclass(factory, base):
+            raise _stranger(name, factory, kind, base)
+    elif not _promises(factory, base):  # What would be called to no purpose is not called.
+        words = f"{kind} {name!r} must be a class derived from {base.__name__}"
+        raise InputError(f"{words}, or a function whose annotation says that it returns one.")
     known = parameters_of(factory)
     chosen = dict(parameters)
     if known is not None:
@@ -131,6 +137,15 @@ def make(
     return made
 
 
+def _promises(factory: Callable[..., Any], base: type[Any]) -> bool:
+    """Whether the annotation of a function says that it returns a `base`."""
+    try:
+        made = inspect.signature(factory, eval_str=True).return_annotation
+    except Exception:  # No signature, or names in it that mean nothing here: anything may be raised.
+        return False
+    return isinstance(made, type) and issubclass(made, base)
+
+
 def _stranger(name: str, made: type, kind: str, base: type[Any]) -> InputError:
     wanted = f"{base.__module__.removesuffix('.base')}.{base.__name__}"
     words = f"{kind} {name!r} must make a {wanted}, got {made.__name__}"
@@ -147,11 +162,13 @@ def load(place: str, kind: str, base: type) -> Callable[..., Any]:
     """
     module_name, _, attribute = place.partition(":")
     try:
-        module = _import(module_name)
+        module = import_named(module_name)
     except Exception as error:
+        path = module_name.removeprefix("./").removesuffix(".py")
+        hint = "" if path == module_name else f" Did you mean {path.replace('/', '.')}:{attribute}?"
         raise InputError(
             f"{kind} must name a module that can be imported (package.module:Class), got {place!r} "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {error}).{hint}"
         ) from error
     found: Any = module
     for part in attribute.split("."):
@@ -188,8 +205,32 @@ def near(given: str, known: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
-def _import(name: str) -> Any:
+def blame(error: BaseException) -> str | None:
+    """Where a module that somebody named went wrong, in one line; None where it had no part in the error.
+
+    Examples
+    --------
+    >>> blame(ValueError("ours")) is None
+    True
+    """
+    place, trace = None, error.__traceback__
+    while trace is not None:
+        frame, trace = trace, trace.tb_next
+        if str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0] in FOREIGN:
+            code = frame.tb_frame.f_code
+            place = f"{os.path.basename(code.co_filename)}, line {frame.tb_lineno}, in {code.co_name}"
+    return place and f"{place}: {type(error).__name__}: {error}"
+
+
+def import_named(name: str) -> Any:
     """A module; one in the working directory, too, which installed commands do not look into."""
+    found = _import(name)
+    if (top := name.partition(".")[0]) != "slosched":
+        FOREIGN.add(top)
+    return found
+
+
+def _import(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:

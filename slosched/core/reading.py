@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any, TextIO, cast
 
 from slosched.core.errors import DataError, MissingExtraError
@@ -24,6 +25,7 @@ PARQUET_MAGIC = b"PAR1"
 SEPARATORS = ",;\t"
 LONGEST_FIELD = 1 << 28
 """Characters of a field of CSV, such as a prompt; the library's own limit is 131,072."""
+_LIMIT_SET = Lock()
 DOCUMENT_LISTS = ("requests", "data", "records")
 """Names under which a JSON document may hold its list of records."""
 SCANNED = 1000
@@ -258,15 +260,27 @@ def _csv(path: Path) -> Table:
     return Table(path=path, kind="CSV", names=names, records=lambda: _csv_rows(path, separator, names))
 
 
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, its fields as long as prompts are; None at the end.
+
+    The library knows one limit for the whole process, so it is set for this row only.
+    """
+    with _LIMIT_SET:
+        before = csv.field_size_limit(LONGEST_FIELD)
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(before)
+
+
 def _csv_rows(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[Row]:
-    csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
     with open_text(path) as file:
         header = next((line for line in file if line.strip()), "")
         reader = csv.reader(chain([header], file), delimiter=separator)
         number = 0
         try:
-            next(reader, None)
-            for fields in reader:
+            _next_row(reader)
+            while (fields := _next_row(reader)) is not None:
                 if not fields:
                     continue
                 number += 1

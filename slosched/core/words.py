@@ -22,7 +22,7 @@ class Between(Protocol):
         """The upper end."""
 
 
-def between(interval: Between, *, sign: str = "", digits: int = 1) -> str:
+def between(interval: Between, *, sign: str = "", digits: int = 1, values: int | None = None) -> str:
     """An interval of a share in points, as ``mean (low to high)``; a dash for what was not measured.
 
     Parameters
@@ -33,6 +33,8 @@ def between(interval: Between, *, sign: str = "", digits: int = 1) -> str:
         ``+`` to write the sign of positive figures: for differences.
     digits
         Decimals.
+    values
+        How many values stand behind it, if known: a single one has no interval.
 
     Examples
     --------
@@ -41,8 +43,10 @@ def between(interval: Between, *, sign: str = "", digits: int = 1) -> str:
     '81.3 (79.0 to 84.0)'
     >>> between(Spread(mean=0.02, low=-0.01, high=0.05, seeds=5), sign="+", digits=0)
     '+2 (-1 to +5)'
+    >>> between(Spread(mean=0.813, low=0.813, high=0.813, seeds=1), values=1)
+    '81.3'
     """
     if not math.isfinite(interval.mean):
         return "–"
     mean, low, high = (f"{100 * v:{sign}.{digits}f}" for v in (interval.mean, interval.low, interval.high))
-    return f"{mean} ({low} to {high})"
+    return mean if values == 1 else f"{mean} ({low} to {high})"

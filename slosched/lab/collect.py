@@ -148,12 +148,27 @@ def collect_server(
 
     Raises
     ------
+    Interrupted
+        At Ctrl-C; it holds what was collected so far.
     MissingExtraError
         If aiohttp is not installed.
     InputError
         If the server cannot be reached.
     """
-    return asyncio.run(_Asker(url, list(prompts), settings or CollectSettings(), progress).run())
+    asker = _Asker(url, list(prompts), settings or CollectSettings(), progress)
+    try:
+        asyncio.run(asker.run())
+    except KeyboardInterrupt:
+        raise Interrupted(asker.collected()) from None
+    return asker.collected()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a server was asked; `found` holds the answers until then."""
+
+    def __init__(self, found: Collected) -> None:
+        super().__init__("interrupted")
+        self.found = found
 
 
 class _Asker:
@@ -168,14 +183,17 @@ class _Asker:
         self.found: dict[tuple[int, int], Record] = {}
         self.failed: Counter[str] = Counter()
 
-    async def run(self) -> Collected:
-        """Ask; records by prompt, then sample."""
+    def collected(self) -> Collected:
+        """What there is by now: records by prompt, then sample."""
+        return Collected([self.found[key] for key in sorted(self.found)], self.failed)
+
+    async def run(self) -> None:
+        """Ask for all answers."""
         s = self.settings
         todo = iter([(i, sample) for i in range(len(self.prompts)) for sample in range(s.samples)])
         async with Client(self.url, api_key=s.api_key, timeout_s=s.timeout_s) as client:
             self.model = self.model or await client.first_model()
             await asyncio.gather(*(self.work(client, todo) for _ in range(min(s.concurrency, self.total))))
-        return Collected([self.found[key] for key in sorted(self.found)], self.failed)
 
     async def work(self, client: Client, todo: Iterator[tuple[int, int]]) -> None:
         """Ask for one answer after the other until nothing is left to do."""

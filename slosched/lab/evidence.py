@@ -91,6 +91,8 @@ class EvidenceConfig(BaseModel):
     def _domains(self) -> Self:
         require(all(n >= 1 for n in self.engines), "engines", "integers of at least 1", self.engines)
         if not self.policies:
+            asked = "policies" in self.model_fields_set
+            require(not asked, "policies", "one or more, or left out for the strongest", "none")
             chosen = BEHIND_ROUTERS if self.engines else (*SERVING, *REFUSING)
             object.__setattr__(self, "policies", chosen)
         for name in ("policies", "cells"):

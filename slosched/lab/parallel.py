@@ -7,10 +7,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar
 
 from slosched.core.errors import InputError, MissingExtraError
+from slosched.core.named import blame
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
@@ -94,7 +96,10 @@ class Workers(Generic[Shared]):
         with _uninterrupted():
             futures = {self._pool.submit(_guarded, task, cell): i for i, cell in enumerate(cells)}
         for future in as_completed(futures):
-            result, complaint = future.result()
+            try:
+                result, complaint = future.result()
+            except BrokenProcessPool:
+                raise OSError("a worker was ended from outside, perhaps for want of memory.") from None
             if complaint is not None:
                 raise InputError(complaint)
             yield futures[future], result
@@ -165,8 +170,15 @@ def _guarded(task: Callable[[Any, Any], Any], cell: Any) -> tuple[Any, str | Non
 
 
 def _with_complaint(task: Callable[[Any, Any], Any], shared: Any, cell: Any) -> tuple[Any, str | None]:
-    """A task's result, or the words of its `InputError`: not every exception survives pickling."""
+    """A task's result, or the words of its `InputError`: not every exception survives pickling.
+
+    A fault in somebody's own policy or router is one, too.
+    """
     try:
         return task(shared, cell), None
     except InputError as error:
         return None, str(error)
+    except Exception as error:
+        if (words := blame(error)) is None:
+            raise
+        return None, words

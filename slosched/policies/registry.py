@@ -247,9 +247,10 @@ def find_policy(name: str) -> Factory:
     if ":" in name:
         return _load(name)
     known = [*HOMES, *offered]
+    several = " Several policies: --policy for each." if "," in name else ""
     raise InputError(
         f"policy must be one of {', '.join(known)}, or package.module:Class, got {name!r}."
-        + near(name, known)
+        + (several or near(name, known))
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from slosched.core.errors import InputError, require
+from slosched.core.named import import_named
 from slosched.predictors.answers import Answers
 from slosched.predictors.encoder import WINDOW_TOKENS
 from slosched.predictors.ranker import Progress, train_ranker
@@ -117,8 +117,8 @@ def trainer(method: str) -> Trainer:
         return METHODS[method]
     module, _, name = method.partition(":")
     try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(import_named(module), name)
+    except Exception as error:  # somebody else's module may raise anything
         raise InputError(f"method must name a function, got {method!r}: {error}.") from None
     require(callable(found), "method", "a function", method)
     made: Trainer = found

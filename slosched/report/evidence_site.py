@@ -177,20 +177,23 @@ def _league(found: League) -> Table:
     ]  # fmt: skip
     if found.ours is not None:
         heads.append(f"{found.ours} less it")
-    rows = []
+    rows, draws = [], len(found.draws)
     for s in found.standings:
         values = [
-            between(s.attainment), between(s.advantage, sign="+"), _points(s.ahead), _points(s.level),
+            between(s.attainment, values=draws), between(s.advantage, sign="+", values=draws),
+            _points(s.ahead), _points(s.level),
             _points(s.behind), _points(s.regret_mean), _points(s.regret_p90), _points(s.regret_worst),
             s.worst_draw, s.worst_rival,
         ]  # fmt: skip
         if found.ours is not None:
-            values.append(between(found.duels[s.policy], sign="+") if s.policy in found.duels else "")
+            duel = found.duels.get(s.policy)
+            values.append("" if duel is None else between(duel, sign="+", values=draws))
         rows.append(_row(s.policy, values))
     return Table(
         heads=tuple(heads),
         rows=tuple(rows),
-        caption=f"Weighted attainment over {len(found.draws)} draws; ahead, behind: by more than two points.",
+        caption=f"Weighted attainment over {draws} draw{'s' * (draws != 1)}; "
+        "ahead, behind: by more than two points.",
     )
 
 

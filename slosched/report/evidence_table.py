@@ -38,8 +38,10 @@ def _table(title: str, heads: list[str]) -> Table:
 
 def _league(title: str, league: League) -> Table:
     duels = [f"{league.ours or 'ours'} less it"] if league.duels else []  # without ours there are none
+    draws = len(league.draws)
+    over = "one random scenario" if draws == 1 else f"{draws} random scenarios"
     table = _table(
-        f"Policies: {title}. SLOs kept in %, by weight, over {len(league.draws)} random scenarios",
+        f"Policies: {title}. SLOs kept in %, by weight, over {over}",
         ["policy", "attainment", *duels, "ahead", "level", "behind", "regret", "p90", "worst"],
     )
     for s in league.standings:
@@ -48,9 +50,11 @@ def _league(title: str, league: League) -> Table:
             f"{100 * v:.1f}" if math.isfinite(v) else "–"
             for v in (s.regret_mean, s.regret_p90, s.regret_worst)
         ]
-        duel = [between(league.duels[s.policy], sign="+") if s.policy in league.duels else ""] * len(duels)
+        duel = [
+            between(league.duels[s.policy], sign="+", values=draws) if s.policy in league.duels else ""
+        ] * len(duels)
         style = "bold" if s.policy == league.ours else None
-        table.add_row(s.policy, between(s.attainment), *duel, *shares, *regrets, style=style)
+        table.add_row(s.policy, between(s.attainment, values=draws), *duel, *shares, *regrets, style=style)
     return table
 
 
