@@ -99,6 +99,10 @@ class Comparison:
             return f"{rate_rps / self.sustained_rps:.2f}x"
         return f"{rate_rps:.3g}/s"
 
+    def where(self, rate_rps: float) -> str:
+        """A rate in a sentence: as a load if that is known."""
+        return f"{self.label(rate_rps)} load" if self.relative else f"{rate_rps:.3g} requests/s"
+
     def at(self, policy: str, rate_rps: float) -> list[Metrics]:
         """Metrics of one policy at one rate, by seed."""
         found = [p for p in self.points if p.policy == policy and p.rate_rps == rate_rps]
@@ -149,7 +153,8 @@ class Comparison:
         if best is None or OURS not in self.policies or not rates:
             return None
         ours, theirs = self._paired(best)
-        where = " and ".join({self.label(min(rates)): 0, self.label(max(rates)): 0})
+        ends = dict.fromkeys((min(rates), max(rates)))
+        where = " and ".join([*map(self.label, list(ends)[:-1]), self.where(max(rates))])
         others = len(self.policies) - 1
         rival = f"the best of {others} rivals, {best}," if others > 1 else best
         verdict = {1: "ahead", -1: "behind", 0: "no clear difference"}[self.verdict]
@@ -157,7 +162,7 @@ class Comparison:
             few = "one seed is" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds are"
             verdict = f"{few} too few for a verdict"
         return (
-            f"At {where} load {OURS} keeps {100 * _mean(ours):.0f} % of SLOs; {rival} keeps "
+            f"At {where} {OURS} keeps {100 * _mean(ours):.0f} % of SLOs; {rival} keeps "
             f"{100 * _mean(theirs):.0f} %. Difference in points: {self._gain_words(ours, theirs)}; {verdict}."
         )
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from slosched.lab.evidence import (
 from slosched.lab.fleet import FleetScenario
 from slosched.lab.scenarios import Scenario
 from slosched.lab.statistics import Interval, League
+from slosched.report.evidence_table import RATIOS
 from slosched.report.export import flatten
-from slosched.report.html import METHOD, Cell, Row, Section, Table, render
+from slosched.report.html import METHOD, Bar, Cell, Row, Section, Table, render
 
 METHODS = (
     *METHOD[:2],
@@ -47,6 +49,16 @@ METHODS = (
     "the queue for everybody else.",
     "Policies named NAME@TOKENS run on an engine whose token budget a step the operator has cut by hand.",
 )
+
+
+HEADS = {
+    "goodput_rps": "goodput req/s", "goodput_tps": "goodput tokens/s", "ttft_mean_s": "TTFT mean s",
+    "ttft_p50_s": "TTFT p50 s", "ttft_p99_s": "TTFT p99 s", "tpot_p50_s": "TPOT p50 s",
+    "tpot_p99_s": "TPOT p99 s", "e2e_mean_s": "e2e mean s", "e2e_p50_s": "e2e p50 s",
+    "e2e_p99_s": "e2e p99 s", "longest_wait_s": "longest wait s", "jain": "fairness (Jain)",
+    "warm_up_weighted": "attainment in warm-up", "drain_weighted": "attainment in drain",
+}  # fmt: skip
+"""Headings of figures whose name is not what a reader calls them."""
 
 
 def write_site(study: Evidence, summary: Summary, folder: Path, complaints: Sequence[str] = ()) -> Path:
@@ -136,6 +148,7 @@ def _index(study: Evidence, summary: Summary, complaints: Sequence[str]) -> byte
         Section(
             title=f"Policies that {'may refuse' if 'refuse' in title else 'serve everybody'}",
             table=_league(found),
+            bars=_bars(found),
         )
         for title, found in summary.leagues.items()
     ]
@@ -197,6 +210,17 @@ def _league(found: League) -> Table:
     )
 
 
+def _bars(found: League) -> tuple[Bar, ...]:
+    """Attainment of each policy, best first, as the table has them."""
+    return tuple(
+        Bar(
+            head=s.policy, mean=100 * s.attainment.mean, low=100 * s.attainment.low,
+            high=100 * s.attainment.high, ours=s.policy.startswith(OURS),
+        )
+        for s in found.standings
+    )  # fmt: skip
+
+
 def _light(summary: Summary) -> Table:
     rows = [
         _row(
@@ -210,7 +234,7 @@ def _light(summary: Summary) -> Table:
         if policy != REFERENCE
     ]
     return Table(
-        heads=("policy", *LIGHT),
+        heads=("policy", *(RATIOS[figure] for figure in LIGHT)),
         rows=tuple(rows),
         caption=f"Latency over that of FCFS, geometric mean over the {summary.light_draws} draws below load "
         f"{LIGHT_LOAD:g} whose queue is stable under it.",
@@ -223,10 +247,10 @@ def _means(study: Evidence, summary: Summary) -> Table:
     for policy, row in summary.means.items():
         plan = _plan_us(study, policy)
         queue = ", ".join(f"{count} {word}" for word, count in summary.queues[policy].items())
-        values = [f"{row[f]:.3g}" if f in row else "–" for f in shown]
+        values = [f"{row[f]:{',.0f' if row[f] >= 1000 else '.3g'}}" if f in row else "–" for f in shown]
         rows.append(_row(policy, [*values, "–" if plan is None else f"{plan:.0f}", queue]))
     return Table(
-        heads=("policy", *shown, "plan p50, µs", "queues"),
+        heads=("policy", *(HEADS.get(f, f.replace("_", " ")) for f in shown), "plan p50, µs", "queues"),
         rows=tuple(rows),
         caption="Shares from 0 to 1, seconds, per second; plan times are those of the machine below.",
     )
@@ -250,7 +274,8 @@ def _draws(study: Evidence) -> Table:
     rows = []
     for place, scenario in enumerate(study.scenarios[: study.random]):
         values = [f"{100 * study.records[label, place].result['weighted']:.1f}" for label in labels]
-        rows.append(Row.of(scenario.name, [f"{scenario.load:g}", *values, describe(scenario)]))
+        row = Row.of(scenario.name, [f"{scenario.load:g}", *values])
+        rows.append(replace(row, cells=(*row.cells, Cell(text=describe(scenario), words=True))))
     return Table(
         heads=("draw", "load", *labels, "what"), rows=tuple(rows), caption="Weighted attainment in %."
     )

@@ -29,8 +29,8 @@ METHOD = (
 CAPTIONS = {
     "attainment.png": "Attainment against offered load.",
     "classes.png": "Who gains and who pays: attainment of each class at the highest load.",
-    "latency.png": "How latencies are distributed in the overloaded run; further left is faster.",
-    "timeline.png": "One overloaded minute. Grey: waiting; the colour of running tells how it ended.",
+    "latency.png": "How latencies are distributed in one run; further left is faster.",
+    "timeline.png": "One minute of that run. Grey: waiting; the colour of running tells how it ended.",
     "queue.png": "How many requests wait.",
 }
 
@@ -76,11 +76,14 @@ class Cell:
         What it sorts by; None for its text.
     best
         Whether it is the best of its column or row.
+    words
+        Whether it is prose, which stands left and may take several lines.
     """
 
     text: str
     key: float | None = None
     best: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +110,23 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A share of a policy in a chart: in %, with its interval where there is one."""
+
+    head: str
+    mean: float
+    low: float
+    high: float
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A table below a heading."""
+    """A table below a heading, with a chart before it if there are bars."""
 
     title: str
     table: Table
+    bars: tuple[Bar, ...] = ()
 
 
 def render(template: str, **content: Any) -> bytes:
@@ -145,7 +160,7 @@ def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
         "comparison.html",
         title=f"slosched: {comparison.workload}",
         size=_size(comparison),
-        headline=comparison.headline,
+        headline=comparison.headline or _one_policy(comparison),
         attainment=_attainment_table(comparison),
         notes=notes(comparison),
         pictures=[
@@ -160,7 +175,8 @@ def report_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> bytes:
 
 
 def _size(comparison: Comparison) -> str:
-    requests = comparison.points[0].metrics.requests
+    counts = [p.metrics.requests for p in comparison.points]
+    requests = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
     engines = ", ".join(dict.fromkeys(p.metrics.engine for p in comparison.points))
     policies, loads, seeds = (len(x) for x in (comparison.policies, comparison.rates_rps, comparison.seeds))
     words = (
@@ -169,6 +185,15 @@ def _size(comparison: Comparison) -> str:
         f"{seeds} seed{'s' * (seeds > 1)}",
     )
     return f"{', '.join(words)}, {requests} requests a run, engine: {engines}"
+
+
+def _one_policy(comparison: Comparison) -> str | None:
+    """What a run of a single policy says; None of several without ours, since there is no question."""
+    (policy, *others), rate = comparison.policies, comparison.rates_rps[-1]
+    if others:
+        return None
+    kept = between(comparison.attainment(policy, rate))
+    return f"At {comparison.where(rate)} {policy} keeps {kept} % of SLOs by weight."
 
 
 def _attainment_table(comparison: Comparison) -> Table:
@@ -183,7 +208,7 @@ def _attainment_table(comparison: Comparison) -> Table:
         ]
         rows.append(Row(head=policy, cells=tuple(cells), ours=policy == OURS))
     return Table(
-        heads=("policy", *(f"{comparison.label(rate)} load" for rate in rates)),
+        heads=("policy", *map(comparison.where, rates)),
         rows=tuple(rows),
         caption="In %, by weight: mean (95 % interval). Underlined: highest mean of its column.",
     )
@@ -204,7 +229,8 @@ def _details(comparison: Comparison, rate_rps: float) -> Section:
         cells = [_cell(value, form) for value, (_, _, form) in zip(values, columns, strict=True)]
         rows.append(Row(head=policy, cells=tuple(cells), ours=policy == OURS))
     return Section(
-        title=f"All figures at {comparison.label(rate_rps)} load ({rate_rps:.3g} requests/s)",
+        title=f"All figures at {comparison.where(rate_rps)}"
+        + (f" ({rate_rps:.3g} requests/s)" if comparison.relative else ""),
         table=Table(
             heads=("policy", *(head for head, _, _ in columns)),
             rows=tuple(rows),

@@ -141,7 +141,7 @@ def _one_load_figure(comparison: Comparison) -> Figure:
     spreads = [comparison.attainment(policy, comparison.rates_rps[0]) for policy in policies]
     _bars(ax, policies, spreads, {line.policy: line.colour for line in lines(comparison)})
     ax.set_title(
-        f"Requests that met their SLOs at {comparison.label(comparison.rates_rps[0])} load, by weight, in %"
+        f"Requests that met their SLOs at {comparison.where(comparison.rates_rps[0])}, by weight, in %"
     )
     return figure
 
@@ -194,9 +194,7 @@ def class_figure(comparison: Comparison) -> Figure:
         shares = ([m.by_class[name].value for m in comparison.at(p, top)] for p in policies)
         _bars(ax, policies, [Spread.of(some, bounds=(0.0, 1.0)) for some in shares], colours)
         ax.set_title(name)
-    figure.suptitle(
-        f"SLOs met by class at {comparison.label(top)} load, in %", x=0.01, ha="left", fontsize=11
-    )
+    figure.suptitle(f"SLOs met by class at {comparison.where(top)}, in %", x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -224,7 +222,7 @@ def latency_figure(comparison: Comparison) -> Figure:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels))
     figure.suptitle(
-        f"Latencies at {comparison.label(comparison.detail_rate_rps)} load", x=0.01, ha="left", fontsize=11
+        f"Latencies at {comparison.where(comparison.detail_rate_rps)}", x=0.01, ha="left", fontsize=11
     )
     return figure
 
@@ -257,7 +255,7 @@ def queue_figure(comparison: Comparison) -> Figure:
     ax.set_xlabel("engine clock in s")
     ax.set_ylabel("waiting requests")
     ax.set_ylim(bottom=0)
-    ax.set_title(f"Queue depth at {comparison.label(comparison.detail_rate_rps)} load")
+    ax.set_title(f"Queue depth at {comparison.where(comparison.detail_rate_rps)}")
     return figure
 
 
@@ -278,7 +276,7 @@ def timeline_figure(comparison: Comparison) -> Figure:
         Patch(color=MISSED, label="running, missed its SLO"),
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=3)
-    title = f"Requests alive in one minute at {comparison.label(comparison.detail_rate_rps)} load"
+    title = f"Requests alive in one minute at {comparison.where(comparison.detail_rate_rps)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 

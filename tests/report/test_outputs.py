@@ -13,6 +13,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from slosched.lab.comparison import Comparison
 from slosched.lab.environment import environment
 from slosched.report.bundle import check_folder, write_bundle
 from slosched.report.export import results_csv, results_json
-from slosched.report.html import report_html
+from slosched.report.html import Bar, Section, Table, render, report_html
 from slosched.report.palette import lines, spaced
 from slosched.report.plots import all_pngs, attainment_figure
 from slosched.report.table import compare_table, notes
@@ -242,3 +243,40 @@ def test_intervals_look_alike_everywhere(comparison: Comparison) -> None:
     page = report_html(comparison, {}).decode()
     assert "±" not in page
     assert re.search(r">\d+\.\d \(\d+\.\d to \d+\.\d\)</td>", page)
+
+
+def test_one_policy_has_a_headline_and_a_range_of_requests(comparison: Comparison) -> None:
+    """A run on a server is of one policy: the page says first what it kept, in the unit of its rate."""
+    fcfs = tuple(replace(p, load=np.nan) for p in comparison.points if p.policy == "fcfs")
+    page = unescape(report_html(replace(comparison, points=fcfs, details=()), {}).decode())
+    assert re.search(r'class="headline">At [\d.]+ requests/s fcfs keeps [\d.]+ \([\d.]+ to [\d.]+\) %', page)
+    assert "/s load" not in page
+    longer = replace(fcfs[0], metrics=replace(fcfs[0].metrics, requests=7000))
+    page = report_html(replace(comparison, points=(*fcfs[1:], longer), details=()), {}).decode()
+    assert re.search(r"\d to 7000 requests a run", page)
+
+
+def test_the_chart_of_a_study_has_a_point_where_the_mean_is() -> None:
+    """A point at the mean, a line over the interval, ours marked; a single draw is a point alone."""
+    bars = (
+        Bar(head="slosched", mean=80.0, low=70.0, high=90.0, ours=True),
+        Bar(head="<b>", mean=50.0, low=50.0, high=50.0),
+    )
+    table = Table(heads=("policy",), rows=(), caption="x")
+    page = render(
+        "study.html", title="t", size="s", headline=[], method=[], complaints=[], provenance=[],
+        environment=[], sections=[Section(title="All", table=table, bars=bars)],
+    ).decode()  # fmt: skip
+    chart = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])
+    ours, other = chart.findall("g")
+    assert (ours.get("class"), other.get("class")) == ("ours", None)
+    left, width = 5.0, 280.0  # of the axis, in units of the picture
+    for group, bar in zip((ours, other), bars, strict=True):
+        point, line, text = (group.find(name) for name in ("circle", "line", "text"))
+        assert point is not None
+        assert line is not None
+        assert text is not None
+        assert text.text == f"{bar.head} {bar.mean:.1f}"
+        ends = [float(line.get(name, "")) for name in ("x1", "x2")]
+        assert [(x - left) / width * 100 for x in ends] == pytest.approx([bar.low, bar.high], abs=0.05)
+        assert (float(point.get("cx", "")) - left) / width * 100 == pytest.approx(bar.mean, abs=0.05)
