@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,13 +14,19 @@ from slosched.core.engine import Engine
 from slosched.core.errors import InputError
 from slosched.core.table import RequestTable
 from slosched.core.thinking import aim_at_answers
-from slosched.integrations.asking import BLOCK_CHARACTERS, CHARACTERS_PER_TOKEN, Asked
+from slosched.integrations.asking import BLOCK_CHARACTERS, CHARACTERS_PER_TOKEN, Asked, read_asked
+from slosched.integrations.vllm.config import Config
 from slosched.predictors.history import ClassHistory
+from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus, Router
 from slosched.routers.books import FleetBooks
 
 REFUSED, NOBODY = -1, -2
 """In place of an engine: the router refuses; no engine takes requests."""
+
+LONG_QUEUE, ENOUGH_SEEN = 300, 24
+"""Requests of the trial before the first real one: a queue so long that routers look at part of it only, and
+decisions after which they have seen enough to compare settings."""
 
 
 @dataclass(slots=True)
@@ -169,3 +176,20 @@ class Dispatcher:
                 todo = float(t.prompt_tokens[rows][t.generated_tokens[rows] == 0].sum())
                 waits.append(todo * (s.prefill_token_s + s.knee_token_s) + s.base_s * (1 + len(rows)))
         return min(waits, default=5.0)
+
+
+def warm_up(router: str, engine: Engine) -> None:
+    """Have a router of this name, thrown away afterwards, decide about two engines, one with a long queue.
+
+    It is asked until it has seen enough to do all that it may come to do while clients wait.
+    """
+    trial = Dispatcher(engine, ["a", "b"], router_by_name(router), time.monotonic)
+    for i in range(2):
+        trial.books.accept(i, True)
+    paces, body = (b"30", b"90"), b'{"prompt": "warm up"}'
+    kinds = [read_asked([(b"x-slo-tpot-ms", pace)], body, Config()) for pace in paces]
+    for i in range(LONG_QUEUE + ENOUGH_SEEN):
+        row = trial.add(kinds[i % 2]).row
+        if i >= LONG_QUEUE:
+            trial.router.route(trial.books.snapshot(trial.clock(), rows=[row]))
+        trial.books.sent(row, 0)

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from slosched.core.engine import Engine, find_engine
+from slosched.core.engine import find_engine
 from slosched.core.errors import MissingExtraError
 from slosched.integrations.asking import PATHS, read_asked
-from slosched.integrations.dispatch import NOBODY, REFUSED, Dispatcher, Held
+from slosched.integrations.dispatch import NOBODY, REFUSED, Dispatcher, Held, warm_up
 from slosched.integrations.proxy_metrics import RouterMetrics
 from slosched.integrations.proxy_settings import RouterSettings
 from slosched.integrations.relay import Broken, HungUp, Relay, error_body
@@ -33,10 +33,6 @@ ATTEMPTS = 2
 AT_ONCE = 16
 """Requests that are read and routed in one turn of the event loop, some milliseconds of work: where many come
 together, connections to engines are still looked after before they time out."""
-
-LONG_QUEUE, ENOUGH_SEEN = 300, 24
-"""Requests of the trial before the first real one: a queue so long that routers look at part of it only, and
-decisions after which they have seen enough to compare settings."""
 
 MOST_FILES = 65_536
 """Open files that the process asks for: two for each request that is being answered."""
@@ -268,23 +264,6 @@ def allow_files(most: int) -> None:
     wanted = most if highest == resource.RLIM_INFINITY else min(most, highest)
     if now != resource.RLIM_INFINITY and now < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
-
-
-def warm_up(router: str, engine: Engine) -> None:
-    """Have a router of this name, thrown away afterwards, decide about two engines, one with a long queue.
-
-    It is asked until it has seen enough to do all that it may come to do while clients wait.
-    """
-    trial = Dispatcher(engine, ["a", "b"], router_by_name(router), time.monotonic)
-    for i in range(2):
-        trial.books.accept(i, True)
-    paces, body = (b"30", b"90"), b'{"prompt": "warm up"}'
-    kinds = [read_asked([(b"x-slo-tpot-ms", pace)], body, load_config()) for pace in paces]
-    for i in range(LONG_QUEUE + ENOUGH_SEEN):
-        row = trial.add(kinds[i % 2]).row
-        if i >= LONG_QUEUE:
-            trial.router.route(trial.books.snapshot(trial.clock(), rows=[row]))
-        trial.books.sent(row, 0)
 
 
 async def respond(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from slosched.core.engine import find_engine
 from slosched.integrations.asking import Asked, read_asked
-from slosched.integrations.dispatch import Dispatcher, Held
+from slosched.integrations.dispatch import Dispatcher, Held, warm_up
 from slosched.integrations.vllm.config import Config, load_config
 from slosched.routers import router as router_by_name
 from slosched.routers.base import EngineStatus
@@ -67,13 +67,14 @@ class SloRouter(Base):  # type: ignore[misc]
     ) -> None:
         """Called by Ray with ``request_router_kwargs``."""
         self._config = load_config(config)
-        chosen = router_by_name(router, seed=seed)
+        engine, chosen = find_engine(profile), router_by_name(router, seed=seed)
+        warm_up(router, engine)  # compiled code is loaded now, not while requests wait
         if self._closing is not None:  # Ray may configure a router anew
             self._closing()
         chosen.live()
         # Ray tells nobody that a router is no longer used: it is closed when it is collected.
         self._closing = weakref.finalize(self, chosen.close)
-        self._dispatcher = Dispatcher(find_engine(profile), [], chosen, time.monotonic)
+        self._dispatcher = Dispatcher(engine, [], chosen, time.monotonic)
         self._index: dict[Any, int] = {}  # replica -> engine
         self._held: dict[str, tuple[Held, PendingRequest | None]] = {}  # request -> its row
         self._said: dict[Any, tuple[Any, float]] = {}

@@ -385,7 +385,7 @@ def test_bad_settings(fields: dict[str, Any], words: str) -> None:
 def test_warming_up_does_all_that_a_router_may_come_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of floors are compared once, so that no client waits for a compiler then."""
     from slosched.core.engine import find_engine
-    from slosched.integrations.proxy import warm_up
+    from slosched.integrations.dispatch import warm_up
     from slosched.routers.floors import Floors
 
     compared: list[int] = []
