@@ -27,6 +27,12 @@ def router(
     refuse_status: Annotated[int, typer.Option(help="Status of refusals: 429 or 503.")] = 429,
     statistics: Annotated[float, typer.Option(help="Seconds between looks at an engine's /metrics.")] = 0.25,
     hold: Annotated[float, typer.Option(help="Longest seconds a request may be held.")] = 30.0,
+    silence: Annotated[
+        float, typer.Option(help="Longest seconds an engine may say nothing before or within an answer.")
+    ] = 600.0,
+    drain: Annotated[
+        float, typer.Option(help="Seconds that answers have to end after SIGTERM; then they are cut off.")
+    ] = 30.0,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request body in MiB; 413 beyond.")] = 64,
     pass_slo: Annotated[
         bool, typer.Option(help="Write SLO headers into the body, where vLLM's scheduler sees them.")
@@ -47,6 +53,7 @@ def router(
     settings = RouterSettings(
         engines=tuple(server), data_parallel_size=data_parallel_size, router=router, profile=engine,
         refuse_status=refuse_status, statistics_s=statistics, hold_s=hold, pass_slo=pass_slo, seed=seed,
+        silence_s=silence, drain_s=drain,
         max_body_bytes=max_body * 1024 * 1024,
     )  # fmt: skip
     c.say(f"Router on http://{host}:{port} before {len(server)} server(s), router {router}.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ BLOCK_CHARACTERS = 256
 
 MOST_BLOCKS = 512
 """Blocks hashed of one prompt: 128 Ki characters; what follows cannot be shared without them anyway."""
+
+MOST_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""Fields that bound the answer; the first that is given counts."""
 
 HINT_SIGMA = 0.4
 """Spread of a client's hint of the output length that comes without a quantile."""
@@ -107,10 +111,11 @@ def read_asked(
     beside = {name: value for name, value in given.items() if name.startswith(("slo_", "predicted_output"))}
     claim = read_claim({**fields, **beside, **own}, config)
     text, tokens = _prompt(given)
-    most = given.get("max_completion_tokens", given.get("max_tokens"))
+    model = given.get("model")
+    most = next((given[name] for name in MOST_TOKENS if given.get(name) is not None), None)
     return Asked(
         claim=claim,
-        model=str(given.get("model") or "")[:256],
+        model=model[:256] if isinstance(model, str) else "",
         prompt_tokens=max(1, tokens if tokens is not None else round(len(text) / CHARACTERS_PER_TOKEN)),
         max_tokens=most if isinstance(most, int) and not isinstance(most, bool) and most >= 1 else None,
         streamed=given.get("stream") is True,
@@ -120,29 +125,47 @@ def read_asked(
 
 
 def _prompt(given: Mapping[str, Any]) -> tuple[str, int | None]:
-    """The prompt as text, and its length in tokens where it came as token numbers."""
+    """The prompt as text, and its length in tokens where it came as token numbers.
+
+    Several prompts in one request count as one that is as long as all of them.
+    """
     prompt = given.get("prompt", given.get("input"))
+    if isinstance(prompt, list) and prompt and all(isinstance(p, list) for p in prompt):
+        prompt = list(chain.from_iterable(prompt))
     if isinstance(prompt, str):
         return prompt, None
     if isinstance(prompt, list) and prompt and all(isinstance(p, int) for p in prompt):
         return " ".join(map(str, prompt)), len(prompt)
     if isinstance(prompt, list) and prompt and all(isinstance(p, str) for p in prompt):
         return "".join(prompt), None
-    messages = given.get("messages", prompt)
-    parts: list[str] = []
-    for message in messages if isinstance(messages, list) else ():
+    # Chat templates write what the model should be, and its tools, before the messages.
+    parts = [_text(given.get(name)) for name in ("system", "instructions")]
+    parts += [_written(tool) for tool in _list(given.get("tools"))]
+    for message in _list(given.get("messages", prompt)):
         if isinstance(message, dict):
-            parts.append(f"<{message.get('role')}>{_text(message.get('content'))}")
+            role = message.get("role")
+            parts.append(f"<{role if isinstance(role, str) else ''}>{_text(message.get('content'))}")
+            parts += [_written(call) for call in _list(message.get("tool_calls"))]
     return "".join(parts), None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _written(value: object) -> str:
+    """A tool or its call as a template writes it."""
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return ""
 
 
 def _text(content: object) -> str:
     if isinstance(content, str):
         return content
-    if isinstance(content, Sequence):
-        found = [part.get("text") for part in content if isinstance(part, Mapping)]
-        return "".join(text for text in found if isinstance(text, str))
-    return ""
+    found = [part.get("text") for part in _list(content) if isinstance(part, dict)]
+    return "".join(text for text in found if isinstance(text, str))
 
 
 def _blocks(text: str) -> Ints:

@@ -32,6 +32,11 @@ class RouterMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self.overruled = prometheus.Counter(
+            "slosched_router_overruled",
+            "Decisions of the router that were unlawful or failed: the fewest requests decided.",
+            registry=self.registry,
+        )
         self.slo = prometheus.Counter(
             "slosched_router_slo",
             "Answered requests with an SLO.",

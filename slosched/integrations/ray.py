@@ -74,7 +74,8 @@ class SloRouter(Base):  # type: ignore[misc]
         chosen.live()
         # Ray tells nobody that a router is no longer used: it is closed when it is collected.
         self._closing = weakref.finalize(self, chosen.close)
-        self._dispatcher = Dispatcher(engine, [], chosen, time.monotonic)
+        most_tenants = self._config.bounds.max_tenants
+        self._dispatcher = Dispatcher(engine, [], chosen, time.monotonic, most_tenants=most_tenants)
         self._index: dict[Any, int] = {}  # replica -> engine
         self._held: dict[str, tuple[Held, PendingRequest | None]] = {}  # request -> its row
         self._said: dict[Any, tuple[Any, float]] = {}

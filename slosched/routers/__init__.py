@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from slosched.core.errors import InputError
+from slosched.core.errors import InputError, require
 from slosched.core.named import load, make, near, split
 from slosched.routers import simple
 from slosched.routers.base import EngineStatus as EngineStatus
@@ -62,6 +62,7 @@ def router(name: str, *, seed: int = 0, **parameters: object) -> Router:
             )
         factory = load(bare, "router", Router)
     made: Router = make(bare, factory, given | parameters, kind="router", base=Router, seed=seed)
-    if name != made.name:  # reports tell variants apart by the words that made them
+    require(made.tick_s > 0, "tick_s", "a number of seconds above 0", made.tick_s)
+    if name != getattr(made, "name", None):  # reports tell variants apart by the words that made them
         object.__setattr__(made, "name", name)
     return made

@@ -19,7 +19,7 @@ import aiohttp
 import uvicorn
 from aiohttp import web
 
-from slosched.integrations.proxy import RouterApp
+from slosched.integrations.proxy import RouterApp, server_config
 from slosched.integrations.proxy_settings import RouterSettings
 
 
@@ -159,10 +159,7 @@ async def bench(*hows: str, **settings: Any) -> AsyncIterator[Bench]:
     urls = chosen.pop("engines", tuple(engine.url for engine in engines))
     app = RouterApp(RouterSettings(engines=urls, **chosen))
     port = free_port()
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="error", h11_max_incomplete_event_size=1 << 18
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(app, host="127.0.0.1", port=port))
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
