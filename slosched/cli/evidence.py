@@ -237,6 +237,3 @@ def why(
         return
     for line in story.words:
         print(line)
-
-
-COMMANDS = (evidence, scenario, whatif, why)

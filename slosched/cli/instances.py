@@ -165,6 +165,3 @@ def _show(found: list[Instance], wrong: list[str], as_json: bool) -> None:
     c.print_table(table)
     for complaint in wrong:
         c.say(complaint)
-
-
-COMMANDS = (instances,)

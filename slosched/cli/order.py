@@ -87,6 +87,3 @@ def outlook(plan: Plan) -> list[dict[str, Any]]:
             | {"why": plan.explain(table.request_ids[row])}
         )
     return rows
-
-
-COMMANDS = (order,)

@@ -171,9 +171,6 @@ def predict(
     c.print_table(table)
 
 
-COMMANDS = (predict,)
-
-
 def _tell(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         c.print_json(report)

@@ -178,6 +178,3 @@ def train_probe(
         table.add_row(names[name].format(every=settings.every_tokens), str(errors["count"]), *words)
     c.print_table(table)
     print(f"{report['requests']} requests, {report['states']} states; written to {out}")
-
-
-COMMANDS = (collect,)

@@ -58,6 +58,3 @@ def router(
     )  # fmt: skip
     c.say(f"Router on http://{host}:{port} before {len(server)} server(s), router {router}.")
     serve(settings, host=host, port=port)
-
-
-COMMANDS = (router,)

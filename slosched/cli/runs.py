@@ -349,6 +349,3 @@ def _finish(study: Study, about: list[str], *, out: Path | None, as_json: bool, 
         c.say(f"Report: {report} ({len(comparison.points)} runs in {time.perf_counter() - begin:.0f} s)")
     if code:
         raise typer.Exit(code)
-
-
-COMMANDS = (demo, compare, simulate, capacity)

@@ -202,6 +202,3 @@ def _comparison(run: Run, counts: LoadCounts) -> Comparison:
         points=(point,), workload=work.name, source=work.source, details=(run,), detail_rate_rps=rate,
         about=(f"Engine: the live server {run.engine}, measured at the client. {counts.sentences()}",),
     )  # fmt: skip
-
-
-COMMANDS = (load, doctor)

@@ -149,6 +149,3 @@ def bench(
     code = main(context.args)
     if code:
         raise typer.Exit(code)
-
-
-COMMANDS = (fit, policies, warmup)
