@@ -87,7 +87,7 @@ MEASURED = {
     "fleet": ("slosched.simulator.fleet", "slosched.policies.slosched"),
     "gpu": ("slosched.policies.slosched", "slosched.core.fitting"),
     "hindsight": ("slosched.lab.hindsight", "slosched.lab.bound"),
-    "huang": ("slosched.solvers.static.annealing", "slosched.solvers.static.textbook"),
+    "huang": ("slosched.solvers.static.annealing",),
     "knowable": ("slosched.lab.collect",),
     "live": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),
     "load_beside_vllm": ("slosched.integrations.openai_client",),

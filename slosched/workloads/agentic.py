@@ -27,6 +27,8 @@ LOOP_COLUMNS = ("api_time_s", "think_time_s")
 """Recorded seconds of an answer, and from the answer before to this turn; without them an open loop."""
 READ_BLOCK_TOKENS = 512
 """Coarser than the 64 tokens the trace counts in, so that the whole file takes 100 MB; see `read_agentic`."""
+SESSIONS_PER_S = 0.02
+"""Sessions begin as a Poisson process of this rate: the trace gives times within a session only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +146,6 @@ def read_agentic(
     source: str | Path | Table,
     *,
     block_tokens: int = READ_BLOCK_TOKENS,
-    session_rate_per_s: float = 0.02,
     seed: int = 0,
 ) -> Workload:
     """Whole agentic trace; `Workload.open_loop` of it sends every turn at its recorded time.
@@ -156,14 +157,12 @@ def read_agentic(
     block_tokens
         Grain of prefix sharing, at least 1: the reused prefix of a turn, rounded down to whole blocks, has
         the block ids of the turn before of the same agent.
-    session_rate_per_s
-        Sessions begin as a Poisson process of this rate, since the trace gives times within a session only.
     seed
         Seed of the session starts.
     """
     table = source if isinstance(source, Table) else open_table(source)
     turns = read_turns(table)
-    starts = first_arrivals(int(turns.session.max()) + 1, session_rate_per_s, rng=np.random.default_rng(seed))
+    starts = first_arrivals(int(turns.session.max()) + 1, SESSIONS_PER_S, rng=np.random.default_rng(seed))
     times = turns.t_s + starts[turns.session]
     clock_s, name = times - times.min(), plain_stem(table.path)
     return turns.replay(np.arange(len(times)), clock_s, block_tokens=block_tokens, name=name)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from slosched.solvers.static import cpsat, enumeration, labelling
 from slosched.solvers.static.objective import Objective
 from slosched.solvers.static.problem import BatchCost, StaticProblem
 from slosched.solvers.static.reference import evaluate, full_batches
-from slosched.solvers.static.textbook import single_machine_subsets
 
 
 def random_problem(n: int, max_batch: int, seed: int, *, weighted: bool = True) -> StaticProblem:
@@ -104,12 +104,12 @@ def test_eight_requests_in_batches_of_eight_are_enumerated() -> None:
     assert same(labelling.solve_static(problem), every, Objective.LEX)
 
 
-def test_labelling_equals_subset_programme_at_batch_one() -> None:
+def test_labelling_equals_subset_programme_at_batch_one(oracles: ModuleType) -> None:
     """With batches of one, labelling agrees with the single-machine programme over subsets at n = 13."""
     for seed in range(4):
         problem = random_problem(13, 1, seed)
         run, latest = problem.exec_s(1), problem.latest_start_s(1)
-        _, weight, completions = single_machine_subsets(run, latest, problem.weight)
+        _, weight, completions = oracles.single_machine_subsets(run, latest, problem.weight)
         labels = labelling.solve_static(problem)
         assert labels.objective == pytest.approx(weight, abs=1e-9)
         assert labels.score.latency_s == pytest.approx(completions + problem.elapsed_total_s, rel=1e-8)

@@ -14,7 +14,7 @@ from slosched.solvers import bench
 from slosched.solvers.instances import Instance, read, write
 from slosched.solvers.library import build, check, library, submit
 from slosched.solvers.solve import solve
-from slosched.solvers.static.generated import generate, name_of, named, suite
+from slosched.solvers.static.generated import generate, name_of, named
 
 
 def synthetic() -> list[Instance]:
@@ -55,12 +55,10 @@ def test_write_and_read_are_inverse(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json") == instances
 
 
-def test_suites_name_what_they_generate() -> None:
-    """A suite leaves out batches above n, and its names generate what they say."""
-    names = suite([2, 9], [1, 4], [0.5], [0, 1])
-    assert len(names) == 6
+def test_names_generate_what_they_say() -> None:
+    """A name is all that an instance needs."""
     assert (
-        named(names[-1]).prompt_tokens.tolist()
+        named(name_of(9, 4, 0.5, 1, True)).prompt_tokens.tolist()
         == generate(9, 4, load=0.5, seed=1, weighted=True).prompt_tokens.tolist()
     )
     with pytest.raises(InputError, match="static-n50-b4"):

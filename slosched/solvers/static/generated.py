@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -101,17 +100,3 @@ def named(name: str) -> StaticProblem:
 def name_of(n: int, max_batch: int, load: float, seed: int, weighted: bool) -> str:
     """The name under which `named` generates a problem."""
     return f"static-n{n}-b{max_batch}-load{load:g}-{'w' if weighted else 'u'}-s{seed}"
-
-
-def suite(
-    sizes: Sequence[int], batches: Sequence[int], loads: Sequence[float], seeds: Iterable[int]
-) -> list[str]:
-    """Names of a grid of generated problems, odd seeds weighted; batches above n are left out."""
-    return [
-        name_of(n, batch, load, seed, seed % 2 == 1)
-        for n in sizes
-        for batch in batches
-        if batch <= n
-        for load in loads
-        for seed in seeds
-    ]
