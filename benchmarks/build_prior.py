@@ -28,10 +28,10 @@ from scipy.special import ndtri
 from slosched.predictors.answers import Answers, read_answers
 from slosched.predictors.calibration import calibrate
 from slosched.predictors.encoder import import_runtime
+from slosched.predictors.pretrained import model_folder
 from slosched.predictors.prior import FOLDER
 from slosched.predictors.ranker import Ranker, tau, train_ranker
 from slosched.predictors.rules_of_thumb import rules_of_thumb
-from slosched.predictors.transformer import model_folder
 
 RAREST = 6
 """Prompts that must hold an n-gram: what few hold tells nothing elsewhere and makes the file large."""

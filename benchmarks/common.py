@@ -110,7 +110,7 @@ MEASURED = {
     "probe": ("slosched.predictors.probe_training",),
     "tune_rivals": ("slosched.policies.slosched", "slosched.lab.population"),
     "roofline": ("slosched.solvers.static.annealing",),
-    "rungs": ("slosched.predictors.encoder_ranker", "slosched.predictors.transformer"),
+    "rungs": ("slosched.predictors.encoder_ranker", "slosched.predictors.transformer_training"),
     "simulator_speed": ("slosched.simulator.engine",),
     "slo_scale": ("slosched.simulator.engine", "slosched.policies.slosched"),
     "soak": ("slosched.integrations.vllm.adapter", "slosched.policies.slosched"),

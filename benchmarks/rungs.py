@@ -31,8 +31,9 @@ from slosched.predictors.answers import Answers, read_answers
 from slosched.predictors.encoder import Encoder, Vectors, export_encoder, import_runtime, layers_read
 from slosched.predictors.encoder_ranker import EncoderRanker, train_encoder, train_frozen
 from slosched.predictors.evaluation import latency_ms
+from slosched.predictors.pretrained import layers_of, model_folder, open_model
 from slosched.predictors.ranker import tau, train_ranker
-from slosched.predictors.transformer import layers_of, model_folder, open_model, train_transformer
+from slosched.predictors.transformer_training import Recipe, train_transformer
 
 TRAIN, TEST = 640, 800
 TARGET = "Meta-Llama-3.1-8B-Instruct"
@@ -128,16 +129,16 @@ def rungs(
         found["tuned, encoder alone"] = tuned.encoded, None
     for name in ("ltr", "ltr-mean"):
         if name in options.methods:
-            change: dict[str, Any] = (
-                {"chat": True} if name == "ltr" else {"pooling": "mean", "learning_rate": options.rate}
+            recipe = (
+                Recipe(chat=True) if name == "ltr" else Recipe(pooling="mean", learning_rate=options.rate)
             )
-            ltr = train_transformer(known, options.ltr, seed=seed, device=options.device, **change)
+            ltr = train_transformer(known, options.ltr, recipe, seed=seed, device=options.device)
             found[name] = ltr.score, None
     if "tuned-plain" in options.methods:  # as tuned, before it is written as ONNX
-        plain = train_transformer(
-            known, options.encoder, epochs=options.epochs, learning_rate=options.rate, pooling="mean",
-            most_tokens=options.window, seed=seed, device=options.device,
-        )  # fmt: skip
+        plain_recipe = Recipe(
+            epochs=options.epochs, learning_rate=options.rate, pooling="mean", most_tokens=options.window
+        )
+        plain = train_transformer(known, options.encoder, plain_recipe, seed=seed, device=options.device)
         found["tuned-plain"] = plain.score, None
     return found
 

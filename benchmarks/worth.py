@@ -46,8 +46,8 @@ from slosched.predictors.answers import Answers
 from slosched.predictors.base import Predictor, Prompt
 from slosched.predictors.encoder import Encoder, export_encoder, layers_read
 from slosched.predictors.encoder_ranker import train_frozen
+from slosched.predictors.pretrained import layers_of, open_model
 from slosched.predictors.ranker import train_ranker
-from slosched.predictors.transformer import layers_of, open_model
 from slosched.simulator import simulate
 
 SETS = ("codegen", "gsm8k", "roleplay", "cruxeval")

@@ -222,13 +222,8 @@ def train_encoder(
     require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
     answers.require_enough()
     import_exporter()
-    from slosched.predictors.transformer import (
-        TRAINED_ON,
-        Recipe,
-        layers_of,
-        open_model,
-        train_transformer,
-    )
+    from slosched.predictors.pretrained import layers_of, open_model
+    from slosched.predictors.transformer_training import TRAINED_ON, Recipe, train_transformer
 
     if method == "frozen":
         body, tokenizer = open_model(model, download=download)
@@ -238,10 +233,13 @@ def train_encoder(
     ends = common_ends([prompt.text for prompt in answers.prompts])
     inner = inner_of([prompt.text for prompt in answers.prompts], ends)
     cut = [replace(p, text=text) for p, text in zip(answers.prompts, inner, strict=True)]
+    recipe = Recipe(
+        epochs=epochs, learning_rate=learning_rate, pooling="mean", most_tokens=window_tokens,
+        both_ends=True, fading=True, rules=RULES,
+    )  # fmt: skip
     tuned = train_transformer(
-        replace(answers, prompts=cut), model, epochs=epochs, learning_rate=learning_rate, pooling="mean",
-        recipe=Recipe(both_ends=True, fading=True, rules=RULES), seed=seed, most_tokens=window_tokens,
-        device=device, download=download, progress=progress,
+        replace(answers, prompts=cut), model, recipe, seed=seed, device=device, download=download,
+        progress=progress,
     )  # fmt: skip
     export_encoder(tuned.body, tuned.tokenizer, out)
     encoder = Encoder(out, window_tokens)

@@ -86,11 +86,12 @@ def _encoder(answers: Answers, t: Training, method: str) -> Any:
 
 def ltr(answers: Answers, t: Training) -> Any:
     """Fu et al.'s own recipe on any model: `slosched.predictors.transformer`."""
-    from slosched.predictors.transformer import LEARNING_RATE, train_transformer
+    from slosched.predictors.transformer_training import LEARNING_RATE, Recipe, train_transformer
 
+    rate = t.learning_rate or LEARNING_RATE
+    recipe = Recipe(objective=t.objective, epochs=t.epochs, learning_rate=rate, chat=t.chat)
     return train_transformer(
-        answers, t.model or "", objective=t.objective, epochs=t.epochs, chat=t.chat, seed=t.seed,
-        learning_rate=t.learning_rate or LEARNING_RATE, device=t.device, download=t.download,
+        answers, t.model or "", recipe, seed=t.seed, device=t.device, download=t.download,
         progress=t.progress,
     )  # fmt: skip
 

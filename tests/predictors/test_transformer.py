@@ -15,7 +15,8 @@ from slosched.predictors.ranker import tau
 torch = pytest.importorskip("torch", reason="the transformer ranker needs torch")
 transformers = pytest.importorskip("transformers", reason="the transformer ranker needs transformers")
 
-from slosched.predictors.transformer import Recipe, open_model, train_transformer  # noqa: E402
+from slosched.predictors.pretrained import open_model  # noqa: E402
+from slosched.predictors.transformer_training import Recipe, train_transformer  # noqa: E402
 
 WORDS = ("say", "list", "derive", "one", "ten", "hundred", "songs", "laws", "please", "now")
 
@@ -65,9 +66,8 @@ def made_up(n: int, seed: int) -> Answers:
 )
 def test_it_learns_and_comes_back_from_disk(tmp_path: Path, kind: str, objective: str) -> None:
     model = tiny(tmp_path / "model", kind)
-    made = train_transformer(
-        made_up(800, 0), model, objective=objective, epochs=4, learning_rate=2e-3, seed=1
-    )
+    recipe = Recipe(objective=objective, epochs=4, learning_rate=2e-3)
+    made = train_transformer(made_up(800, 0), model, recipe, seed=1)
     test = made_up(300, 5)
     scores = made.score([p.text for p in test.prompts])
     assert tau(scores, test.output_tokens) > 0.6
@@ -82,7 +82,7 @@ def test_it_learns_and_comes_back_from_disk(tmp_path: Path, kind: str, objective
 
 def test_prompts_of_any_length_are_scored_alone_as_in_company(tmp_path: Path) -> None:
     """Empty, and far beyond the model's 64 positions; padding changes nothing."""
-    made = train_transformer(made_up(60, 0), tiny(tmp_path, "decoder"), epochs=1)
+    made = train_transformer(made_up(60, 0), tiny(tmp_path, "decoder"), Recipe(epochs=1))
     texts = ["", "say one " * 500, "derive ten laws"]
     together = made.score(texts)
     assert np.isfinite(together).all()
@@ -103,7 +103,7 @@ def test_what_is_not_a_whole_model_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
-    made = train_transformer(made_up(60, 0), tiny(tmp_path / "m", "decoder"), epochs=1)
+    made = train_transformer(made_up(60, 0), tiny(tmp_path / "m", "decoder"), Recipe(epochs=1))
     folder = made.save(tmp_path / "r")
     from slosched.predictors.states import read_tensors, write_tensors
 
@@ -118,7 +118,8 @@ ODD = ("", "say one " * 5_000, "\x00\xff\ud800", "derive ten \u2028 laws", "åˆ—å
 
 def test_prompts_of_any_content_get_a_score(tmp_path: Path) -> None:
     """Empty, huge, binary, in any script."""
-    made = train_transformer(made_up(40, 0), tiny(tmp_path / "m", "encoder"), epochs=1, most_tokens=16)
+    recipe = Recipe(epochs=1, most_tokens=16)
+    made = train_transformer(made_up(40, 0), tiny(tmp_path / "m", "encoder"), recipe)
     assert np.isfinite(made.score(ODD)).all()
     assert np.isfinite(made.forecast([Prompt(text) for text in ODD])).all()
 
@@ -126,13 +127,8 @@ def test_prompts_of_any_content_get_a_score(tmp_path: Path) -> None:
 @pytest.mark.parametrize("both_ends", [False, True])
 def test_a_huge_prompt_costs_no_more_than_its_window(tmp_path: Path, both_ends: bool) -> None:
     """What cannot come into the window is not tokenized either; the score is that of the rest."""
-    made = train_transformer(
-        made_up(40, 0),
-        tiny(tmp_path / "m", "encoder"),
-        epochs=1,
-        most_tokens=16,
-        recipe=Recipe(both_ends=both_ends),
-    )
+    recipe = Recipe(epochs=1, most_tokens=16, both_ends=both_ends)
+    made = train_transformer(made_up(40, 0), tiny(tmp_path / "m", "encoder"), recipe)
     read: list[int] = []
     inner = made.tokenizer
 
