@@ -18,6 +18,9 @@ from slosched.predictors.base import Prompt
 LEAST_PROMPTS = 20
 """Different prompts that training needs."""
 
+MOST_OUTPUT_TOKENS = 10**9
+"""Longer answers are mistakes of whoever wrote them down."""
+
 _ALIASES = {
     "prompt": ("prompt", "text"),
     "output_tokens": ("output_tokens", "completion_tokens", "out_tok", "lens", "length"),
@@ -53,9 +56,20 @@ class Answers:
 
     def __post_init__(self) -> None:
         n = len(self.output_tokens)
-        ok = self.prompt.shape == self.cut.shape == self.output_tokens.shape == (n,)
-        require(ok, "answers", "columns of one length", (self.prompt.shape, self.cut.shape))
-        require(bool(np.all(self.output_tokens >= 1)), "output_tokens", "at least 1", "less")
+        shapes = self.prompt.shape, self.output_tokens.shape, self.cut.shape
+        require(shapes == ((n,),) * 3, "answers", "columns of one length", shapes)
+        kinds = {"prompt": "iu", "output_tokens": "iuf", "cut": "b"}
+        for name, kind in kinds.items():
+            column = getattr(self, name)
+            domain = "true or false" if kind == "b" else "integers" if kind == "iu" else "numbers"
+            require(column.dtype.kind in kind, name, domain, str(column.dtype))
+        if n == 0:
+            return
+        tokens = self.output_tokens
+        wrong = tokens[~((tokens >= 1) & (tokens <= MOST_OUTPUT_TOKENS))].tolist()
+        require(not wrong, "output_tokens", f"from 1 to {MOST_OUTPUT_TOKENS}", next(iter(wrong), None))
+        ok = self.prompt.min() >= 0 and self.prompt.max() < len(self.prompts)
+        require(bool(ok), "prompt", f"below {len(self.prompts)}, as prompts are", int(self.prompt.max()))
 
     @classmethod
     def single(cls, texts: Sequence[str], output_tokens: Sequence[int] | Ints) -> Answers:
@@ -68,7 +82,7 @@ class Answers:
         """
         n = len(texts)
         return cls(
-            prompts=[Prompt(text, max(1, len(text) // 4)) for text in texts],
+            prompts=[Prompt(text, max(1, len(text) // 4) if isinstance(text, str) else 1) for text in texts],
             prompt=np.arange(n, dtype=np.int64),
             output_tokens=np.asarray(output_tokens, dtype=np.int64),
             cut=np.zeros(n, dtype=np.bool_),
@@ -196,13 +210,13 @@ def _counts(path: Path, number: int, column: str, value: Any) -> list[int]:
     try:
         counts = [int(v) for v in values]
         ok = bool(counts) and all(
-            0 <= c <= 10**9 and float(v) == c and not isinstance(v, bool)
+            0 <= c <= MOST_OUTPUT_TOKENS and float(v) == c and not isinstance(v, bool)
             for c, v in zip(counts, values, strict=True)
         )
     except (TypeError, ValueError, OverflowError):
         ok = False
     if not ok:
-        raise DataError(path, number, column, "one or more integers of at least 0", value)
+        raise DataError(path, number, column, f"one or more integers from 0 to {MOST_OUTPUT_TOKENS}", value)
     return [max(1, c) for c in counts]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slosched.core.arrays import Floats
-from slosched.core.errors import InputError
+from slosched.core.errors import InputError, require
 
 PARTS = (".json", ".safetensors", ".onnx")
 """Endings of the files that a predictor consists of."""
@@ -36,6 +36,9 @@ class Prompt:
     text: str
     tokens: int = 1
     slo_class: str = "default"
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.text, str), "prompt", "a text", type(self.text).__name__)
 
 
 class Predictor(Protocol):

@@ -15,7 +15,7 @@ beyond that is it followed, so that with a chance of at least 95 % a useless one
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,10 +119,15 @@ class Blend:
     def tell(self, slo_class: str, sources: Mapping[str, Floats]) -> Told:
         """Take down what sources say of a request: atoms by name, shape (FORECAST_ATOMS,), `HISTORY` among
         them. Two or more besides it are joined by their geometric mean, one more source.
+
+        Raises
+        ------
+        InputError
+            If the history is missing, or a source says something else than so many finite lengths above 0.
         """
         require(HISTORY in sources, "sources", f"with {HISTORY}", tuple(sources))
         others = sorted(name for name in sources if name != HISTORY)
-        logs = np.log([sources[name] for name in (HISTORY, *others)])
+        logs = _logs(sources, (HISTORY, *others))
         for i, name in enumerate(others, start=1):
             if name in self.relative:
                 logs[i] += float(_middle(logs[0])) - self._centre(slo_class, name, float(_middle(logs[i])))
@@ -281,6 +286,16 @@ class Blend:
             spread = np.stack([shape, logs[i] - middles[i]]) if factors is None else factors
             found[i, 1:] = places[:, None] + spread
         return found
+
+
+def _logs(sources: Mapping[str, Floats], names: Sequence[str]) -> Floats:
+    """Logarithms of what sources say, shape (sources, FORECAST_ATOMS)."""
+    for name in names:
+        said = np.asarray(sources[name])
+        ok = said.shape == (FORECAST_ATOMS,) and said.dtype.kind in "iuf"
+        ok = ok and bool(said.min() > 0 and said.max() < np.inf)
+        require(ok, f"atoms of {name}", f"{FORECAST_ATOMS} finite lengths above 0", str(said)[:80])
+    return np.asarray(np.log([sources[name] for name in names]))
 
 
 def _middle(logs: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,36 @@ def open_model(path: str | Path, *, download: bool = False) -> tuple[Any, Any]:
     if not download and not Path(path).is_dir():
         domain = "a folder, or an installed package that carries a Hugging Face model; names need --download"
         raise InputError(f"model must be {domain}, got {str(path)!r}.")
-    options: dict[str, Any] = {"local_files_only": not download}
+    # Said outright: otherwise the library asks at the terminal whether to run a model's own code.
+    options: dict[str, Any] = {"local_files_only": not download, "trust_remote_code": False}
     try:
-        body = AutoModel.from_pretrained(str(path), use_safetensors=True, **options).float()
+        body, loaded = AutoModel.from_pretrained(
+            str(path), use_safetensors=True, output_loading_info=True, **options
+        )
+        body = body.float()
     except Exception as error:  # whatever a broken file makes the library raise
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"model must be a folder of a Hugging Face model with safetensors, got {str(path)!r}: {reason}"
         ) from None
+    _whole(loaded["missing_keys"], path)
     tokenizer = _tokenizer(AutoTokenizer.from_pretrained, path, options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     _reads_text(body, tokenizer, path)
     return body, tokenizer
+
+
+def _whole(missing: Iterable[str], path: str | Path) -> None:
+    """Raise `InputError` where the file lacks weights: the library would put random ones in their place. A
+    pooler is not read.
+    """
+    lacking = sorted(name for name in missing if "pooler" not in name)
+    if lacking:
+        raise InputError(
+            f"model must have all its weights, {len(lacking)} are missing in {str(path)!r}, {lacking[0]} "
+            "for one: half downloaded, or a config.json of another model?"
+        )
 
 
 def _reads_text(body: Any, tokenizer: Any, path: str | Path) -> None:

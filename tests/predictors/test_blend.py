@@ -140,6 +140,19 @@ def test_bad_input_is_refused() -> None:
         Blend({"hint": 2})
 
 
+@pytest.mark.parametrize(
+    "said",
+    [[np.nan] * 8, [0.0] * 8, [-3.0] * 8, [np.inf] * 8, [5.0] * 3, [[5.0] * 8], ["5"] * 8],
+    ids=["nan", "zero", "negative", "infinite", "short", "deep", "words"],
+)
+def test_what_is_no_length_is_refused_and_leaves_nothing(said: Any) -> None:
+    """One number that is none would spoil every later weight."""
+    blend, before = Blend(), Blend().as_dict()
+    with pytest.raises(InputError, match="atoms of ranker must be 8 finite lengths above 0"):
+        blend.tell("c", {HISTORY: np.full(8, 5.0), "ranker": np.array(said)})
+    assert blend.as_dict() == before
+
+
 def useless(seed: int, *, n: int = 150, others: bool = False) -> bool:
     """Whether a ranker that says nothing of the answers ever moves a forecast."""
     rng = np.random.default_rng(seed)

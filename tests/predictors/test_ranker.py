@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -364,6 +365,44 @@ def test_labels_that_tell_nothing_train_or_are_named() -> None:
     assert train_ranker(cut).forecast([Prompt("say 3")]).min() >= 9
     with pytest.raises(InputError, match="at least 20 different prompts, got 1"):
         train_ranker(Answers.single(["x"] * 40, list(range(10, 50))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"output_tokens": np.array([5.0, np.nan])}, r"output_tokens must be from 1 to 1000000000, got nan"),
+        ({"output_tokens": np.array([5.0, np.inf])}, r"output_tokens must be from 1 to 1000000000, got inf"),
+        ({"output_tokens": np.array([5, -3])}, r"output_tokens must be from 1 to 1000000000, got -3"),
+        ({"output_tokens": np.array([0, 3])}, r"output_tokens must be from 1 to 1000000000, got 0"),
+        ({"output_tokens": np.array([5, 2**40])}, r"output_tokens must be from 1 to 1000000000"),
+        ({"output_tokens": np.array(["5", "6"])}, r"output_tokens must be numbers, got"),
+        ({"prompt": np.array([0, 2])}, r"prompt must be below 2, as prompts are, got 2"),
+        ({"prompt": np.array([0, -1])}, r"prompt must be below 2"),
+        ({"prompt": np.array([0.0, 1.0])}, r"prompt must be integers, got 'float64'"),
+        ({"cut": np.array([0, 1])}, r"cut must be true or false, got 'int64'"),
+        (
+            {"cut": np.zeros(3, bool)},
+            r"columns of one length, got \(\(2,\), \(2,\), \(3,\)\)",
+        ),
+    ],
+)
+def test_answers_that_are_none_are_refused(change: dict[str, Any], words: str) -> None:
+    """Not a number, negative, beyond the prompts: what a file's reader refuses, through the API."""
+    good: dict[str, Any] = {
+        "prompts": [Prompt("a"), Prompt("b")], "prompt": np.array([0, 1]),
+        "output_tokens": np.array([5, 6]), "cut": np.zeros(2, bool),
+    }  # fmt: skip
+    assert len(Answers(**good).output_tokens) == 2
+    with pytest.raises(InputError, match=words):
+        Answers(**good | change)
+
+
+@pytest.mark.parametrize("text", [None, b"bytes", 5])
+def test_a_prompt_is_a_text(text: Any) -> None:
+    with pytest.raises(InputError, match="prompt must be a text, got"):
+        Prompt(text)
+    with pytest.raises(InputError, match="prompt must be a text, got"):
+        Answers.single([text, "b"], [3, 4])
 
 
 def test_rules_of_thumb_tell_what_a_rankers_own_prompts_do_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,35 @@ def test_a_model_of_another_architecture_is_named(tmp_path: Path, kind: str) -> 
         (folder / "model.safetensors").write_bytes(b"x" * 500)
     with pytest.raises(InputError, match="model must be"):
         open_model(folder)
+
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """Half downloaded, or beside another model's config.json: random weights would take their place."""
+    folder = tiny(tmp_path / "m", "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match=r"all its weights, 16 are missing in .* encoder\.layer\.2\."):
+        open_model(folder)
+
+
+def test_half_a_file_of_weights_is_refused(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "m", "encoder")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="model must be a folder of a Hugging Face model with safetensors"):
+        open_model(folder)
+
+
+def test_a_models_own_code_is_neither_run_nor_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a terminal the library would ask whether to run it, and wait for an answer."""
+    folder = tiny(tmp_path / "m", "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+    with pytest.raises(InputError, match="custom code"):
+        open_model(folder)
+    assert not (tmp_path / "ran").exists()

@@ -157,12 +157,13 @@ class Slow:
 
     def __init__(self, quick: Any) -> None:
         self.quick, self.threads, self.fails = quick, set[int](), False
+        self.said: Any = np.full(8, 4000.0)
 
     def forecast(self, prompts: Sequence[Prompt]) -> Floats:
         self.threads.add(threading.get_ident())
         if self.fails:
             raise ValueError("no such vector")
-        return np.full((len(prompts), 8), 4000.0)
+        return np.array([self.said] * len(prompts))
 
 
 def test_a_slow_ranker_is_asked_elsewhere_and_its_word_taken_up(
@@ -186,9 +187,17 @@ def test_a_slow_ranker_is_asked_elsewhere_and_its_word_taken_up(
     assert threading.get_ident() not in slow.threads
 
 
-def test_a_slow_ranker_that_fails_leaves_the_quick_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [None, [np.nan] * 8, [-5.0] * 8, [0.5] * 8, [9.0, *[3.0] * 7], [5.0] * 3, [np.inf] * 8],
+    ids=["raises", "nan", "negative", "below 1", "descending", "short", "infinite"],
+)
+def test_a_slow_ranker_that_fails_leaves_the_quick_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, said: list[float] | None
+) -> None:
+    """It raises, or says what is no forecast: that is counted, and no request is lost."""
     slow, stats = Slow(load_predictor(folder)), Stats()
-    slow.fails = True
+    slow.fails, slow.said = said is None, said
     monkeypatch.setattr("slosched.integrations.vllm.forecaster._load", lambda config: (slow, "ranker"))
     made = Forecaster(Config.model_validate({"forecast": {"trust": 0.9}}), Learned(PRESET), stats)
     for i in range(PATIENCE):

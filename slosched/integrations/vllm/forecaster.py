@@ -128,6 +128,7 @@ class Forecaster:
         if self._later is not None:
             for name, said in self._later.words():
                 asked = self._asked.get(name)
+                said = _believable(said)
                 if isinstance(said, Exception):
                     self._failed_later(said)
                 elif asked is not None and asked.told is not None:
@@ -235,8 +236,23 @@ class Forecaster:
             from transformers import AutoTokenizer
 
             name = getattr(self._model, "tokenizer", None) or self._model.model
-            self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                name,
+                local_files_only=True,
+                # As the server was told: unsaid, the library would ask at the terminal.
+                trust_remote_code=bool(getattr(self._model, "trust_remote_code", False)),
+            )
         return self._tokenizer
+
+
+def _believable(said: Floats | Exception) -> Floats | Exception:
+    """What a slow ranker said as a forecast, or why it is none."""
+    if isinstance(said, Exception):
+        return said
+    try:
+        return np.asarray(LengthForecast(tuple(said.tolist())).atoms)
+    except Exception as error:
+        return error
 
 
 def _at_most(atoms: Iterable[float], limit: float) -> LengthForecast:
