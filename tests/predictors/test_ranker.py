@@ -321,6 +321,7 @@ def test_broken_model_folders_are_refused_by_name(ranker: Ranker, tmp_path: Path
     for content, words in (
         ("{", "JSON"),
         ("[]", "kind"),
+        ("[" * 100_000, "JSON"),
         ('{"kind": "oracle"}', "light, encoder, transformer or history"),
     ):
         about.write_text(content)
