@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def rungs(
     if encoder is not None:
         frozen = train_frozen(known, encoder, seed=seed)
         found["frozen"] = frozen.score, frozen
-        found["frozen, encoder alone"] = frozen.encoded, None
+        found["frozen, encoder alone"] = partial(frozen.encoded, name="frozen"), None
     if "light" in options.methods:
         light = frozen.quick if encoder is not None else train_ranker(known, seed=seed)
         found["light"] = light.score, light
@@ -126,7 +127,8 @@ def rungs(
             epochs=options.epochs, learning_rate=options.rate, seed=seed, device=options.device,
         )  # fmt: skip
         found["tuned"] = tuned.score, tuned
-        found["tuned, encoder alone"] = tuned.encoded, None
+        found["tuned, encoder alone"] = partial(tuned.encoded, name="tuned"), None
+        found["tuned without frozen"] = partial(without_frozen, tuned), None
     for name in ("ltr", "ltr-mean"):
         if name in options.methods:
             recipe = (
@@ -141,6 +143,12 @@ def rungs(
         plain = train_transformer(known, options.encoder, plain_recipe, seed=seed, device=options.device)
         found["tuned-plain"] = plain.score, None
     return found
+
+
+def without_frozen(tuned: EncoderRanker, texts: Sequence[str]) -> Numbers:
+    """The tuned encoder's score beside the light one's, the same weight each: one encoder a prompt."""
+    parts = tuned.quick.score(texts), tuned.encoded(texts, "tuned")
+    return np.asarray(parts[0] / tuned.spread[0] + parts[1] / tuned.spread[-1])
 
 
 def main() -> int:
@@ -214,8 +222,11 @@ def measure(
         asked = sets[name].answers(tests[name]).prompts
         for method, (_, ranker) in made.items():
             if isinstance(ranker, EncoderRanker) and encoder is not None:
-                plain = Encoder(ranker.encoder.folder, options.window)  # remembers nothing
-                ranker = replace(ranker, encoder=plain)
+                plain = {  # remembers nothing
+                    k: replace(r, encoder=Encoder(r.encoder.folder, options.window))
+                    for k, r in ranker.readers.items()
+                }
+                ranker = replace(ranker, readers=plain)
             if ranker is not None:
                 for label, value in zip(("ms", "ms in 64"), latency_ms(ranker, asked), strict=True):
                     cells[name].setdefault(f"{method}, {label}", {})[str(seed)] = round(value, 3)

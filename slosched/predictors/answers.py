@@ -108,11 +108,16 @@ class Answers:
 
     def split(self, share: float, seed: int) -> tuple[Answers, Answers]:
         """By prompt, at random: the first part has `share` of the prompts; equal texts stay together."""
+        first, second = self.parts(share, seed)
+        return self.select(first), self.select(second)
+
+    def parts(self, share: float, seed: int) -> tuple[Ints, Ints]:
+        """The prompts of the two parts of `split`, by index, ascending."""
         texts = {prompt.text: i for i, prompt in enumerate(self.prompts)}
         group = np.array([texts[prompt.text] for prompt in self.prompts], dtype=np.int64)
         rank = np.random.default_rng(seed).permutation(len(self.prompts))[group]
         first = rank < share * len(self.prompts)
-        return self.select(np.flatnonzero(first)), self.select(np.flatnonzero(~first))
+        return np.flatnonzero(first), np.flatnonzero(~first)
 
     def capped(self, most_tokens: int) -> Answers:
         """The same answers had the engine cut them off at `most_tokens`."""

@@ -1,9 +1,9 @@
 """Rankers that read prompts with a pretrained encoder, beside the light ranker's words and counts.
 
 Two rungs above the light one. ``frozen``: a score of the states of three of the encoder's layers as they are,
-by likeness to prompts whose answers are known. ``tuned``: the encoder itself is trained to rank (ListMLE, as
-Fu et al. 2024, arXiv 2408.15792, but mean pooling and a higher rate). Either is added to the light ranker's
-score, each in units of its own spread, so that neither drowns the other.
+by likeness to prompts whose answers are known. ``tuned``: a second copy of the encoder is trained to rank
+(ListMLE, as Fu et al. 2024, arXiv 2408.15792, but mean pooling and a higher rate), and read beside the frozen
+one. All are added to the light ranker's score, each in units of its own spread, so that none drowns another.
 
 What nearly all prompts begin or end with, such as a template or a system prompt, tells nothing of an answer's
 length but would fill the encoder's window. It is cut off before the encoder reads.
@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slosched.core.arrays import Floats
+from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import InputError, require
 from slosched.core.writing import write_files
 from slosched.predictors.answers import Answers
@@ -44,19 +44,24 @@ from slosched.predictors.ranker import (
     folds,
     scored_out_of_fold,
     tau,
-    train_ranker,
 )
 from slosched.predictors.rules_of_thumb import rules_of_thumb
 from slosched.predictors.states import read_tensors, write_tensors
 
-METHODS = ("frozen", "tuned")
+if TYPE_CHECKING:
+    from slosched.predictors.transformer_training import Recipe
 
-SHARES = (0.5, 1.0, 2.0, 4.0)
-"""Weights of the encoder's score, the light one's being 1; the best on prompts held out is taken."""
+FROZEN, TUNED = METHODS = ("frozen", "tuned")
+
+SHARES = {
+    1: ((1.0,), (2.0,), (0.5,), (4.0,)),
+    2: ((1.0, 2.0), (1.0, 1.0), (2.0, 2.0), (1.0, 4.0), (2.0, 1.0)),
+}
+"""Weights of the encoders' scores, the light one's being 1, by their number; the best on prompts held out is
+taken, the first where there are too few of them."""
 
 LEAST_TO_CHOOSE = 200
-"""Prompts held out from which on the share is chosen: the error of tau is about .05 with these. With fewer
-it is 1."""
+"""Prompts held out from which on shares are chosen: the error of tau is about .05 with these."""
 
 EPOCHS = 5
 LEARNING_RATE = 1e-4
@@ -65,79 +70,104 @@ LEARNING_RATE = 1e-4
 SHARED_BY = 0.9
 """Share of the prompts that must begin, or end, with a text for it to be cut off as a template."""
 
-FORMAT = "slosched-encoder-2"
+FORMAT = "slosched-encoder-3"
 
 QUICK = "light"
 """Folder of the light ranker within an encoder ranker's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """An encoder and what turns its vectors into scores."""
+
+    encoder: Encoder
+    head: Head
+
+    def __post_init__(self) -> None:
+        size = self.encoder.hidden_size
+        require(self.head.size == size, "head", f"for vectors of {size}, as the encoder's", self.head.size)
+
+    def score(self, texts: Sequence[str]) -> Floats:
+        """Score of each text, shape (n,)."""
+        return self.head.score(self.encoder.embed(texts))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EncoderRanker:
-    """A pretrained encoder beside the light ranker, a `slosched.predictors.Predictor`.
+    """Pretrained encoders beside the light ranker, a `slosched.predictors.Predictor`.
 
     Parameters
     ----------
     quick
         The light ranker alone: its forecast costs a hundredth, for the time until this one's is there.
-    encoder
-        Turns prompts into vectors.
-    head
-        Turns vectors into scores.
+    readers
+        By name, one of `METHODS`: ``frozen``, and perhaps ``tuned``.
     spread
-        Standard deviations of the light and of the encoder's score on prompts not trained on, shape (2,).
-    share
-        Weight of the encoder's score, the light one's being 1.
+        Standard deviations of the light score and of each reader's on prompts not trained on, shape
+        (1 + readers,).
+    shares
+        Weights of the readers' scores, the light one's being 1, shape (readers,).
     calibration
         What lengths a sum stands for.
     ends
-        What prompts begin and end with that the encoder need not read.
+        What prompts begin and end with that encoders need not read.
     report
         Measures of its training.
     """
 
     quick: Ranker
-    encoder: Encoder
-    head: Head
+    readers: dict[str, Reader]
     spread: Floats
-    share: float
+    shares: Floats
     calibration: Calibration
     ends: tuple[str, str] = ("", "")
     report: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        size = self.encoder.hidden_size
-        require(self.head.size == size, "head", f"for vectors of {size}, as the encoder's", self.head.size)
-        ok = self.spread.shape == (2,) and bool(np.all(self.spread > 0) and np.isfinite(self.spread).all())
-        require(ok, "spread", "two finite numbers above 0", self.spread)
+        known = bool(self.readers) and self.readers.keys() <= set(METHODS)
+        require(known, "readers", f"of {', '.join(METHODS)}", ", ".join(self.readers))
+        for name, values, count in (
+            ("spread", self.spread, 1 + len(self.readers)), ("shares", self.shares, len(self.readers)),
+        ):  # fmt: skip
+            ok = values.shape == (count,) and bool(np.all(values > 0) and np.isfinite(values).all())
+            require(ok, name, f"{count} finite numbers above 0", values)
 
     def score(self, texts: Sequence[str]) -> Floats:
         """Score of each text, higher means longer, shape (n,)."""
-        apart = np.stack([self.quick.score(texts), self.encoded(texts)], axis=1) / self.spread
-        return np.asarray(apart @ np.array([1.0, self.share]))
+        inner = inner_of(texts, self.ends)
+        apart = [self.quick.score(texts), *(reader.score(inner) for reader in self.readers.values())]
+        return np.asarray((np.stack(apart, axis=1) / self.spread) @ np.append(1.0, self.shares))
 
-    def encoded(self, texts: Sequence[str]) -> Floats:
-        """The encoder's score of each text, shape (n,)."""
-        return self.head.score(self.encoder.embed(inner_of(texts, self.ends)))
+    def encoded(self, texts: Sequence[str], name: str) -> Floats:
+        """The score of each text by one reader alone, shape (n,)."""
+        return self.readers[name].score(inner_of(texts, self.ends))
 
     def forecast(self, prompts: Sequence[Prompt]) -> Floats:
         """Atoms for each prompt, shape (n, FORECAST_ATOMS)."""
         return self.calibration.atoms(self.score([prompt.text for prompt in prompts]))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the encoder's files, ``ranker.safetensors``, ``predictor.json`` and the light ranker."""
+        """Write ``ranker.safetensors``, ``predictor.json``, the light ranker, and each reader's encoder in a
+        folder of the reader's name.
+        """
         target = Path(folder)
         self.quick.save(target / QUICK)
-        for name in (ENCODER, TOKENIZER):
-            if (self.encoder.folder / name).resolve() != (target / name).resolve():
-                shutil.copyfile(self.encoder.folder / name, target / name)
-        arrays = self.head.arrays() | {
-            "spread": self.spread, "scores": self.calibration.scores,
+        arrays = {
+            "spread": self.spread, "shares": self.shares, "scores": self.calibration.scores,
             "log_atoms": self.calibration.log_atoms,
         }  # fmt: skip
+        for name, reader in self.readers.items():
+            source, place = reader.encoder.folder, target / name
+            place.mkdir(parents=True, exist_ok=True)
+            for file in (ENCODER, TOKENIZER):
+                if (source / file).resolve() != (place / file).resolve():
+                    shutil.copyfile(source / file, place / file)
+            arrays |= {f"{name}.{key}": array for key, array in reader.head.arrays().items()}
         write_tensors(target / "ranker.safetensors", arrays, {"format": FORMAT})
+        window = max(reader.encoder.window_tokens for reader in self.readers.values())
         about = {
-            "kind": "encoder", "share": self.share,
-            "window_tokens": self.encoder.window_tokens, "ends": self.ends, "report": self.report,
+            "kind": "encoder", "readers": list(self.readers), "window_tokens": window, "ends": self.ends,
+            "report": self.report,
         }  # fmt: skip
         write_files(target, {ABOUT: (json.dumps(about, indent=1) + "\n").encode()})
         return target
@@ -159,18 +189,29 @@ class EncoderRanker:
             found = written.get("format")
             raise InputError(f"{path}: format must be {FORMAT!r}, got {found!r}; train the ranker anew.")
         try:
-            head = head_of(arrays)
-            spread, scores, log_atoms = (
-                np.asarray(arrays[name], np.float64) for name in ("spread", "scores", "log_atoms")
+            names = [str(name) for name in about["readers"]]
+            require(set(names) <= set(METHODS), "readers", f"of {', '.join(METHODS)}", names)
+            heads = {name: head_of(_within(arrays, name)) for name in names}
+            spread, shares, scores, log_atoms = (
+                np.asarray(arrays[name], np.float64) for name in ("spread", "shares", "scores", "log_atoms")
             )
-            window, share = int(about["window_tokens"]), float(about["share"])
+            window = int(about["window_tokens"])
             begin, end = (str(text) for text in about.get("ends", ("", "")))
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: {error} is missing or is not a number.") from None
+        readers = {name: Reader(Encoder(source / name, window), head) for name, head in heads.items()}
         return cls(
-            Ranker.load(source / QUICK), Encoder(source, window), head, spread, share,
-            Calibration(scores, log_atoms), (begin, end), about.get("report", {}),
+            Ranker.load(source / QUICK), readers, spread, shares, Calibration(scores, log_atoms),
+            (begin, end), about.get("report", {}),
         )  # fmt: skip
+
+
+def _within(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The arrays of one reader, by their names without its own."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def train_encoder(
@@ -223,34 +264,34 @@ def train_encoder(
     answers.require_enough()
     import_exporter()
     from slosched.predictors.pretrained import layers_of, open_model
-    from slosched.predictors.transformer_training import TRAINED_ON, Recipe, train_transformer
 
-    if method == "frozen":
-        body, tokenizer = open_model(model, download=download)
-        export_encoder(body, tokenizer, out, layers_read(layers_of(body)))
-        made = train_frozen(answers, Encoder(out, window_tokens), seed=seed, progress=progress)
-        return replace(made, report={"model": Path(model).name} | made.report)
-    ends = common_ends([prompt.text for prompt in answers.prompts])
-    inner = inner_of([prompt.text for prompt in answers.prompts], ends)
-    cut = [replace(p, text=text) for p, text in zip(answers.prompts, inner, strict=True)]
+    body, tokenizer = open_model(model, download=download)
+    export_encoder(body, tokenizer, Path(out) / FROZEN, layers_read(layers_of(body)))
+    encoder = Encoder(Path(out) / FROZEN, window_tokens)
+    about = {"model": Path(model).name}
+    if method == FROZEN:
+        made = train_frozen(answers, encoder, seed=seed, progress=progress)
+        return replace(made, report=about | made.report)
+    from slosched.predictors.transformer_training import Recipe
+
     recipe = Recipe(
         epochs=epochs, learning_rate=learning_rate, pooling="mean", most_tokens=window_tokens,
         both_ends=True, fading=True, rules=RULES,
     )  # fmt: skip
-    tuned = train_transformer(
-        replace(answers, prompts=cut), model, recipe, seed=seed, device=device, download=download,
-        progress=progress,
+    found = _frozen(answers, encoder, seed)
+    texts = [prompt.text for prompt in answers.prompts]
+    cut = [replace(p, text=t) for p, t in zip(answers.prompts, inner_of(texts, found.ends), strict=True)]
+    reader, watched = _tuned(
+        replace(answers, prompts=cut), model, Path(out) / TUNED, recipe, seed=seed, device=device,
+        download=download, progress=progress,
     )  # fmt: skip
-    export_encoder(tuned.body, tuned.tokenizer, out)
-    encoder = Encoder(out, window_tokens)
-    head = Plane(tuned.head.weight.detach().cpu().double().numpy()[0])
-    known, watched = answers.split(TRAINED_ON, seed)
-    quick = train_ranker(known, seed=seed)
-    texts = [prompt.text for prompt in watched.prompts]
-    encoded = head.score(encoder.embed(inner_of(texts, ends)))
-    made = _summed(watched, np.stack([quick.score(texts), encoded], axis=1), quick, encoder, head, ends, seed)
-    report = {"model": Path(model).name, "method": method} | made.report | {"prompts": len(answers.prompts)}
-    return replace(made, report=report)
+    encoded = reader.score([cut[i].text for i in watched.tolist()])
+    found = replace(
+        found, readers=found.readers | {TUNED: reader}, spread=np.append(found.spread, _spread(encoded)),
+        apart=np.column_stack([found.apart[watched], encoded]),
+    )  # fmt: skip
+    made = _summed(answers.select(watched), found, seed)
+    return replace(made, report=about | {"method": method} | made.report | {"prompts": len(texts)})
 
 
 def train_frozen(
@@ -258,6 +299,25 @@ def train_frozen(
 ) -> EncoderRanker:
     """The frozen rung on an encoder that was written before, see `train_encoder`; several may share one."""
     answers.require_enough()
+    made = _summed(answers, _frozen(answers, encoder, seed, progress), seed)
+    return replace(made, report={"method": FROZEN} | made.report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a sum is made of; `apart` holds scores of prompts by what was not trained on them, one column for
+    the light ranker and one for each reader, `spread` the columns' standard deviations.
+    """
+
+    quick: Ranker
+    readers: dict[str, Reader]
+    ends: tuple[str, str]
+    apart: Floats
+    spread: Floats
+
+
+def _frozen(answers: Answers, encoder: Encoder, seed: int, progress: Progress | None = None) -> _Parts:
+    """Light ranker and frozen encoder trained on all answers, and their scores out of fold."""
     texts = [prompt.text for prompt in answers.prompts]
     ends = common_ends(texts)
     vectors = encoder.embed(inner_of(texts, ends))
@@ -271,28 +331,49 @@ def train_frozen(
         part = fit_surface(vectors[inside], aims_of(answers.select(inside)), general, seed=seed)
         encoded[held] = part.score(vectors[held])
     head = fit_surface(vectors, aims_of(answers), general, seed=seed)
-    made = _summed(answers, np.stack([light, encoded], axis=1), quick, encoder, head, ends, seed)
-    return replace(made, report={"method": "frozen"} | made.report)
+    apart = np.column_stack([light, encoded])
+    return _Parts(quick, {FROZEN: Reader(encoder, head)}, ends, apart, _spread(apart))
 
 
-def _summed(
-    watched: Answers, apart: Floats, quick: Ranker, encoder: Encoder, head: Head, ends: tuple[str, str],
-    seed: int,
-) -> EncoderRanker:  # fmt: skip
-    """The ranker, from light and encoder's scores of prompts not trained on, shape (prompts, 2)."""
-    spread = np.maximum(apart.std(axis=0), 1e-9)
+def _tuned(
+    answers: Answers, model: str | Path, out: Path, recipe: Recipe, *, seed: int, device: str,
+    download: bool, progress: Progress | None,
+) -> tuple[Reader, Ints]:  # fmt: skip
+    """An encoder trained to rank, written to a folder, and which prompts it was not trained on."""
+    from slosched.predictors.transformer_training import TRAINED_ON, train_transformer
+
+    tuned = train_transformer(
+        answers, model, recipe, seed=seed, device=device, download=download, progress=progress
+    )
+    export_encoder(tuned.body, tuned.tokenizer, out)
+    head = Plane(tuned.head.weight.detach().cpu().double().numpy()[0])
+    reader = Reader(Encoder(out, recipe.most_tokens), head)
+    return reader, answers.parts(TRAINED_ON, seed)[1]
+
+
+def _spread(scores: Floats) -> Floats:
+    """Standard deviation of scores, or of each column; never 0."""
+    return np.asarray(np.maximum(scores.std(axis=0), 1e-9))
+
+
+def _summed(watched: Answers, parts: _Parts, seed: int) -> EncoderRanker:
+    """The ranker, from the parts' scores of these prompts, on which none of them was trained."""
     lengths = watched.output_tokens
-    sums = {share: (apart / spread) @ np.array([1.0, share]) for share in SHARES}
-    order = {share: tau(score[watched.prompt], lengths) for share, score in sums.items()}
+    tried = [np.array(shares) for shares in SHARES[len(parts.readers)]]
+    sums = [(parts.apart / parts.spread) @ np.append(1.0, shares) for shares in tried]
+    order = [tau(score[watched.prompt], lengths) for score in sums]
     enough = len(watched.prompts) >= LEAST_TO_CHOOSE
-    share = max(SHARES, key=lambda s: (order[s], -abs(np.log(s)))) if enough else 1.0
-    made = calibrate(sums[share][watched.prompt], lengths, watched.cut, seed=seed)
+    best = int(np.argmax(order)) if enough else 0
+    made = calibrate(sums[best][watched.prompt], lengths, watched.cut, seed=seed)
+    alone = {
+        f"tau_{name}": tau(parts.apart[watched.prompt, k], lengths)
+        for k, name in enumerate(("light", *parts.readers))
+    }
     report = {
         "prompts": len(watched.prompts), "answers": len(lengths), "cut": int(watched.cut.sum()),
-        "share": share, "tau_held_out": order[share], "tau_light": tau(apart[watched.prompt, 0], lengths),
-        "tau_encoder": tau(apart[watched.prompt, 1], lengths),
-    }  # fmt: skip
-    return EncoderRanker(quick, encoder, head, spread, share, made, ends, report)
+        "shares": tried[best].tolist(), "tau_held_out": order[best],
+    } | alone  # fmt: skip
+    return EncoderRanker(parts.quick, parts.readers, parts.spread, tried[best], made, parts.ends, report)
 
 
 def common_ends(texts: Sequence[str]) -> tuple[str, str]:

@@ -39,8 +39,9 @@ def test_a_rung_learns_and_comes_back_from_disk(tmp_path: Path, method: str) -> 
     test = made_up(200, 5)
     texts = [prompt.text for prompt in test.prompts]
     assert tau(made.score(texts), test.output_tokens) > 0.6
-    assert tau(made.encoded(texts), test.output_tokens) > (0.6 if method == "tuned" else 0.2)
+    assert tau(made.encoded(texts, method), test.output_tokens) > (0.6 if method == "tuned" else 0.2)
     again = load_predictor(made.save(tmp_path / "ranker"))
+    assert list(again.readers) == list(METHODS[: METHODS.index(method) + 1])
     atoms = made.forecast(test.prompts)
     assert again.forecast(test.prompts) == pytest.approx(atoms, rel=1e-6)
     assert np.mean(test.output_tokens <= atoms[:, -1]) > 0.8
@@ -64,28 +65,29 @@ def test_prompts_of_any_content_get_the_same_score_alone_as_in_company(made: Enc
     together = made.score(ODD)
     assert np.isfinite(together).all()
     assert together == pytest.approx([float(made.score([text])[0]) for text in ODD], abs=0.05)
-    assert len(made.encoder.tokens(ODD[1])) == 16
-    assert made.encoder.tokens("say " * 50 + "now")[-1] == made.encoder.tokens("now")[-1]
+    encoder = made.readers["frozen"].encoder
+    assert len(encoder.tokens(ODD[1])) == 16
+    assert encoder.tokens("say " * 50 + "now")[-1] == encoder.tokens("now")[-1]
 
 
 def test_what_does_not_fit_is_refused_by_name(made: EncoderRanker, tmp_path: Path) -> None:
     folder = made.save(tmp_path / "r")
     arrays, about = read_tensors(folder / "ranker.safetensors")
     path = folder / "ranker.safetensors"
-    write_tensors(path, arrays | {"centres": arrays["centres"][:, :16]}, about)
+    write_tensors(path, arrays | {"frozen.centres": arrays["frozen.centres"][:, :16]}, about)
     with pytest.raises(InputError, match=r"head must be for vectors of \d+, as the encoder's, got 16"):
         load_predictor(folder)
-    write_tensors(path, arrays | {"centres": arrays["centres"][:16]}, about)
+    write_tensors(path, arrays | {"frozen.centres": arrays["frozen.centres"][:16]}, about)
     with pytest.raises(InputError, match=r"centres must be of shape \(\d+, size\)"):
         load_predictor(folder)
-    write_tensors(path, arrays, {"format": "slosched-encoder-1"})
+    write_tensors(path, arrays, {"format": "slosched-encoder-2"})
     with pytest.raises(InputError, match=r"format must be .*train the ranker anew"):
         load_predictor(folder)
     write_tensors(path, arrays, about)
-    (folder / "encoder.onnx").write_bytes(b"no model")
+    (folder / "frozen" / "encoder.onnx").write_bytes(b"no model")
     with pytest.raises(InputError, match="ONNX encoder"):
         load_predictor(folder)
-    (folder / "encoder.onnx").unlink()
+    (folder / "frozen" / "encoder.onnx").unlink()
     with pytest.raises(InputError, match=r"encoder must be a folder with encoder\.onnx"):
         load_predictor(folder)
     with pytest.raises(InputError, match="model must be a folder"):
@@ -116,11 +118,11 @@ def test_what_all_prompts_share_does_not_fill_the_window(tmp_path: Path) -> None
     )
     assert ranker.ends[0].startswith(begin.strip()[:40])
     texts = [prompt.text for prompt in test.prompts]
-    assert tau(ranker.encoded(texts), test.output_tokens) > 0.4
+    assert tau(ranker.encoded(texts, "tuned"), test.output_tokens) > 0.4
     again = load_predictor(ranker.save(tmp_path / "r"))
     assert isinstance(again, EncoderRanker)
     assert again.ends == ranker.ends
-    assert again.encoded(texts) == pytest.approx(ranker.encoded(texts))
+    assert again.encoded(texts, "tuned") == pytest.approx(ranker.encoded(texts, "tuned"))
     other = ["say ten songs", begin, begin + end, ""]  # without the template, or nothing else
     assert np.isfinite(again.score(other)).all()
 
