@@ -41,11 +41,11 @@ def test_a_rung_learns_and_comes_back_from_disk(tmp_path: Path, method: str) -> 
     assert tau(made.score(texts), test.output_tokens) > 0.6
     assert tau(made.encoded(texts, method), test.output_tokens) > (0.6 if method == "tuned" else 0.2)
     again = load_predictor(made.save(tmp_path / "ranker"))
+    assert isinstance(again, EncoderRanker)
     assert list(again.readers) == list(METHODS[: METHODS.index(method) + 1])
     atoms = made.forecast(test.prompts)
     assert again.forecast(test.prompts) == pytest.approx(atoms, rel=1e-6)
     assert np.mean(test.output_tokens <= atoms[:, -1]) > 0.8
-    assert isinstance(again, EncoderRanker)
     assert tau(again.quick.forecast(test.prompts).mean(axis=1), test.output_tokens) > 0.5
 
 
