@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,3 +239,26 @@ def test_the_command_refuses_what_is_neither(capsys: pytest.CaptureFixture[str])
         "source must be a server's URL, a log file or a model's folder, got 'nowhere'"
         in capsys.readouterr().err
     )
+
+
+def test_ctrl_c_keeps_the_answers_so_far(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are in the file, and the exit code is 130."""
+    from slosched.lab import collect
+
+    ask = collect._Asker.question
+
+    def question(self: collect._Asker, i: int, sample: int) -> dict[str, Any]:
+        if len(self.found) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ask(self, i, sample)
+
+    monkeypatch.setattr(collect._Asker, "question", question)
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    prompts.write_text("say 5\n" * 200)
+    with pytest.raises(SystemExit) as end:
+        main(["collect", server.url, "--prompts", str(prompts), "--concurrency", "1", "--out", str(out)])
+    assert end.value.code == 130
+    assert 3 <= len(out.read_text().splitlines()) < 200
+    assert "holds the answers that had come" in capsys.readouterr().err
