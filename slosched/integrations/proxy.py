@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from slosched.core.engine import find_engine
 from slosched.core.errors import MissingExtraError
@@ -19,7 +20,7 @@ from slosched.integrations.dispatch import NOBODY, REFUSED, Dispatcher, Held, wa
 from slosched.integrations.proxy_metrics import RouterMetrics
 from slosched.integrations.proxy_settings import RouterSettings
 from slosched.integrations.relay import Broken, Relay, error_body
-from slosched.integrations.upstream import Poller, Upstream
+from slosched.integrations.upstream import LOOKS_FROM, Poller, Upstream
 from slosched.integrations.vllm.config import load_config
 from slosched.routers import router as router_by_name
 
@@ -83,6 +84,7 @@ class RouterApp:
             time.monotonic,
             most_tenants=self.config.bounds.max_tenants,
         )
+        self._mark = uuid4().hex
         self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -114,8 +116,9 @@ class RouterApp:
             max_line_size=ANSWER_HEADER_BYTES, max_field_size=ANSWER_HEADER_BYTES,
         )  # fmt: skip
         poller = Poller(
-            self._session, self.upstreams, self.settings.statistics_s, time.monotonic, self._looked
-        )
+            self._session, self.upstreams, self.settings.statistics_s, time.monotonic, self._looked,
+            self._mark,
+        )  # fmt: skip
         await poller.look()
         self.dispatcher.router.live()
         self._tasks = [asyncio.create_task(poller.run())]
@@ -166,7 +169,9 @@ class RouterApp:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/health":
+        if (LOOKS_FROM.encode(), self._mark.encode()) in scope["headers"]:
+            await respond(send, 508, error_body("the router is named as its own server", 508))
+        elif path == "/health":
             up = self.dispatcher.open > 0
             await respond(send, 200 if up else 503, b"" if up else error_body("no engine is up", 503))
         elif path == "/metrics":

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 FAILURES = 2
 """Looks in a row that must fail before a server counts as down; a refused connection does at once."""
 
+LOOKS_FROM = "x-slosched-router"
+"""Header of looks with the router's own mark: one that looks at itself would send requests in circles."""
+
 LOOK_S = 5.0
 """Seconds that a server has to answer a look: its own page is served between steps of seconds, too."""
 
@@ -139,6 +142,8 @@ class Poller:
         The router's clock.
     changed
         Called with (index, status or None) after each look at an engine.
+    mark
+        What tells this router from others, in the header `LOOKS_FROM` of its looks.
     """
 
     def __init__(
@@ -148,9 +153,11 @@ class Poller:
         period_s: float,
         clock: Callable[[], float],
         changed: Callable[[int, EngineStatus | None], None],
+        mark: str = "",
     ) -> None:
         self.session, self.upstreams, self.period_s = session, upstreams, period_s
         self.clock, self.changed = clock, changed
+        self._headers = {LOOKS_FROM: mark}
         self._without: set[str] = set()  # servers without a metrics page
 
     @property
@@ -183,8 +190,9 @@ class Poller:
         timeout = aiohttp.ClientTimeout(total=LOOK_S)
         try:
             path = "/health" if url in self._without else "/metrics"
-            async with self.session.get(url + path, timeout=timeout, allow_redirects=False) as answer:
-                alive, why = answer.status < 500, f"status {answer.status}"
+            look = self.session.get(url + path, headers=self._headers, timeout=timeout, allow_redirects=False)
+            async with look as answer:
+                alive, why = answer.status < 500, f"status {answer.status} {answer.reason}"
                 if path == "/metrics":
                     status = read_gauges(await _page(answer), self.clock()) if answer.status == 200 else {}
                     if answer.status == 404:

@@ -157,8 +157,8 @@ async def bench(*hows: str, **settings: Any) -> AsyncIterator[Bench]:
         await engine.start()
     chosen: dict[str, Any] = {"statistics_s": 0.05, "router": "least-requests"} | settings
     urls = chosen.pop("engines", tuple(engine.url for engine in engines))
+    port = chosen.pop("port", 0) or free_port()
     app = RouterApp(RouterSettings(engines=urls, **chosen))
-    port = free_port()
     server = uvicorn.Server(server_config(app, host="127.0.0.1", port=port))
     task = asyncio.create_task(server.serve())
     while not server.started:

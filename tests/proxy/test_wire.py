@@ -13,7 +13,7 @@ import pytest
 
 from slosched.integrations.proxy_settings import RouterSettings
 
-from .conftest import Bench, bench
+from .conftest import Bench, bench, free_port
 from .test_strangers import rests
 from .wire import Answer, RawEngine, get, parts_of, pieces, post, raw, say, whole
 
@@ -459,3 +459,23 @@ def test_an_error_of_the_routers_own_is_said(
         assert "hush" not in caplog.text
 
     before(whole(), test)
+
+
+def test_a_router_before_itself() -> None:
+    """A port typed twice: it says 503, and sends nothing round in circles; one before another works."""
+
+    async def run() -> None:
+        port = free_port()
+        async with raw(whole()) as engine:
+            urls = (f"http://127.0.0.1:{port}", engine.url)
+            async with (
+                bench(engines=urls, port=port, router="round-robin") as one,
+                bench(engines=(one.url,)) as two,
+            ):
+                await asyncio.sleep(0.3)
+                assert [upstream.up for upstream in one.app.upstreams] == [False, True]
+                for b in (one, two):
+                    assert parts_of(await say(b.url, post()))[0] == 200
+                assert len(engine.got) == 2
+
+    asyncio.run(run())
