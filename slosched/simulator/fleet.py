@@ -49,7 +49,8 @@ class Change:
     at_s
         When, in seconds, at least 0.
     engine
-        Index of the engine. One with a "join" is not there before.
+        Index of the engine. One with a "join" is not there before its first; one that joins after it has
+        failed starts anew, with nobody and with an empty cache.
     kind
         "join": it takes requests from now on. "drain": it takes no more, and finishes what it has. "fail":
         it is gone; answers that had begun are lost, requests without a token come back to the router.
@@ -192,19 +193,11 @@ class _Fleet:
         self.workload, self.router, self.seed, self.measure = workload, router, seed, measure
         self.delay_ps, self.period_ps = round(delay_s / _PS), round(statistics_s / _PS)
         self.columns: Columns = columns_of(workload)
-        contents: dict[int, Contents] = {}
-        self.engines: list[SimulatedEngine] = []
-        for i, engine in enumerate(engines):
-            its = policy_of(policy, seed=seed + i) if isinstance(policy, str) else policy()
-            its_engine = its.engine_for(engine)
-            block = engine.limits.block_tokens
-            if engine.limits.prefix_cache and block not in contents:
-                contents[block] = contents_of(workload, block)
-            self.engines.append(
-                SimulatedEngine(
-                    workload, self.columns, its, its_engine, returns_turns=True, contents=contents.get(block)
-                )
-            )
+        self._contents: dict[int, Contents] = {}
+        self._make_policy = policy
+        self._kinds = list(engines)
+        self.engines: list[SimulatedEngine] = [self._fresh(i) for i in range(len(engines))]
+        self.former: list[tuple[int, SimulatedEngine]] = []  # those that failed and came back anew
         self.policy = self.engines[0].policy.name
         first = self.engines[0]
         if first.thinks:  # routers see the same limits as policies do
@@ -230,6 +223,18 @@ class _Fleet:
         self.events: list[tuple[int, int, int]] = []
         self.coming = 0  # arrivals and changes among the events
         self.idle_events = 0
+
+    def _fresh(self, index: int) -> SimulatedEngine:
+        """An engine as it starts: with nobody, and with an empty cache."""
+        policy, engine = self._make_policy, self._kinds[index]
+        its = policy_of(policy, seed=self.seed + index) if isinstance(policy, str) else policy()
+        block = engine.limits.block_tokens
+        if engine.limits.prefix_cache and block not in self._contents:
+            self._contents[block] = contents_of(self.workload, block)
+        return SimulatedEngine(
+            self.workload, self.columns, its, its.engine_for(engine), returns_turns=True,
+            contents=self._contents.get(block),
+        )  # fmt: skip
 
     def run(self, changes: Sequence[Change], progress: Callable[[int, int], None] | None) -> None:
         """All events in order of time, then every engine to its end."""
@@ -418,6 +423,9 @@ class _Fleet:
 
     def _change(self, change: Change, now_ps: int) -> None:
         if change.kind == "join":
+            if not self.alive[change.engine]:
+                self.former.append((change.engine, self.engines[change.engine]))
+                self.engines[change.engine] = self._fresh(change.engine)
             self.alive[change.engine] = True
             self.books.accept(change.engine, True)
         elif change.kind == "drain":
@@ -430,6 +438,9 @@ class _Fleet:
         """An engine is gone: begun answers are lost, all else comes back; its last step never ended."""
         r = self.columns.requests
         self.alive[index] = False
+        self.said = [said for said in self.said if said.engine != index]  # nobody hears of it any more
+        heapq.heapify(self.said)
+        self.last_said[index] = -1
         for row in self.books.engines[index].rows.tolist():
             turn = int(r.next_turn[row])
             if turn >= 0 and r.finish_ps[row] > now_ps:
@@ -451,9 +462,15 @@ class _Fleet:
                 self.engine_of[row] = -1
                 self.books.back(row)
 
+    def _log(self, index: int, wall_s: float) -> RunLog:
+        """How an engine fared, its former lives included."""
+        former = [engine.log(wall_s) for i, engine in self.former if i == index]
+        last = self.engines[index].log(wall_s)
+        return _together([*former, last], wall_s) if former else last
+
     def result(self, wall_s: float) -> FleetRun:
         """What happened."""
-        logs = tuple(engine.log(wall_s) for engine in self.engines)
+        logs = tuple(self._log(index, wall_s) for index in range(len(self.engines)))
         return FleetRun(
             policy=self.policy,
             engine="simulator",

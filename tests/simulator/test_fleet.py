@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from slosched.core.engine import Engine, EngineLimits
 from slosched.core.errors import InputError
@@ -267,3 +269,114 @@ def test_a_lost_answer_ends_its_session(model: StepTimeModel) -> None:
     assert np.all(np.isnan(run.outcomes.arrival_s[cut]))
     sent = np.isfinite(run.outcomes.arrival_s)
     assert np.array_equal(run.outcomes.finished, sent & ~run.lost)
+
+
+class UntilIt(PickRouter):
+    """Sends to engine 0 before a time, to engine 1 from then on."""
+
+    name: ClassVar[str] = "until-it"
+
+    def __init__(self, until_s: float) -> None:
+        self.until_s = until_s
+
+    def pick(self, row: int, fleet: FleetSnapshot) -> int:
+        return 0 if fleet.now_s < self.until_s and 0 in fleet.open else 1
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf"])
+def test_an_engine_that_comes_back_starts_anew(policy: str, model: StepTimeModel) -> None:
+    """It goes on with nothing it had: nobody is served twice, and nobody elsewhere is faster for it."""
+    fail = [Change(at_s=0.0, engine=0, kind="join"), Change(at_s=1.0, engine=0, kind="fail")]
+    back = [*fail, Change(at_s=1.01, engine=0, kind="join")]
+    for work in (burst(), sessions()):
+        gone, again = (
+            simulate_fleet(work, [engine(SMALL, model)] * 2, UntilIt(1.0), policy, changes=changes)
+            for changes in (fail, back)
+        )
+        assert gone.lost.any()
+        assert np.array_equal(gone.lost, again.lost)
+        assert not np.any(again.lost & again.outcomes.finished)
+        assert np.array_equal(gone.outcomes.finish_s, again.outcomes.finish_s, equal_nan=True)
+        assert [log.steps for log in gone.logs] == [log.steps for log in again.logs]
+        used = simulate_fleet(work, [engine(SMALL, model)] * 2, "round-robin", policy, changes=back)
+        assert np.any((used.engine_of == 0) & (used.outcomes.arrival_s > 1.01))
+        assert used.logs[0].steps > gone.logs[0].steps
+
+
+AWKWARD_S = (0.0, 0.1, 0.101, 0.25, 0.5, 0.7, 1.0)
+"""Arrivals and changes fall together here, or a routing delay apart."""
+
+
+@st.composite
+def troubled(draw: st.DrawFn) -> tuple[Workload, list[Change], int]:
+    """A workload, with turns perhaps, and what happens to one to three engines, at awkward instants."""
+    count, engines = draw(st.integers(1, 16)), draw(st.integers(1, 3))
+    turns = draw(st.sampled_from([1, 1, 2, 4]))
+    count = max(1, count // turns) * turns
+    starts = sorted(draw(st.sampled_from(AWKWARD_S)) for _ in range(count // turns))
+    first = np.arange(count) % turns == 0
+    think = [-1.0 if first[i] else draw(st.sampled_from([0.0, 0.002, 0.1])) for i in range(count)]
+    lengths = [(draw(st.integers(1, 150)), draw(st.integers(1, 30))) for _ in range(count)]
+    prompts, answers = (np.array(column) for column in zip(*lengths, strict=True))
+    arrivals = np.repeat(np.array(starts), turns)
+    session = np.repeat(np.arange(count // turns), turns) if turns > 1 else None
+    work = Workload.plain(
+        arrivals, prompts, answers, session=session, think_s=np.array(think) if turns > 1 else None
+    )
+    change = st.builds(
+        Change,
+        at_s=st.sampled_from(AWKWARD_S),
+        engine=st.integers(0, engines - 1),
+        kind=st.sampled_from(["join", "drain", "fail"]),
+    )
+    return replace(work, ttft_s=np.full(count, 0.4)), draw(st.lists(change, max_size=6)), engines
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    troubled(),
+    st.sampled_from(["round-robin", "least-requests", "dynamo", "slosched:floors=false,refuse=true"]),
+    st.sampled_from(["fcfs", "edf"]),
+    st.sampled_from([0.0, 0.001, 0.1]),
+    st.sampled_from([0.0, 0.05, 0.5]),
+)
+def test_whatever_happens_to_engines(
+    model: StepTimeModel,
+    case: tuple[Workload, list[Change], int],
+    router: str,
+    policy: str,
+    delay_s: float,
+    statistics_s: float,
+) -> None:
+    """Each request ends once: answered, cut off, refused, never sent, or left where no engine is.
+
+    An engine that fails for good answers nobody afterwards. Whoever waits at the end had no engine to go to.
+    """
+    work, changes, engines = case
+    run = simulate_fleet(
+        work, [engine(SMALL, model)] * engines, router, policy,
+        changes=changes, delay_s=delay_s, statistics_s=statistics_s,
+    )  # fmt: skip
+    o, count = run.outcomes, len(work)
+    refused = np.zeros(count, dtype=np.bool_) if o.rejected is None else o.rejected
+    ended = o.finished.astype(int) + run.lost + refused
+    assert np.all(ended <= 1)
+    joins = {change.engine for change in changes if change.kind == "join"}
+    takes, alive = [i not in joins for i in range(engines)], [True] * engines
+    for change in sorted(changes, key=lambda one: one.at_s):
+        takes[change.engine] = change.kind == "join"
+        alive[change.engine] = change.kind == "join" or (change.kind == "drain" and alive[change.engine])
+        later = [
+            c for c in changes if c.engine == change.engine and c.kind == "join" and c.at_s >= change.at_s
+        ]
+        if change.kind == "fail" and not later:
+            there = o.finished & (run.engine_of == change.engine)
+            assert np.all(o.finish_s[there] <= change.at_s + 1e-9)
+    left = (ended == 0) & np.isfinite(o.arrival_s)
+    assert not (left.any() and any(takes))
+    assert not any(alive[run.engine_of[i]] for i in np.flatnonzero(left) if run.engine_of[i] >= 0)
+    done = o.finished
+    assert np.all(o.first_token_s[done] >= o.arrival_s[done] + delay_s - 1e-9)
+    turn = np.flatnonzero(work.previous >= 0)
+    sent = turn[np.isfinite(o.arrival_s[turn])]
+    assert np.all(o.finished[work.previous[sent]])
