@@ -21,6 +21,7 @@ from slosched.integrations.vllm.decision import NOBODY, Decision
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.running_rows import RunningRows
 from slosched.integrations.vllm.state import Learned
 from slosched.policies import policy
 from slosched.testing.virtual_clock import VirtualEngine
@@ -154,7 +155,7 @@ def test_the_running_list_keeps_its_order_unless_the_plan_or_an_older_one_change
     running = [fake_request(str(i), float(i)) for i in range(4)]
     rows = ledger.rows_of(running)
     none: Any = None
-    carrying = Carrying(SloQueue(ledger), ledger, none, none, none, config, clock, stats)
+    carrying = Carrying(SloQueue(ledger), ledger, none, none, none, RunningRows(ledger), config, clock, stats)
     scheduler = SimpleNamespace(running=list(running), waiting=[])
 
     def names(number: int, order: list[int], made_after: int, *, same: bool) -> str:

@@ -232,3 +232,16 @@ def test_newcomers_since_a_plan_are_known(ledger: Ledger) -> None:
         found = {row for row in ledger.since(newest) if ledger.table.serial[row] >= 0}
         assert found == {row for row in known if ledger.table.serial[row] > newest}
         newest = int(ledger.table.serial.max())
+
+
+def test_whoever_waits_is_held_until_the_next_block(ledger: Ledger) -> None:
+    """All but fenced ones could still be put first; who joins later is offered."""
+    queue, requests = _queue(ledger, [0.0, 1.0, 2.0])
+    queue.block_all([1])
+    assert not queue
+    assert len(queue) == 3
+    assert not queue.put_first(1)
+    queue.add_request(fake_request("late", 9.0))
+    assert queue.peek_request().request_id == "late"
+    queue.block([])
+    assert queue.pop_request() is requests[0]

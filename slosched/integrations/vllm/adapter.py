@@ -66,6 +66,7 @@ class SloMixin:
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Let vLLM take in a step's output and note who got tokens and who is done."""
+        _hook(self, Controller.settle, self)
         result = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         _hook(self, foretold, *args)
         _hook(self, Controller.updated, self, scheduler_output.num_scheduled_tokens)

@@ -4,8 +4,6 @@ undoes what holds for that step only.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.preemption import Preemption
 from slosched.integrations.vllm.queue import SloQueue, adapter_of
 from slosched.integrations.vllm.refusal import Refusals
+from slosched.integrations.vllm.running_rows import RunningRows
 
 
 class PassedOver:
@@ -38,22 +37,25 @@ class PassedOver:
     ----------
     scheduler
         vLLM's scheduler.
-    ids
-        Names of the requests to pass over; those that do not run are left out.
+    places
+        Places in the running list of those to pass over, ascending.
     """
 
-    def __init__(self, scheduler: Any, ids: Collection[str]) -> None:
+    def __init__(self, scheduler: Any, places: list[int]) -> None:
         running = scheduler.running
-        passed = [request for request in running if request.request_id in ids]
-        self.count = len(passed)
-        self._before = list(running)
+        self.count = len(places)
+        self._before, others = running.copy(), running.copy()
+        passed = [running[place] for place in places]
+        for place in reversed(places):
+            del others[place]
         self._placeholders: list[tuple[Any, int, int]] = []
         for request in passed:
             known, own = request.num_tokens_with_spec, request.num_output_placeholders
             disguise = request.num_computed_tokens - known
             request.num_output_placeholders = disguise
             self._placeholders.append((request, own, disguise))
-        running[:] = [*passed, *(request for request in running if request.request_id not in ids)]
+        self._during = [*passed, *others]
+        running[:] = self._during
 
     def put_back(self, scheduler: Any) -> None:
         """Give back placeholders and places; whom vLLM has preempted in the meantime stays as he is."""
@@ -62,10 +64,14 @@ class PassedOver:
         for request, own, disguise in self._placeholders:
             if request.status.name == "RUNNING" and request.num_output_placeholders == disguise:
                 request.num_output_placeholders = own
-        here = {request.request_id: request for request in scheduler.running}
-        old = [request for request in self._before if here.pop(request.request_id, None) is not None]
-        scheduler.running[:] = [*old, *here.values()]
         self._placeholders = []
+        running, before = scheduler.running, self._before
+        if running[: len(before)] == self._during:  # nobody has left
+            running[: len(before)] = before
+            return
+        here = {request.request_id: request for request in running}
+        old = [request for request in before if here.pop(request.request_id, None) is not None]
+        running[:] = [*old, *here.values()]
 
 
 def can_pass_over(scheduler: Any) -> bool:
@@ -131,12 +137,13 @@ class Carrying:
         preemption: Preemption,
         refusals: Refusals,
         prefilling: Prefilling,
+        running: RunningRows,
         config: Config,
         clock: Clock,
         stats: Stats,
     ) -> None:
         self._queue, self._ledger, self._preemption = queue, ledger, preemption
-        self._refusals, self._prefilling = refusals, prefilling
+        self._refusals, self._prefilling, self._running = refusals, prefilling, running
         self._config, self._clock, self._stats = config, clock, stats
         self._bypass = Bypass(ledger)
         self._last: Decision | None = None
@@ -180,30 +187,33 @@ class Carrying:
             if len(decision.order):
                 self._stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
         queue.set_order(decision.order, self._order_serial)
-        held = self._held(decision, used=used and len(scheduler.running) > 0)
-        queue.block(step.fenced, held)
-        if len(held) and not queue and not scheduler.running and not busy:
+        held = self._hold(step, decision, used=used and len(scheduler.running) > 0)
+        if held and not queue and not scheduler.running and not busy:
             self._stats.failure("all-held")  # nobody would ever run again
             queue.block(step.fenced)
         else:
-            self._stats.held += len(held)
+            self._stats.held += held
         self.let_pass(scheduler, busy=busy)
         self._limit_adapters(scheduler)
 
-    def _held(self, decision: Decision, *, used: bool) -> Ints:
-        """Rows that must not enter.
+    def _hold(self, step: Step, decision: Decision, *, used: bool) -> int:
+        """Offer nobody who must not enter; returns how many the decision holds back.
 
         A decision made beside the engine that says who enters its step knows nothing of who has come since.
         Carried out before, it has let in whom it meant to let in: until the next one comes, nobody enters.
         """
-        if not decision.bounded:
-            serial = self._ledger.table.serial
-            return decision.alive(decision.hold, serial) if len(decision.hold) else decision.hold
-        if used:
-            return self._queue.line.rows
-        # A row of `hold` that has changed hands is a newcomer's, who is held as well.
-        newcomers = self._ledger.since(decision.newest)
-        return np.concatenate([decision.hold, newcomers]) if newcomers else decision.hold
+        hold = decision.hold
+        if decision.bounded:
+            if used:
+                self._queue.block_all(step.fenced)
+                return len(self._queue)
+            # A row of `hold` that has changed hands is a newcomer's, who is held as well.
+            newcomers = self._ledger.since(decision.newest)
+            hold = np.concatenate([hold, newcomers]) if newcomers else hold
+        elif len(hold):
+            hold = decision.alive(hold, self._ledger.table.serial)
+        self._queue.block(step.fenced, hold)
+        return len(hold)
 
     def native(self, step: Step) -> None:
         """Let requests come out in the engine's own order, but for whom a step in flight still computes."""
@@ -241,25 +251,20 @@ class Carrying:
             return  # as it was when the plan was made, and nobody has changed it since
         assert decision.running_order is not None
         order = decision.alive(decision.running_order, self._ledger.table.serial)
-        get, running = self._ledger.rows.get, scheduler.running
-        place = {row: i for i, row in enumerate(order.tolist())}
-        last = len(place)
-        places = [place.get(get(r.request_id, -1), last) for r in running]
-        if any(a > b for a, b in pairwise(places)):
+        places = self._running.wanted(scheduler.running, order)
+        if places is not None:
             self._reordered = step.number
-            running[:] = [running[i] for i in sorted(range(len(running)), key=places.__getitem__)]
+            self._running.rearrange(scheduler.running, places)
 
     def _pass_over(self, scheduler: Any, step: Step, rows: Ints) -> None:
         """Give these running requests no token in this step, if anybody else could get one."""
-        names = self._ledger.table.request_ids
-        ids = {names[row]: True for row in rows.tolist()}
-        here = sum(request.request_id in ids for request in scheduler.running)
-        if not here or not can_pass_over(scheduler) or self._adapters_come_uncounted(scheduler):
+        places = self._running.places(scheduler.running, rows)
+        if not places or not can_pass_over(scheduler) or self._adapters_come_uncounted(scheduler):
             return
-        if here == len(scheduler.running) and not len(self._queue):
+        if len(places) == len(scheduler.running) and not len(self._queue):
             return
-        step.passed = PassedOver(scheduler, ids)
-        self._stats.skipped += here
+        step.passed = PassedOver(scheduler, places)
+        self._stats.skipped += len(places)
 
     def _adapters_come_uncounted(self, scheduler: Any) -> bool:
         """Whether vLLM may admit adapters from another queue than slosched's, where `_limit_adapters` counts.
@@ -289,8 +294,10 @@ class Carrying:
         begun = self._prefilling.rows()
         if step.passed is not None:
             taking_part = taking_part[step.passed.count :]
-            here = {self._ledger.rows.get(r.request_id): True for r in taking_part}
-            begun = {row: True for row in begun if row in here}
+            if begun:
+                here = {request.request_id: True for request in taking_part}
+                names = self._ledger.table.request_ids
+                begun = {row: True for row in begun if names[row] in here}
         decoding = max(0, len(taking_part) - len(begun))
         per_request = 1 + int(getattr(scheduler, "num_spec_tokens", 0) or 0)
         budget = prefill_tokens + decoding * per_request

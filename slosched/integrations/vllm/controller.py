@@ -25,6 +25,7 @@ from slosched.integrations.vllm.prefix_hits import PrefixPeek
 from slosched.integrations.vllm.queue import Handover, SloQueue
 from slosched.integrations.vllm.refusal import Refusals
 from slosched.integrations.vllm.reporting import Reporting
+from slosched.integrations.vllm.running_rows import RunningRows
 from slosched.integrations.vllm.snapshots import Snapshots, limits_of
 from slosched.integrations.vllm.state import Learned
 from slosched.integrations.vllm.waits import Outlook
@@ -101,16 +102,20 @@ class Controller:
         self.asking = Asking(
             policy, self.planner, self.queue, self.ledger, self.prefilling, self.limits, by_slo=by_slo
         )
+        running = RunningRows(self.ledger)
         self.snapshots = Snapshots(
-            self.queue, self.ledger, self.watch, self.limits, clock,
+            self.queue, self.ledger, self.watch, self.limits, clock, running,
             lax=self.planner.by_key and not clock.virtual,
         )  # fmt: skip
         self.refusals = Refusals(self.ledger)
         preemption = Preemption(capability, config.guards, self.ledger, self.stats, bounded=not clock.virtual)
         self.carrying = Carrying(
-            self.queue, self.ledger, preemption, self.refusals, self.prefilling, config, clock, self.stats
-        )
+            self.queue, self.ledger, preemption, self.refusals, self.prefilling, running, config, clock,
+            self.stats,
+        )  # fmt: skip
         self._number = 0
+        self._fresh: tuple[dict[str, int], list[Any] | None, float, float] | None = None
+        """Of a step just scheduled, what need not be noted before the device has it."""
         self._step: Step | None = None
         self._decision: Decision | None = None
         self._newcomers = -1
@@ -143,6 +148,8 @@ class Controller:
 
     def before(self, scheduler: Any) -> None:
         """Decide on the step about to be scheduled and prepare queue, running list and budget for it."""
+        if self._fresh is not None:
+            self.settle(scheduler)
         self._number += 1
         if self.handover.stock is not None or not self._orders:
             return
@@ -179,11 +186,13 @@ class Controller:
 
     def _fenced(self) -> list[int]:
         """Preempted requests that a step in flight still computes: admitting them now corrupts tokens."""
-        return [
-            row
-            for request_id, row in self.queue.preempted.items()
-            if any(request_id in tokens for tokens in self.in_flight)
-        ]
+        if not self.in_flight:
+            return []
+        preempted = self.queue.preempted
+        computed: set[str] = set()
+        for tokens in self.in_flight:
+            computed |= preempted.keys() & tokens.keys()
+        return [row for request_id, row in preempted.items() if request_id in computed] if computed else []
 
     def _nothing_new(self) -> bool:
         """Whether a queue ordered by keys stands as the last step left it, and nobody starves yet."""
@@ -245,12 +254,16 @@ class Controller:
 
     def beside_device(self, scheduler: Any) -> None:
         """The device has begun to compute the step."""
+        if self._fresh is not None:
+            self.settle(scheduler)
         if self._unplanned:
             self._plan_beside(scheduler)
 
     def _plan_beside(self, scheduler: Any) -> None:
         """While the device computes this step, plan the next one."""
         self._unplanned = False
+        if self._fresh is not None:
+            self.settle(scheduler)
         if self.retries or not self.planner.free or not self.asking.ahead(scheduler, self._number):
             return
         try:
@@ -276,29 +289,40 @@ class Controller:
         tokens = output.num_scheduled_tokens
         if tokens:
             self.in_flight.append(tokens)
-            self.watch.begin(tokens, scheduler, time.perf_counter())
-        if self.handover.stock is not None:
-            if output.scheduled_new_reqs:
-                found = [self.ledger.rows.get(r.req_id) for r in output.scheduled_new_reqs]
-                rows = [row for row in found if row is not None]
-                self.ledger.note_hits(rows, tokens)
-                self._admitted.append((rows, self.clock.now_s()))
+        stock = self.handover.stock is not None
+        new = output.scheduled_new_reqs if stock else None
+        self._fresh = tokens, new, time.perf_counter(), self.clock.now_s()
+        if stock:
             return
         # Nothing ran although somebody was passed over: this was no step, and the next passes over nobody.
         passed = step is not None and step.passed is not None
         self.retries = passed and not tokens
         self._number -= self.retries
-        queue = self.queue
-        if queue.admitted:
-            self.ledger.note_hits(queue.admitted, tokens)
-            self._admitted.append((queue.admitted, self.clock.now_s()))
-            if not self._keys:
-                self.prefilling.begun(queue.admitted)
-            queue.admitted = []
         if self.planner.background is not None:
-            self._unplanned, self._scheduled_s = True, self.clock.now_s()
+            self._unplanned, self._scheduled_s = True, self._fresh[3]
             if not self.beside or not tokens:
                 self._plan_beside(scheduler)
+
+    def settle(self, scheduler: Any) -> None:
+        """Note of the step just scheduled what nothing in it depended on; vLLM's requests stand as then."""
+        if self._fresh is None:
+            return
+        (tokens, new, begun_s, now_s), self._fresh = self._fresh, None
+        try:
+            if tokens:
+                self.watch.begin(tokens, scheduler, begun_s)
+            if new is not None:
+                found = [self.ledger.rows.get(r.req_id) for r in new]
+                rows = [row for row in found if row is not None]
+            else:
+                rows, self.queue.admitted = self.queue.admitted, []
+                if rows and not self._keys:
+                    self.prefilling.begun(rows)
+            if rows:
+                self.ledger.note_hits(rows, tokens)
+                self._admitted.append((rows, now_s))
+        except Exception as error:
+            self.stats.failure("hook settle", error)
 
     # after a step -----------------------------------------------------------------------------------------
 
@@ -328,6 +352,8 @@ class Controller:
 
     def departed(self, scheduler: Any, request_ids: list[str]) -> None:
         """Requests have left the engine; a name that is in use again is left alone."""
+        if self._fresh is not None:
+            self.settle(scheduler)
         now_s = self.clock.now_s()
         for request_id in request_ids:
             row = self.ledger.rows.get(request_id)

@@ -203,15 +203,36 @@ class SloQueue:
             return
         while self._aside:
             heappush(self._heap, self._aside.pop())
-        queued, barred = self._ledger.queued, self._barred
+        barred = self._barred
         if self._bars:
             barred[:] = OFFERED
             self._bars = 0
-        for rows, how in ((held, HELD), (np.array(fenced, dtype=np.int64), FENCED)):
-            if len(rows):
-                barred[rows[queued[rows]]] = how
-                self._bars = int(np.count_nonzero(barred))
+        if len(held):
+            barred[held] = HELD
+            np.bitwise_and(barred, self._waits, out=barred)
+            self._bars = int(np.count_nonzero(barred))
+        self._fence(fenced)
         self._begin_anew()
+
+    def block_all(self, fenced: Sequence[int]) -> None:
+        """Offer nobody, until the next call of `block`; those who are not fenced could still be put first."""
+        self.block(())
+        self._barred[:] = self._waits
+        self._bars = self._length
+        self._fence(fenced)
+        self._begin_anew()
+
+    @property
+    def _waits(self) -> NDArray[np.int8]:
+        """Whether a row stands in the queue, as `HELD` or `OFFERED`."""
+        return self._ledger.queued[: len(self._barred)].view(np.int8)
+
+    def _fence(self, rows: Sequence[int]) -> None:
+        barred, queued = self._barred, self._ledger.queued
+        for row in rows:
+            if queued[row]:
+                self._bars += int(barred[row] == OFFERED)
+                barred[row] = FENCED
 
     def hold(self, row: int) -> None:
         """Offer this row no more, besides those blocked, until the next call of `block`."""

@@ -16,6 +16,7 @@ from slosched.integrations.vllm.decision import NOBODY
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.memory_bypass import free_blocks
 from slosched.integrations.vllm.queue import SloQueue
+from slosched.integrations.vllm.running_rows import RunningRows
 
 SYNC_STEPS = 8
 """Steps for which a policy that only sorts the queue sees the same running requests."""
@@ -26,8 +27,8 @@ class Snapshots:
 
     Parameters
     ----------
-    queue, ledger, watch, limits, clock
-        Who waits, their rows, the step-time model, the engine's capacity and the time.
+    queue, ledger, watch, limits, clock, running
+        Who waits, their rows, the step-time model, the engine's capacity, the time, and rows of who runs.
     lax
         Whether the running requests may be those of a few steps ago, as a mere sort of the queue allows.
     """
@@ -39,11 +40,12 @@ class Snapshots:
         watch: StepWatch,
         limits: EngineLimits,
         clock: Clock,
+        running: RunningRows,
         *,
         lax: bool,
     ) -> None:
         self._queue, self._ledger, self._watch = queue, ledger, watch
-        self._clock, self._lax = clock, lax
+        self._clock, self._latest, self._lax = clock, running, lax
         self._engine = Engine(limits=limits, step_time=watch.model)
         self._running: list[Any] = []
         self._rows: Ints = NOBODY
@@ -69,9 +71,9 @@ class Snapshots:
         running = scheduler.running
         lax = self._lax and len(running) == len(self._running)
         old = not lax or step - self._synced >= SYNC_STEPS
-        if old and running != self._running:
-            self._running = list(running)
-            self._rows = self._ledger.rows_of(running)
+        if old:
+            self._rows = self._latest.of(running)
+            self._running = self._latest.requests
         refresh = partial(self._ledger.sync, self._running, self._rows)
         if old and not copied:
             refresh(self._ledger.table)

@@ -12,6 +12,9 @@ from slosched.core.table import RequestTable
 MOST_LEFT = 256
 """Rows that have left before all of them are dropped at once."""
 
+FEW_LEFT = 4
+"""Rows that are dropped one by one, each where it stands: at more, looking at everybody costs no more."""
+
 
 class ArrivalLine:
     """The waiting rows in ascending (arrival, serial): what `Snapshot.waiting` asks for, kept incrementally.
@@ -43,7 +46,7 @@ class ArrivalLine:
         self._arrival_s: Floats = np.zeros(capacity)
         self._head = self._tail = capacity // 2
         self._here: dict[int, bool] = {}
-        self._left: dict[int, bool] = {}
+        self._left: dict[int, float] = {}  # arrival by row, which may have changed hands since
         self._gone = np.zeros(table.capacity, dtype=np.bool_)  # by table row: whether it is in `_left`
 
     def __len__(self) -> int:
@@ -102,7 +105,7 @@ class ArrivalLine:
         """Take a row out; False if it is not in the line."""
         if self._here.pop(row, None) is None:
             return False
-        self._left[row] = True
+        self._left[row] = float(self._table.arrival_s[row])
         self._gone[row] = True
         if self._rows[self._head] == row:
             self._drop_head()
@@ -115,13 +118,18 @@ class ArrivalLine:
         left, rows = self._left, self._rows
         while left and self._head < self._tail:
             row = int(rows[self._head])
-            if not left.pop(row, False):
+            if left.pop(row, None) is None:
                 return
             self._gone[row] = False
             self._head += 1
 
     def _drop_left(self) -> None:
         """Drop all rows that have left."""
+        if len(self._left) <= FEW_LEFT:
+            for row, arrival_s in self._left.items():
+                self._drop(row, arrival_s)
+            self._left.clear()
+            return
         head, tail = self._head, self._tail
         stays = np.flatnonzero(~self._gone[self._rows[head:tail]])
         self._head = at = tail - len(stays)
@@ -129,6 +137,22 @@ class ArrivalLine:
         self._arrival_s[at:tail] = self._arrival_s[head:tail][stays]
         self._gone[list(self._left)] = False
         self._left.clear()
+
+    def _drop(self, row: int, arrival_s: float) -> None:
+        """Drop one row that has left; the shorter side moves up."""
+        head, tail, rows = self._head, self._tail, self._rows
+        at = head + int(self._arrival_s[head:tail].searchsorted(arrival_s, side="left"))
+        while rows[at] != row:  # a tie
+            at += 1
+        self._gone[row] = False
+        if at - head < tail - at:
+            for column in (rows, self._arrival_s):
+                column[head + 1 : at + 1] = column[head:at]
+            self._head = head + 1
+        else:
+            for column in (rows, self._arrival_s):
+                column[at : tail - 1] = column[at + 1 : tail]
+            self._tail = tail - 1
 
     def _make_room(self) -> None:
         if self._left:
