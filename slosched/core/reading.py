@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,15 +23,27 @@ from slosched.core.errors import DataError, MissingExtraError
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+BZIP2_MAGIC = b"BZh"
+XZ_MAGIC = b"\xfd7zXZ"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+NO_TABLES = {
+    b"PK\x03\x04": "an Excel workbook or another zip file: save it as CSV",
+    b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched",
+    b"<": "a web page or XML",
+    b"SQLite format 3": "a database of SQLite: export the table as CSV",
+}
+"""What people take for a table, by its first bytes."""
 MOST_SHOWN = 80
 """Characters of a wrong value that an error message shows."""
 PARQUET_MAGIC = b"PAR1"
-SEPARATORS = ",;\t"
+SEPARATORS = ",;\t|"
 LONGEST_FIELD = 1 << 28
 """Characters of a field of CSV, such as a prompt; the library's own limit is 131,072."""
 _LIMIT_SET = Lock()
 DOCUMENT_LISTS = ("requests", "data", "records")
 """Names under which a JSON document may hold its list of records."""
+DEEPEST = 4
+"""Keys that lead to a value of a record: deeper ones are not looked at."""
 SCANNED = 1000
 """Records of JSON lines in which columns are looked for: an optional key may be absent from the first."""
 
@@ -36,7 +52,9 @@ Row = tuple[int, dict[str, Any]]
 
 @contextmanager
 def open_text(path: str | Path) -> Iterator[TextIO]:
-    r"""Open UTF-8 text, plain, gzip or Zstandard by its content, with or without a byte-order mark.
+    r"""Open UTF-8 text, plain or packed (gzip, Zstandard, bzip2, xz), with or without a byte-order mark.
+
+    With the byte-order mark of UTF-16, as some spreadsheets and shells write it, it is read as that.
 
     Lines end at ``\n`` only: a text may hold U+2028, U+0085 or a lone carriage return. Every failure to read
     becomes a `DataError`, whenever it happens inside the block.
@@ -51,12 +69,14 @@ def open_text(path: str | Path) -> Iterator[TextIO]:
     path = Path(path)
     try:
         with path.open("rb") as raw, _unpacked(raw) as content:
-            yield io.TextIOWrapper(content, encoding="utf-8-sig", newline="\n")
+            marked = content.peek(2)[:2] in UTF16_MARKS
+            yield io.TextIOWrapper(content, encoding="utf-16" if marked else "utf-8-sig", newline="\n")
     except UnicodeDecodeError as error:
         damaged = error.object[error.start : error.start + 1]
         raise DataError(path, None, "text", "UTF-8", damaged) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(path, None, "file", "a whole gzip file", "a truncated or damaged one") from error
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        kind = {GZIP_MAGIC: "gzip", BZIP2_MAGIC[:2]: "bzip2"}.get(_magic(path, 2), "xz")
+        raise DataError(path, None, "file", f"a whole {kind} file", "a truncated or damaged one") from error
     except OSError as error:
         raise DataError(path, None, "file", "a readable file", error.strerror or str(error)) from error
 
@@ -93,15 +113,21 @@ def json_object(path: str | Path, number: int, line: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _unpacked(raw: IO[bytes]) -> Iterator[IO[bytes]]:
+def _unpacked(raw: io.BufferedReader) -> Iterator[io.BufferedReader]:
     """The content of a file that may be packed, as its first bytes say."""
-    magic = raw.read(4)
+    magic = raw.read(5)
     raw.seek(0)
     if magic[:2] == GZIP_MAGIC:
         with gzip.GzipFile(fileobj=raw, mode="rb") as content:
-            yield cast("IO[bytes]", content)
-    elif magic == ZSTD_MAGIC:
-        yield cast("IO[bytes]", io.BufferedReader(_Zstd(raw), 1 << 17))
+            yield cast("io.BufferedReader", content)
+    elif magic[:3] == BZIP2_MAGIC:
+        with bz2.BZ2File(raw) as content_:
+            yield cast("io.BufferedReader", content_)
+    elif magic == XZ_MAGIC:
+        with lzma.LZMAFile(raw) as content__:
+            yield cast("io.BufferedReader", content__)
+    elif magic[:4] == ZSTD_MAGIC:
+        yield io.BufferedReader(_Zstd(raw), 1 << 17)
     else:
         yield raw
 
@@ -215,6 +241,9 @@ def open_table(path: str | Path) -> Table:
     path = Path(path)
     if _magic(path) == PARQUET_MAGIC:
         return _parquet(path)
+    for beginning, what in NO_TABLES.items():
+        if _magic(path, len(beginning)) == beginning:
+            raise DataError(path, None, "file", "a table", what)
     line = next((line.strip() for _, line in text_lines(path)), None)
     if line is None:
         raise DataError(path, None, "file", "not empty", "no rows")
@@ -222,7 +251,8 @@ def open_table(path: str | Path) -> Table:
         return _csv(path)
     if line[0] == "{" and line[-1] == "}":
         first = json_object(path, 1, line)
-        if not any(isinstance(first.get(name), list) for name in DOCUMENT_LISTS):
+        whole = any(isinstance(first.get(name), list) for name in DOCUMENT_LISTS)
+        if not whole and (_records(first) is None or _second_line_is_record(path)):
             names = dict.fromkeys(name for _, row in islice(_lines(path), SCANNED) for name in row)
             return Table(path=path, kind="JSON lines", names=tuple(names), records=lambda: _lines(path))
     elif line[0] == "{" and len(line) > 1 and _second_line_is_record(path):
@@ -230,10 +260,10 @@ def open_table(path: str | Path) -> Table:
     return _document(path)
 
 
-def _magic(path: Path) -> bytes:
+def _magic(path: Path, length: int = len(PARQUET_MAGIC)) -> bytes:
     try:
         with path.open("rb") as raw:
-            return raw.read(len(PARQUET_MAGIC))
+            return raw.read(length)
     except OSError as error:
         raise DataError(path, None, "file", "a readable file", error.strerror or str(error)) from error
 
@@ -251,7 +281,7 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _csv(path: Path) -> Table:
     with open_text(path) as file:
-        first = next((line for line in file if line.strip()), "")
+        first, _ = _header(file)
     separator = max(SEPARATORS, key=first.count)
     try:
         names = tuple(name.strip() for name in next(csv.reader([first], delimiter=separator), []))
@@ -275,8 +305,8 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
 
 def _csv_rows(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[Row]:
     with open_text(path) as file:
-        header = next((line for line in file if line.strip()), "")
-        reader = csv.reader(chain([header], file), delimiter=separator)
+        header, read = _header(file)
+        reader = csv.reader(chain([header], read, file), delimiter=separator)
         number = 0
         try:
             _next_row(reader)
@@ -291,12 +321,109 @@ def _csv_rows(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[Ro
             raise DataError(path, number + 1, "row", "CSV", str(error)) from error
 
 
+def _header(file: TextIO) -> tuple[str, list[str]]:
+    """The header of CSV, and what was read beyond it: comments before it are skipped.
+
+    The last comment is the header itself if the line after it has as many fields, some of them numbers.
+    """
+    remark = ""
+    for line in file:
+        if line.startswith("#"):
+            remark = line
+        elif line.strip():
+            as_many = any(remark.count(mark) == line.count(mark) > 0 for mark in SEPARATORS)
+            if as_many and any(_is_number(part) for part in re.split(f"[{SEPARATORS}]", line)):
+                name = remark.lstrip("# ")
+                return (remark if name[:1] in SEPARATORS else name), [line]
+            return line, []
+    return remark, []
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _records(content: dict[str, Any]) -> list[Any] | None:
+    """The records of a document that holds columns, as pandas and others write them; None if it does not.
+
+    Examples
+    --------
+    >>> _records({"t": [1, 2], "n": [3, 4]}) == _records({"t": {"0": 1, "1": 2}, "n": {"0": 3, "1": 4}})
+    True
+    >>> _records({"columns": ["t", "n"], "index": [0, 1], "data": [[1, 3], [2, 4]]})
+    [{'t': 1, 'n': 3}, {'t': 2, 'n': 4}]
+    """
+    names, rows = content.get("columns"), content.get("data")
+    if isinstance(names, list) and isinstance(rows, list):
+        if all(isinstance(row, list) and len(row) == len(names) for row in rows):
+            return [dict(zip(map(str, names), row, strict=True)) for row in rows]
+        return None
+    columns: list[Any] = list(content.values())
+    if len(columns) < 2:
+        return None
+    if all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
+        columns = [list(column.values()) for column in columns]
+    elif not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return None
+    if any(isinstance(value, dict) for column in columns for value in column):
+        return None
+    return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def flat(table: Table) -> Table | None:
+    """The same table with what its records hold in objects as columns; None if they hold none.
+
+    A column has its own name where nobody else has it and it says something, else that of its path.
+
+    Parameters
+    ----------
+    table
+        A table of JSON.
+    """
+    if table.kind not in ("JSON", "JSON lines"):
+        return None
+    paths: dict[tuple[str, ...], None] = {}
+    for _, record in islice(table.records(), SCANNED):
+        paths.update(dict.fromkeys(path for path, _ in _leaves(record)))
+    if all(len(path) == 1 for path in paths):
+        return None
+    names: dict[tuple[str, ...], str] = {}
+    taken: dict[str, None] = {}
+    for path in sorted(paths, key=len):
+        short = path[-1]
+        vague = len(path) > 1 and (short in taken or len(re.findall("[A-Z_]?[a-z0-9]+", short)) < 2)
+        names[path] = ".".join(path) if vague else short
+        taken[names[path]] = None
+
+    def rows() -> Iterator[Row]:
+        for number, record in table.records():
+            yield number, {names.get(path, ".".join(path)): value for path, value in _leaves(record)}
+
+    return Table(path=table.path, kind=table.kind, names=tuple(names.values()), records=rows)
+
+
+def _leaves(record: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Whatever a record holds that is no object, with the keys that lead there; at most `DEEPEST` of them."""
+    for name, value in record.items():
+        path = (*above, name)
+        if isinstance(value, dict) and len(path) < DEEPEST:
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
 def _document(path: Path) -> Table:
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DataError(path, None, "file", "JSON", str(error)[:200]) from error
-    if isinstance(content, dict):
+    columns = _records(content) if isinstance(content, dict) else None
+    if columns is not None:
+        content = columns
+    elif isinstance(content, dict):
         lists = [content[name] for name in DOCUMENT_LISTS if isinstance(content.get(name), list)]
         content = lists[0] if lists else [content]
     for number, record in enumerate(content, start=1):

@@ -15,19 +15,22 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "arrival": (
         "arrival", "arrival_time", "arrived_at", "arrival_timestamp", "timestamp", "time_stamp", "time", "ts",
         "request_time", "request_timestamp", "request_start", "request_start_time", "start_time", "start",
-        "sent_at", "send_time", "submit_time", "submitted_at", "created_at", "created", "datetime", "date",
+        "sent_at", "send_time", "submit_time", "submitted_at", "request_created_at", "received_at",
+        "enqueued_at", "event_time", "created_at", "created", "datetime", "date",
     ),
     "prompt_tokens": (
         "prompt_tokens", "input_tokens", "context_tokens", "request_tokens", "prompt_length", "input_length",
         "prompt_len", "input_len", "num_prompt_tokens", "num_input_tokens", "num_prefill_tokens",
-        "prompt_token_count", "input_token_count", "input_sequence_length", "isl",
+        "prompt_token_count", "input_token_count", "input_sequence_length", "isl", "tokens_prompt",
+        "tokens_input", "tokens_in", "usage_input",
         "gen_ai_usage_input_tokens", "gen_ai_usage_prompt_tokens",
     ),
     "output_tokens": (
         "output_tokens", "completion_tokens", "generated_tokens", "response_tokens", "output_length",
         "output_len", "response_length", "num_output_tokens", "num_completion_tokens",
         "num_generated_tokens", "num_decode_tokens", "output_token_count", "completion_token_count",
-        "output_sequence_length", "osl", "gen_ai_usage_output_tokens", "gen_ai_usage_completion_tokens",
+        "output_sequence_length", "osl", "candidates_token_count", "tokens_completion", "tokens_output",
+        "tokens_out", "usage_output", "gen_ai_usage_output_tokens", "gen_ai_usage_completion_tokens",
     ),
     "ttft": ("ttft", "ttft_slo", "slo_ttft", "ttft_limit"),
     "tpot": ("tpot", "tpot_slo", "slo_tpot", "tpot_limit"),
@@ -190,7 +193,11 @@ class Notes:
             parts.append(f"read {', '.join(self.used)}")
         parts += [_rows(count, reason) for reason, count in self.left_out.items()]
         parts += self.remarks
-        parts.append(f"not used: {', '.join(self.unused)}" if self.unused else "every column used")
+        parts.append(
+            f"not used: {', '.join(name or 'a column without a name' for name in self.unused)}"
+            if self.unused
+            else "every column used"
+        )
         return "; ".join(parts) + "."
 
 

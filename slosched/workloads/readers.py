@@ -10,7 +10,7 @@ import numpy as np
 
 from slosched.core.arrays import Floats, Ints
 from slosched.core.errors import DataError, InputError
-from slosched.core.reading import Table, open_table
+from slosched.core.reading import Table, flat, open_table
 from slosched.core.workload import Workload
 from slosched.workloads.agentic import AGENTIC_COLUMNS, LOOP_COLUMNS, read_agentic
 from slosched.workloads.arrivals import first_arrivals, rescale
@@ -25,7 +25,7 @@ from slosched.workloads.toollogs import (
     AIPERF_KEYS,
     GUIDELLM_KEYS,
     VLLM_LISTS,
-    openai_answer,
+    openai_log,
     read_aiperf,
     read_guidellm,
     read_openai,
@@ -98,7 +98,9 @@ def read(
     if format not in ("auto", *FORMATS):
         raise InputError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}.")
     table = open_table(path)
-    kind = format_of(table) if format == "auto" else format
+    kind = format
+    if format == "auto":
+        table, kind = _told(table)
     if kind == "lengths":
         if rate_per_s is None:
             names = ", ".join(table.names)[:200]
@@ -120,7 +122,18 @@ def read(
 
 def sniff(path: str | Path) -> str:
     """Format of a file by its columns, one of `FORMATS`."""
-    return format_of(open_table(path))
+    return _told(open_table(path))[1]
+
+
+def _told(table: Table) -> tuple[Table, str]:
+    """A table and its format; what is told only from what records hold in objects is read from there."""
+    try:
+        return table, format_of(table)
+    except DataError:
+        within = flat(table)
+        if within is None:
+            raise
+        return within, format_of(within)
 
 
 def format_of(table: Table) -> str:
@@ -137,7 +150,7 @@ def format_of(table: Table) -> str:
     if table.kind != "CSV" and "arrival" in found and ("hash_ids" in names or "input_length" in names):
         return "mooncake" if "arrival_s" not in names else "jsonl"
     logs = table.kind != "CSV" and ("usage" in names or "response" in names) and "prompt_tokens" not in found
-    if logs and any(openai_answer(record) for _, record in table.records()):
+    if logs and any(openai_log(record) for _, record in table.records()):
         return "openai"
     if "arrival" in found and ("prompt_tokens" in found or "arrival_s" in names):
         return "csv" if table.kind == "CSV" else "jsonl"

@@ -27,6 +27,9 @@ GUIDELLM_TIMES = ("start_time", "request_start_time", "request_start")
 GUIDELLM_LENGTHS = (("prompt_tokens", "input_metrics"), ("output_tokens", "output_metrics"))
 """Names of both lengths in a request, and of what holds them in newer releases."""
 
+PROMPT = ("prompt_tokens", "input_tokens", "input")
+OUTPUT = ("completion_tokens", "output_tokens", "output")
+"""Names of lengths in a ``usage``; the last ones are Langfuse's."""
 CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 """Parts of a prompt that Anthropic's usage counts beside ``input_tokens``."""
 MEASURED = dict.fromkeys(("ttfts", "itls", "latencies"), "measured, not a limit")
@@ -154,7 +157,7 @@ def read_openai(table: Table, *, time_unit: str | None = None) -> tuple[Workload
         moment = _openai_times(record).get(times)
         prompt, output = (
             next((usage[name] for name in names if usage.get(name) is not None), None)
-            for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+            for names in (PROMPT, OUTPUT)
         )
         cached = [usage.get(name) for name in CACHED]
         if isinstance(prompt, int) and "prompt_tokens" not in usage:
@@ -163,6 +166,12 @@ def read_openai(table: Table, *, time_unit: str | None = None) -> tuple[Workload
     left = unused(table, used)
     read = (times, "usage")
     return collected.workload("openai", "OpenAI-style log", asked=time_unit, read=read, left=left)
+
+
+def openai_log(record: dict[str, Any]) -> bool:
+    """Whether a record of an OpenAI-style log says when a request came and how long it was."""
+    usage = _object(openai_answer(record).get("usage"))
+    return any(name in usage for name in PROMPT) and bool(_openai_times(record))
 
 
 def openai_answer(record: dict[str, Any]) -> dict[str, Any]:

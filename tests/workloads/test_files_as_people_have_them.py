@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -537,3 +539,111 @@ def test_a_trace_without_limits_says_how_to_give_them(tmp_path: Path) -> None:
     path = table(tmp_path, "arrival_s,prompt_tokens,output_tokens,slo_class", "0,5,5,assist", "1,5,5,assist")
     with pytest.raises(InputError, match=r"--slo 'assist:ttft=1,tpot=0.05'.*FILE=chat"):
         trace_source([TraceFile.of(str(path))], engine=DEFAULT_ENGINE)
+
+
+ROWS = "arrival_s,prompt_tokens,output_tokens\n0.5,100,20\n1.5,200,30\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("utf-16.csv", ROWS.replace("\n", "\r\n").encode("utf-16")),
+        ("packed.csv.bz2", bz2.compress(ROWS.encode())),
+        ("packed.csv.xz", lzma.compress(ROWS.encode())),
+        ("pipes.txt", ROWS.replace(",", "|").encode()),
+        ("remarks.csv", b"# exported, by a tool\n#\n" + ROWS.encode()),
+        ("header_is_a_remark.csv", b"# run 7\n# " + ROWS.encode()),
+    ],
+)
+def test_tables_as_tools_write_them(tmp_path: Path, name: str, content: bytes) -> None:
+    """Marked UTF-16, other packing, pipes and remarks read as the plain table does."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    workload, words = said(path)
+    assert workload.prompt_tokens.tolist() == [100, 200]
+    assert workload.output_tokens.tolist() == [20, 30]
+    assert workload.arrival_s.tolist() == [0.5, 1.5]
+    assert "every column used" in words
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"arrival_s": [0.5, 1.5], "prompt_tokens": [100, 200], "output_tokens": [20, 30]},
+        {
+            "arrival_s": {"0": 0.5, "1": 1.5},
+            "prompt_tokens": {"0": 100, "1": 200},
+            "output_tokens": {"0": 20, "1": 30},
+        },
+        {
+            "columns": ["arrival_s", "prompt_tokens", "output_tokens"],
+            "data": [[0.5, 100, 20], [1.5, 200, 30]],
+        },
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_documents_of_columns(tmp_path: Path, content: dict[str, Any], indent: int | None) -> None:
+    """JSON as data frames write it: lists, numbered objects, or rows under their columns."""
+    path = tmp_path / "frame.json"
+    path.write_text(json.dumps(content, indent=indent))
+    workload = read(path)
+    assert workload.arrival_s.tolist() == [0.5, 1.5]
+    assert workload.prompt_tokens.tolist() == [100, 200]
+
+
+@pytest.mark.parametrize(
+    ("record", "used"),
+    [
+        (
+            {"ts": 1.0, "usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3}},
+            "promptTokenCount",
+        ),
+        (
+            {
+                "timestamp": "2026-01-01T00:00:01Z",
+                "input": {"inputTokenCount": 7},
+                "output": {"outputTokenCount": 3},
+            },
+            "inputTokenCount",
+        ),
+        (
+            {
+                "timestamp": "2026-01-01T00:00:01Z",
+                "out": {"meta_info": {"prompt_tokens": 7, "completion_tokens": 3}},
+            },
+            "prompt_tokens",
+        ),
+        (
+            {"usage": {"input": 7, "output": 3}, "metadata": {"startTime": "2026-01-01T00:00:01Z"}},
+            "usage.input",
+        ),
+        ({"usage": {"input": 7, "output": 3}, "startTime": "2026-01-01T00:00:01Z"}, "usage"),
+    ],
+)
+def test_counts_within_objects(tmp_path: Path, record: dict[str, Any], used: str) -> None:
+    """Logs of providers and tracers keep their counts within objects; what was read is named."""
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(record) + "\n" + json.dumps(record) + "\n")
+    workload, words = said(path)
+    assert workload.prompt_tokens.tolist() == [7, 7]
+    assert workload.output_tokens.tolist() == [3, 3]
+    assert used in words
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04whatever", "Excel"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"SQLite format 3\x00", "SQLite"),
+        (lzma.compress(ROWS.encode())[:70], "whole xz file"),
+        (bz2.compress(ROWS.encode())[:70], "whole bzip2 file"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    """What people take for a table says what it is."""
+    path = tmp_path / "trace.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read(path)
