@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slosched.core.errors import InputError
-from slosched.integrations.vllm.config import VARIABLE, Config, load_config
+from slosched.integrations.vllm.config import VARIABLE, Config, MetricsConfig, load_config
 from slosched.integrations.vllm.slo_fields import class_of
 
 YAML = "policy: edf\ndefault_class: chat\nclasses:\n  chat: {ttft_ms: 500, tpot_ms: 50}\n"
@@ -66,6 +66,10 @@ def test_an_unknown_key_is_refused_with_the_known_ones(
         ("default_class: gold", "^[^:]*: default_class must be one of the classes default, got 'gold'$"),
         ("state_file: /tmp", "state_file must name a file, got the folder '/tmp'"),
         ("metrics: {json_file: /}", "metrics.json_file must name a file, got the folder '/'"),
+        ("state_file: $NOT_SET_ANYWHERE/s.json", "state_file must be a path whose variables are all set"),
+        ('step_log: "a\\0b"', "step_log must be a path"),
+        ("metrics: {address: '127.0.0.1:9400'}", "metrics.address: must be a host or an IP address, without"),
+        ("a: " + "[" * 5000, "must not be nested so deep"),
     ],
 )
 def test_a_bad_value_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -76,11 +80,44 @@ def test_a_bad_value_is_named(tmp_path: Path, text: str, named: str) -> None:
         load_config(path)
 
 
+def test_paths_as_shells_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's folder and variables are put in; ``prior`` and plain paths stay as they are."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("STATE", "/var/lib")
+    path = tmp_path / "c.yaml"
+    path.write_text("state_file: ~/s.json\nstep_log: ${STATE}/steps.csv\nforecast: {ranker: prior}\n")
+    config = load_config(path)
+    assert config.state_file == Path("/home/me/s.json")
+    assert config.step_log == Path("/var/lib/steps.csv")
+    assert config.forecast.ranker == Path("prior")
+
+
+def test_json_is_read_by_its_name(tmp_path: Path) -> None:
+    """Tabs are allowed there; a key that stands twice is not; an ending in capitals is the same ending."""
+    path = tmp_path / "c.JSON"
+    path.write_text('{\n\t"policy": "edf",\n\t"classes": {"chat": {"ttft_ms": 5}}\n}')
+    assert load_config(path).classes["chat"].ttft_ms == 5
+    path.write_text('{"policy": "edf", "policy": "sjf"}')
+    with pytest.raises(InputError, match="valid JSON: 'policy' is set twice"):
+        load_config(path)
+    path = tmp_path / "c.TOML"
+    path.write_text('policy = "edf"\n')
+    assert load_config(path).policy == "edf"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost", "metrics.my-pod.svc.", "0.0.0.0"])
+def test_addresses_of_any_kind(address: str) -> None:
+    """Names and both kinds of numbers."""
+    assert MetricsConfig(address=address).address == address
+
+
 def test_a_section_with_nothing_in_it_is_the_default(tmp_path: Path) -> None:
     """All of its lines may be comments; an anchor may be used in several places."""
     path = tmp_path / "c.yaml"
     path.write_text("guards:\n  # preempt: false\nclasses:\nmetrics:\n")
     assert load_config(path) == Config()
+    path.write_text("classes:\n  chat:\n    # ttft_ms: 5\ntenants: {gold: }\n")
+    assert load_config(path).classes["chat"].ttft_ms is None
     path.write_text("classes:\n  a: &a {ttft_ms: 5}\n  b: {<<: *a, tpot_ms: 7}\n  c: *a\n")
     classes = load_config(path).classes
     assert (classes["b"].ttft_ms, classes["b"].tpot_ms, classes["c"].ttft_ms) == (5, 7, 5)

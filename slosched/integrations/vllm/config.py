@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -45,7 +48,19 @@ class _Section(BaseModel):
                 raise ValueError(f"{name} must be a number, got {str(value).lower()}")
             if value is None and (get_origin(kind) is dict or _is_section(kind)):
                 del meant[name]
+            if isinstance(value, str) and Path in kinds:
+                meant[name] = _path(name, value)
+            if isinstance(value, dict) and any(_is_section(part) for part in get_args(kind)):
+                meant[name] = {key: {} if part is None else part for key, part in value.items()}
         return meant
+
+
+def _path(name: str, value: str) -> str:
+    """A path with the user's folder and variables put in, as a shell would."""
+    path = os.path.expanduser(os.path.expandvars(value))
+    if "\0" in path or re.search(r"\$\{?\w", path):
+        raise ValueError(f"{name} must be a path whose variables are all set, got {value!r}")
+    return path
 
 
 def _is_section(kind: object) -> bool:
@@ -202,6 +217,17 @@ class MetricsConfig(_Section):
     json_every_s: float = Field(default=10.0, gt=0, le=86_400)
     log_every_s: float = Field(default=60.0, gt=0, le=86_400)
 
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        """A name, or an address of either kind; a port stands apart."""
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", value):
+            try:
+                ipaddress.ip_address(value)
+            except ValueError:
+                raise ValueError("must be a host or an IP address, without a port") from None
+        return value
+
 
 class Config(_Section):
     """All settings; every one has a default, so that no file is needed.
@@ -263,7 +289,7 @@ class Config(_Section):
 
 
 def load_config(path: str | Path | None = None) -> Config:
-    """Read a YAML or TOML file, by default the one named by ``SLOSCHED_CONFIG``; defaults if there is none.
+    """Read a YAML, TOML or JSON file, by default that of ``SLOSCHED_CONFIG``; defaults if there is none.
 
     Raises
     ------
@@ -277,14 +303,14 @@ def load_config(path: str | Path | None = None) -> Config:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        # A safe loader, with a check of its own.
-        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Once)
+        content = _content(path.suffix.lower(), text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{VARIABLE} must name a readable file, got {str(path)!r} ({error}).") from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path} must be valid {'TOML' if path.suffix == '.toml' else 'YAML'}: {error}"
-        ) from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        kind = {".toml": "TOML", ".json": "JSON"}.get(path.suffix.lower(), "YAML")
+        raise InputError(f"{path} must be valid {kind}: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} must not be nested so deep that it cannot be read.") from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -293,6 +319,25 @@ def load_config(path: str | Path | None = None) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _content(suffix: str, text: str) -> Any:
+    """What a file says, by its name's ending; YAML where that says nothing."""
+    if suffix == ".toml":
+        return tomllib.loads(text)
+    if suffix == ".json":  # may be indented by tabs, which YAML refuses
+        return json.loads(text, object_pairs_hook=_pairs) if text.strip() else None
+    return yaml.load(text, _Once)  # a safe loader, with a check of its own
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, whose keys must all differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise json.JSONDecodeError(f"{twice!r} is set twice", "", 0)
+    return found
 
 
 class _Once(yaml.SafeLoader):
