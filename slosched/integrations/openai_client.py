@@ -9,7 +9,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from types import TracebackType
@@ -144,7 +145,7 @@ class Client:
             while True:
                 try:
                     async with self._post(content, data) as response:
-                        text = str(await response.text(errors="replace"))
+                        text = (await response.read()).decode("utf-8", errors="replace")
                         wait_s = retry_after_s(response.status, response.headers)
                 except _failures() as error:
                     raise RequestError(type(error).__name__, words_of(error)) from error
@@ -192,7 +193,7 @@ class Client:
                         self.level, self.proven = min(self.level, level), True
                         await self._read(response, answer, content, Stamps(answer, on_first, end))
                         return
-                    words = error_words(await response.text())
+                    words = error_words((await response.read()).decode("utf-8", errors="replace"))
                     wait_s = retry_after_s(response.status, response.headers)
             except _failures() as error:
                 outcome = CUT_OFF if math.isfinite(answer.first_s) else FAILED
@@ -216,14 +217,19 @@ class Client:
 
     async def _read(self, response: Any, answer: Answer, content: dict[str, Any], stamps: Stamps) -> None:
         """Read a stream to its end."""
-        whole = "text/event-stream" not in response.headers.get("Content-Type", "text/event-stream")
+        first = await response.content.readany()
+        kind = response.headers.get("Content-Type", "")
+        whole = kind.startswith("application/json") and first.lstrip()[:1] in (b"{", b"[")
+        ended = whole
+        body: Any = None
         if whole:
-            body = await response.json(content_type=None)
+            first += await response.content.read()
+            with suppress(ValueError, RecursionError):
+                body = json.loads(first)
+        if body is not None:
             stamps.take(body if isinstance(body, dict) else {}, self.clock())
-            ended = True
         else:
-            ended = False
-            async for event in events(response.content):
+            async for event in events(_all(first, response.content)):
                 if event == DONE:
                     ended = True
                     break
@@ -234,6 +240,13 @@ class Client:
         asked = content.get("max_tokens", content.get("max_completion_tokens"))
         stamps.count(asked if isinstance(asked, int) else None)
         judge(answer, ended)
+
+
+async def _all(first: bytes, content: Any) -> AsyncIterator[bytes]:
+    """What has been read of an answer, and what is still to come."""
+    yield first
+    async for packet in content.iter_any():
+        yield packet
 
 
 def root_of(url: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +126,8 @@ class Stamps:
     def take(self, event: dict[str, Any], now: float) -> None:
         """Note one event."""
         answer = self.answer
-        if error := event.get("error"):
+        error = event.get("error") or (event if event.get("object") == "error" else None)
+        if error:
             outcome = CUT_OFF if math.isfinite(answer.first_s) else FAILED
             answer.end(outcome, "error event", words_of(error))
             return
@@ -141,7 +143,7 @@ class Stamps:
         if not isinstance(choice, dict):
             answer.odd_events += 1
             return
-        if choice.get("finish_reason") is not None:
+        if choice.get("finish_reason"):  # some servers send an empty one in every event
             answer.finish_reason = str(choice["finish_reason"])
         said, thoughts = _text_of(choice), _thoughts_of(choice)
         text, tokens = said + thoughts, counted
@@ -235,10 +237,18 @@ def _text_of(choice: dict[str, Any]) -> str:
     parts = [choice.get("text")]
     for name in ("delta", "message"):
         if isinstance(delta := choice.get(name), dict):
-            parts += [delta.get(key) for key in ("content", "refusal")]
+            parts += [_joined(delta.get("content")), delta.get("refusal")]
             if delta.get("tool_calls"):
                 parts.append(json.dumps(delta["tool_calls"]))
     return "".join(part for part in parts if isinstance(part, str))
+
+
+def _joined(content: object) -> object:
+    """Content that a server sends in parts, as one text."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _thoughts_of(choice: dict[str, Any]) -> str:
@@ -261,28 +271,36 @@ def _tokens_of(choice: dict[str, Any]) -> int | None:
     return None
 
 
-async def events(content: Any) -> AsyncIterator[object]:
-    """JSON of the server-sent events in a stream of bytes, and `DONE`; None for one that is not JSON.
+async def events(packets: AsyncIterable[bytes]) -> AsyncIterator[object]:
+    """JSON of the server-sent events in packets of bytes, and `DONE`; None for one that is not JSON.
 
-    An event's data may span lines, and lines may span packets; a line that is JSON by itself is an event even
-    if no blank line follows, as some servers send it. Comments and other fields are passed over.
+    A stream that begins with JSON holds no such events: each of its lines is one. An event's data may span
+    lines, and lines may span packets; a line that is JSON by itself is an event even if no blank line
+    follows, as some servers send it. Comments and other fields are passed over.
     """
     rest = b""
     pending: list[str] = []
-    async for packet in content.iter_any():
-        lines = (rest + packet).split(b"\n")
+    bare: bool | None = None  # unknown before the first byte that says something
+    async for packet in packets:
+        rest += packet
+        if bare is None:
+            rest = rest.removeprefix(codecs.BOM_UTF8).lstrip()
+            bare = rest.startswith(b"{") if rest else None
+        lines = rest.split(b"\n")
         rest = lines.pop()
         for line in lines:
-            for event in _event(line, pending):
+            for event in _event(line, pending, bare=bool(bare)):
                 yield event
     for line in (rest, b""):
-        for event in _event(line, pending):
+        for event in _event(line, pending, bare=bool(bare)):
             yield event
 
 
-def _event(line: bytes, pending: list[str]) -> list[object]:
+def _event(line: bytes, pending: list[str], *, bare: bool) -> list[object]:
     """Events that a line completes; what it does not complete is appended to `pending`."""
     line = line.rstrip(b"\r")
+    if bare and line and not line.startswith(b"data:"):
+        line = b"data:" + line
     if not line:
         odd: list[object] = [None] if pending else []
         pending.clear()

@@ -32,6 +32,8 @@ class Habits:
         self.answer_models: Callable[[], Any] | None = None
         self.done = True
         """Whether a stream ends with [DONE]."""
+        self.type = "text/event-stream"
+        """What its streams are said to be."""
 
     async def tokens(
         self, write: Write, count: int, *, step_s: float = STEP_S, finish: str | None = "length"
@@ -61,7 +63,7 @@ class Habits:
         refusal = self.before(body)
         if refusal is not None:
             return refusal
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers={"Content-Type": self.type})
         await response.prepare(request)
 
         async def write(event: dict[str, Any] | str) -> None:

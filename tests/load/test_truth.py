@@ -184,9 +184,41 @@ async def over_lines(habits: Habits, body: dict[str, Any], write: Write) -> None
         await write(f"{text[9:]}\r\n\r\n")
 
 
+async def reasons_in_every_event(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    """An empty finish reason means that there is none yet: the answer broke off."""
+    habits.done = False
+    for _ in range(body["max_tokens"]):
+        await write(chunk(finish=""))
+
+
+async def in_parts(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    """A chat's content as a list of parts, and a byte-order mark before all."""
+    await write("\ufeff")
+    for i in range(body["max_tokens"]):
+        delta = {"content": [{"type": "text", "text": " a"}, {"type": "image"}, None]}
+        finish = "stop" if i + 1 == body["max_tokens"] else None
+        await write({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+async def object_error(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    await write({"object": "error", "message": "engine died", "type": "InternalServerError", "code": 500})
+
+
+async def bare_lines(habits: Habits, body: dict[str, Any], write: Write) -> None:
+    """JSON lines instead of server-sent events."""
+    habits.done = False
+    for i in range(body["max_tokens"]):
+        finish = "stop" if i + 1 == body["max_tokens"] else None
+        await write(json.dumps(chunk(finish=finish)) + "\n")
+
+
 @pytest.mark.parametrize(
     ("script", "field", "expected"),
     [
+        (reasons_in_every_event, "cut_off", {"the stream ended early": 3}),
+        (in_parts, "finished", 3),
+        (object_error, "errors", {"error event": 3}),
+        (bare_lines, "finished", 3),
         (mid_error, "cut_off", {"error event": 3}),
         (fin_abort, "cut_off", {"finish_reason abort": 3}),
         (only_done, "refused", {"empty answer": 3}),
@@ -251,6 +283,25 @@ def test_a_stream_without_an_end_is_cut_off(habits: Habits) -> None:
     habits.script = lambda body, write: no_finish(habits, body, write)
     _, counts = sent(habits, work(output=4))
     assert counts.cut_off == {"the stream ended early": 3}
+
+
+@pytest.mark.parametrize("kind", ["text/plain; charset=utf-8", "application/json", "binary/octet-stream"])
+def test_a_stream_is_one_whatever_its_type(habits: Habits, kind: str) -> None:
+    """Events are stamped as they come, though the server calls them by another name."""
+    habits.type = kind
+    run, counts = sent(habits, work(output=8))
+    assert counts.finished == 3
+    assert (run.outcomes.tpot_s > 0.5 * STEP_S).all()
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "no-such-charset"])
+def test_a_refusal_in_any_letters(habits: Habits, charset: str) -> None:
+    """Bytes that are no text and an unknown charset are a refusal like any other."""
+    kind = {"Content-Type": f"text/plain; charset={charset}"}
+    habits.before = lambda _: web.Response(body=b"\xff busy", status=500, headers=kind)
+    _, counts = sent(habits, work())
+    assert counts.refused == {"HTTP 500": 3}
+    assert "busy" in counts.sentences()
 
 
 def test_a_server_that_does_not_stream(habits: Habits) -> None:
