@@ -145,7 +145,7 @@ class Client:
             while True:
                 try:
                     async with self._post(content, data) as response:
-                        text = (await response.read()).decode("utf-8", errors="replace")
+                        text: str = (await response.read()).decode("utf-8", errors="replace")
                         wait_s = retry_after_s(response.status, response.headers)
                 except _failures() as error:
                     raise RequestError(type(error).__name__, words_of(error)) from error
