@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import numpy as np
-from common import RESULTS, environment, write_json
+from common import RESULTS, data_folder, environment, write_json
 from huang_headline import ENGINES, most_met, problem
 
 from slosched.lab.cells import provenance
@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--code", default="long code", choices=["code", "long code"])
     options = parser.parse_args()
+    if data_folder() is None:
+        raise SystemExit("the public traces are needed: set SLOSCHED_DATA")
     table: dict[str, Any] = {}
     for engine, cost in ENGINES.items():
         for instances in INSTANCES:
