@@ -86,7 +86,7 @@ def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
         read_step_log(tmp_path / "none.csv")
     with pytest.raises(DataError, match="a readable file"):
         read_step_log(tmp_path)
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00\x01" * 10)
+    (tmp_path / "bytes.csv").write_bytes(b"\x80\x81\x00\x01" * 10)
     with pytest.raises(DataError, match="UTF-8"):
         read_step_log(tmp_path / "bytes.csv")
 
