@@ -96,6 +96,19 @@ def test_a_fault_of_ones_own_is_one_line(slosched: Any, own: Path) -> None:
     assert "strange.py, line 22, in pick: ValueError: boom" in ended.err
 
 
+def test_a_fault_of_ours_keeps_its_traceback(slosched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no stranger's module had a part in is a bug of this package."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    # Other tests name classes of test modules, and `fail` stands in one.
+    monkeypatch.setattr("slosched.core.named.FOREIGN", set())
+    monkeypatch.setattr("slosched.lab.population.draw", fail)
+    with pytest.raises(ZeroDivisionError):
+        slosched("scenario", 3)
+
+
 @pytest.mark.parametrize("given", ["", ",", " , "])
 def test_no_policies_are_not_all_policies(slosched: Any, tmp_path: Path, given: str) -> None:
     """An empty list is an error that names the field, not the default study; so it is in a file."""
