@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from slosched.integrations.vllm.clock import VirtualClock
 from slosched.integrations.vllm.config import Config
+from slosched.integrations.vllm.decision import Offers
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
 from slosched.integrations.vllm.queue import SloQueue
@@ -69,7 +70,7 @@ def test_planned_requests_come_first_then_the_rest_as_they_arrived(ledger: Ledge
     """An order may name a part of the queue only."""
     queue, _ = _queue(ledger, [0.0, 1.0, 2.0, 3.0])
     order = np.array([2, 0])
-    queue.set_order(order, ledger.table.serial[order])
+    queue.set_order(Offers.of(order, ledger.table.serial))
     assert [queue.pop_request().request_id for _ in range(4)] == ["2", "0", "1", "3"]
 
 
@@ -98,13 +99,13 @@ def test_rows_reused_since_the_plan_are_passed_over(ledger: Ledger) -> None:
     """A row that has changed hands does not inherit its predecessor's place."""
     queue, requests = _queue(ledger, [0.0, 1.0])
     order = np.array([1, 0])
-    serial = ledger.table.serial[order]
+    offers = Offers.of(order, ledger.table.serial)
     ledger.table._free.clear()  # so that the next row to be free is the next to be used
     queue.remove_request(requests[1])
     ledger.finish("1", 2.0)
     queue.add_request(fake_request("new", 5.0))
     assert ledger.rows["new"] == 1
-    queue.set_order(order, serial)
+    queue.set_order(offers)
     assert [queue.pop_request().request_id for _ in range(2)] == ["0", "new"]
 
 

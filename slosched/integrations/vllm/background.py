@@ -12,7 +12,7 @@ from dataclasses import replace
 from slosched.core.arrays import Ints
 from slosched.core.snapshot import Snapshot
 from slosched.core.table import RequestTable
-from slosched.integrations.vllm.decision import Decision
+from slosched.integrations.vllm.decision import Decision, Offers
 from slosched.planner.thread import Background
 
 SWITCH_S = 2e-4
@@ -98,7 +98,8 @@ class PlansAhead:
                     refresh(self._table)
                 made = self._decide(replace(snapshot, table=self._table))
             newest = int(serial.max())
-            self.latest = replace(made, serial=serial, newest=newest)
+            offers = Offers.of(made.order, serial)
+            self.latest = replace(made, serial=serial, newest=newest, offers=offers)
             self.error = None
         except Exception as error:
             self.latest, self.error = None, error

@@ -12,7 +12,7 @@ from slosched.core.arrays import Ints
 from slosched.integrations.vllm.asking import Prefilling
 from slosched.integrations.vllm.clock import Clock
 from slosched.integrations.vllm.config import Config
-from slosched.integrations.vllm.decision import NOBODY, Decision
+from slosched.integrations.vllm.decision import NOBODY, Decision, Offers
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.memory_bypass import Bypass
 from slosched.integrations.vllm.metrics import Stats
@@ -147,7 +147,8 @@ class Carrying:
         self._config, self._clock, self._stats = config, clock, stats
         self._bypass = Bypass(ledger)
         self._last: Decision | None = None
-        self._order_serial: Ints = NOBODY
+        self._offers = Offers.of(NOBODY, NOBODY)
+        self._placed: int | None = None  # first row of an order just taken up
         self._starved_s = -1e18
         self._reordered = -1  # number of the last step before which the running list got another order
 
@@ -182,11 +183,9 @@ class Carrying:
         if decision.prefill_tokens is not None:
             self._limit_prefill(scheduler, step, decision.prefill_tokens)
         if decision is not self._last:
-            serial = now if decision.serial is None else decision.serial
-            self._last, self._order_serial = decision, serial[decision.order]
-            if len(decision.order):
-                self._stats.reorder.observe(float(queue.line.place(int(decision.order[0]))))
-        queue.set_order(decision.order, self._order_serial)
+            self._last, self._offers = decision, decision.offers or Offers.of(decision.order, now)
+            self._placed = self._offers.first[0][0] if self._offers.first else None
+        queue.set_order(self._offers)
         held = self._hold(step, decision, used=used and len(scheduler.running) > 0)
         if held and not queue and not scheduler.running and not busy:
             self._stats.failure("all-held")  # nobody would ever run again
@@ -214,6 +213,12 @@ class Carrying:
             hold = decision.alive(hold, self._ledger.table.serial)
         self._queue.block(step.fenced, hold)
         return len(hold)
+
+    def note(self) -> None:
+        """Count how many the first of a new order passes; called beside the device."""
+        row, self._placed = self._placed, None
+        if row is not None:
+            self._stats.reorder.observe(float(self._queue.line.place(row)))
 
     def native(self, step: Step) -> None:
         """Let requests come out in the engine's own order, but for whom a step in flight still computes."""

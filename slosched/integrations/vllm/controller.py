@@ -311,6 +311,7 @@ class Controller:
         try:
             if tokens:
                 self.watch.begin(tokens, scheduler, begun_s)
+            self.carrying.note()
             if new is not None:
                 found = [self.ledger.rows.get(r.req_id) for r in new]
                 rows = [row for row in found if row is not None]

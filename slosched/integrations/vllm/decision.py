@@ -12,6 +12,39 @@ from slosched.planner.plan import Plan
 
 NOBODY: Ints = np.empty(0, dtype=np.int64)
 
+FIRST = 16
+"""Rows of an order that are kept as Python objects, too: one step seldom admits more, and a few objects are
+gone through faster than arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """Rows in the order in which they are to be admitted, and the serial numbers they had in that plan.
+
+    Parameters
+    ----------
+    rows, serial
+        Rows and their serial numbers, shape (n,).
+    first
+        The first `FIRST` of them as pairs of row and serial number.
+    """
+
+    rows: Ints
+    serial: Ints
+    first: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, rows: Ints, serial: Ints) -> Offers:
+        """Offers of these rows; `serial` is that of every row of the table.
+
+        Examples
+        --------
+        >>> Offers.of(np.array([2, 0]), np.array([7, 8, 9])).first
+        [(2, 9), (0, 7)]
+        """
+        own = serial[rows]
+        return cls(rows, own, list(zip(rows[:FIRST].tolist(), own[:FIRST].tolist(), strict=True)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -27,6 +60,8 @@ class Decision:
         Number of the last step scheduled before it was made.
     same_order
         Whether `running_order` is the order in which they ran.
+    offers
+        Of a plan made beside the engine: `order` as the queue takes it.
     """
 
     order: Ints
@@ -40,6 +75,7 @@ class Decision:
     newest: int = -1
     step: int = 0
     same_order: bool = False
+    offers: Offers | None = None
 
     @property
     def bounded(self) -> bool:
@@ -74,3 +110,14 @@ def checked(plan: Plan, snapshot: Snapshot) -> Decision:
         step=snapshot.step,
         same_order=plan.running_order is not None and np.array_equal(plan.running_order, snapshot.running),
     )
+
+
+def plain(rows: Ints) -> Ints:
+    """The rows as compiled code takes them, whatever a policy made them of.
+
+    Examples
+    --------
+    >>> plain(np.arange(6, dtype=np.int32)[::2]).flags.c_contiguous
+    True
+    """
+    return np.require(rows, dtype=np.int64, requirements=["C", "W"])

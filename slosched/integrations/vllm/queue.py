@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slosched.core.arrays import Ints
-from slosched.integrations.vllm.decision import NOBODY
+from slosched.core.jit import BORROWED, njit
+from slosched.integrations.vllm.decision import NOBODY, Offers, plain
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.waiting_rows import ArrivalLine, smallest
 
@@ -20,6 +21,8 @@ Entry = tuple[float, float, int, int]
 
 OFFERED, HELD, FENCED = 0, 1, 2
 """Whether a row may be admitted: it may; not in this step, unless it starves; not at all in this step."""
+
+NO_OFFERS = Offers.of(NOBODY, NOBODY)
 
 CHUNK = 64
 """Requests of the order turned into Python objects at a time: more than one step usually admits."""
@@ -58,9 +61,9 @@ class SloQueue:
         self._length = 0
         self.preempted: dict[str, int] = {}
         self._barred: NDArray[np.int8] = np.zeros(len(ledger.queued), dtype=np.int8)  # by row
+        _bar(self._barred, ledger.queued, plain(NOBODY))  # loaded now, not while an engine waits
         self._bars = 0  # rows that are not `OFFERED`
-        self._order: Ints = NOBODY
-        self._serial: Ints = self._order
+        self._offers = NO_OFFERS
         self._cursor = 0
         self._front: list[int] = []
         self._planned = False
@@ -94,7 +97,7 @@ class SloQueue:
         self._join(row)
         if not self._planned:
             self._front.clear()
-            self._cursor = len(self._order)
+            self._cursor = len(self._offers.rows)
 
     def prepend_requests(self, requests: Iterable[Any]) -> None:
         """Put requests at the native head, the last one first, as vLLM's own queue does."""
@@ -156,9 +159,9 @@ class SloQueue:
 
     # the adapter's side -----------------------------------------------------------------------------------
 
-    def set_order(self, order: Ints, serial: Ints) -> None:
-        """Offer these rows first, in this order; those whose serial is no longer `serial` are passed over."""
-        self._order, self._serial = order, serial
+    def set_order(self, offers: Offers) -> None:
+        """Offer these rows first, in this order; those whose serial number is another now are passed over."""
+        self._offers = offers
         self._cursor, self._planned = 0, True
         self._front.clear()
 
@@ -190,7 +193,7 @@ class SloQueue:
     def clear_order(self) -> None:
         """Go back to the native order."""
         if self._planned:
-            self._order = self._order[:0]
+            self._offers = NO_OFFERS
             self._cursor, self._planned = 0, False
             self._front.clear()
 
@@ -203,14 +206,8 @@ class SloQueue:
             return
         while self._aside:
             heappush(self._heap, self._aside.pop())
-        barred = self._barred
-        if self._bars:
-            barred[:] = OFFERED
-            self._bars = 0
-        if len(held):
-            barred[held] = HELD
-            np.bitwise_and(barred, self._waits, out=barred)
-            self._bars = int(np.count_nonzero(barred))
+        if self._bars or len(held):
+            self._bars = _bar(self._barred, self._ledger.queued, plain(held))
         self._fence(fenced)
         self._begin_anew()
 
@@ -250,7 +247,7 @@ class SloQueue:
     def _begin_anew(self) -> None:
         """Go through the order from its beginning: who is offered has changed."""
         self._front.clear()
-        self._cursor = 0 if self._planned else len(self._order)
+        self._cursor = 0 if self._planned else len(self._offers.rows)
 
     def limit_adapters(self, present: set[int], most: int) -> None:
         """Offer nobody with whom more than `most` adapters would run, until the next `block`.
@@ -311,9 +308,13 @@ class SloQueue:
         """Rows that come before the native order, in their order."""
         if self.keyed:
             return [entry[3] for entry in sorted(self._entry.values())]
-        queued, serial = self._ledger.queued, self._ledger.table.serial
-        alive = queued[self._order] & (serial[self._order] == self._serial)
-        return self._order[alive].tolist()  # type: ignore[no-any-return]
+        return self._alive(0, len(self._offers.rows)).tolist()  # type: ignore[no-any-return]
+
+    def _alive(self, begin: int, end: int) -> Ints:
+        """Those of this part of the order who still wait."""
+        rows, serial = self._offers.rows[begin:end], self._offers.serial[begin:end]
+        alive: Ints = rows[self._ledger.queued[rows] & (self._ledger.table.serial[rows] == serial)]
+        return alive
 
     def _smallest(self) -> int | None:
         """The row of the smallest key that may be admitted; entries of rows that have left are dropped."""
@@ -347,12 +348,14 @@ class SloQueue:
             if row is not None:
                 self._front = [row]
                 return True
-        if self._cursor < len(self._order):
-            rows = self._order[self._cursor : self._cursor + CHUNK]
-            serial = self._serial[self._cursor : self._cursor + CHUNK]
-            self._cursor += CHUNK
-            alive = self._ledger.queued[rows] & (self._ledger.table.serial[rows] == serial)
-            self._front = rows[alive][::-1].tolist()
+        if self._cursor == 0 and self._offers.first:
+            offered, queued, serial = self._offers.first, self._ledger.queued, self._ledger.table.serial
+            self._cursor = len(offered)
+            self._front = [row for row, own in reversed(offered) if queued[row] and serial[row] == own]
+            return True
+        if self._cursor < len(self._offers.rows):
+            begin, self._cursor = self._cursor, self._cursor + CHUNK
+            self._front = self._alive(begin, self._cursor)[::-1].tolist()
             return True
         if not self:
             return False
@@ -363,6 +366,18 @@ class SloQueue:
         first = smallest(rank, CHUNK)
         self._front = rows[first][::-1].tolist()
         return True
+
+
+@njit(**BORROWED)
+def _bar(barred: NDArray[np.int8], queued: NDArray[np.bool_], held: Ints) -> int:
+    """Bar those of the rows that stand in the queue, and nobody else; returns how many."""
+    barred[:] = OFFERED
+    count = 0
+    for row in held:
+        if queued[row] and barred[row] == OFFERED:
+            barred[row] = HELD
+            count += 1
+    return count
 
 
 class Handover:

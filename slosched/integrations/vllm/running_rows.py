@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from slosched.core.arrays import Ints
-from slosched.integrations.vllm.decision import NOBODY
+from slosched.core.jit import BORROWED, njit
+from slosched.integrations.vllm.decision import NOBODY, plain
 from slosched.integrations.vllm.ledger import Ledger
 
 MOST_GONE = 8
 """Requests that may have left since the last look; where it was more, all rows are looked up anew."""
 
-FAR = 2**62
-"""Number of a row that a list of rows does not name: behind all others."""
+NOWHERE = -1
+"""Place of a row that does not run."""
 
 
 class RunningRows:
@@ -39,7 +40,10 @@ class RunningRows:
         self._ledger = ledger
         self.requests: list[Any] = []
         self.rows: Ints = NOBODY
-        self._number: Ints = NOBODY  # by row, `FAR` between two uses
+        self._place: Ints = np.full(1, NOWHERE)  # by row, `NOWHERE` between two uses
+        nobody = NOBODY.copy()  # compiled code is loaded now, not while an engine waits
+        _arranged(nobody, nobody, self._place, nobody)
+        _placed(nobody, nobody, self._place, nobody)
 
     def of(self, running: list[Any]) -> Ints:
         """Rows of these requests in their order."""
@@ -54,23 +58,21 @@ class RunningRows:
 
     def wanted(self, running: list[Any], order: Ints) -> Ints | None:
         """Places of the running requests in the order of these rows, others behind; None if they stand so."""
-        places = self._numbers(running, order)
-        return np.argsort(places, kind="stable") if (places[1:] < places[:-1]).any() else None
+        rows = self.of(running)
+        places = np.empty_like(rows)
+        return None if _arranged(rows, plain(order), self._scratch(), places) else places
 
     def places(self, running: list[Any], rows: Ints) -> list[int]:
         """Places in the running list, ascending, of those of the rows that run."""
-        return np.flatnonzero(self._numbers(running, rows) < FAR).tolist()
-
-    def _numbers(self, running: list[Any], rows: Ints) -> Ints:
-        """Number of each running request among these rows, `FAR` if it is none of them."""
-        capacity = self._ledger.table.capacity
-        if len(self._number) < capacity:
-            self._number = np.full(capacity, FAR, dtype=np.int64)
-        number = self._number
-        number[rows] = np.arange(len(rows))
-        found = number[self.of(running)]
-        number[rows] = FAR
+        here = self.of(running)
+        places = np.empty_like(here)
+        found: list[int] = places[: _placed(here, plain(rows), self._scratch(), places)].tolist()
         return found
+
+    def _scratch(self) -> Ints:
+        if len(self._place) < self._ledger.table.capacity:
+            self._place = np.full(self._ledger.table.capacity, NOWHERE, dtype=np.int64)
+        return self._place
 
     def rearrange(self, running: list[Any], places: Ints) -> None:
         """Put the running list, of more than one, in the order of these places."""
@@ -95,6 +97,43 @@ class RunningRows:
         if now < len(running):
             kept.append(self._ledger.rows_of(running[now:]))
         return np.concatenate(kept) if kept else NOBODY
+
+
+@njit(**BORROWED)
+def _arranged(running: Ints, order: Ints, place: Ints, places: Ints) -> bool:
+    """Fill in the places of the running rows: those of the order first, others as they stand. Was it so?"""
+    count = 0
+    for i in range(len(running)):
+        place[running[i]] = i
+    for row in order:
+        if place[row] != NOWHERE:
+            places[count] = place[row]
+            place[row] = NOWHERE
+            count += 1
+    for i in range(len(running)):
+        if place[running[i]] != NOWHERE:
+            places[count] = i
+            place[running[i]] = NOWHERE
+            count += 1
+    moved = 0
+    for i in range(count):
+        moved += places[i] != i
+    return moved == 0
+
+
+@njit(**BORROWED)
+def _placed(running: Ints, rows: Ints, place: Ints, places: Ints) -> int:
+    """Fill in the places, ascending, of the running rows that are among the others; returns how many."""
+    count = 0
+    for row in rows:
+        place[row] = 0
+    for i in range(len(running)):
+        if place[running[i]] != NOWHERE:
+            places[count] = i
+            count += 1
+    for row in rows:
+        place[row] = NOWHERE
+    return count
 
 
 def _alike(old: list[Any], at: int, new: list[Any], now: int) -> int:
