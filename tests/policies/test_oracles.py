@@ -324,8 +324,7 @@ def test_slosched_is_led_by_the_best_rule_of_its_model(random_snapshot: RandomSn
     for seed in range(6):
         snapshot = random_snapshot(seed, waiting=25)
         rows = np.concatenate([snapshot.running, snapshot.waiting])
-        classes = np.ones(int(snapshot.table.class_index.max()) + 1)
-        jobs = gather(snapshot, rows, len(snapshot.running), classes)
+        jobs = gather(snapshot, rows, len(snapshot.running), np.ones(len(rows)))
         engine, work, until_s = engine_of(snapshot, 8.0), r.work_for(len(rows)), snapshot.now_s + 30.0
         rules = family()
         worth = [
