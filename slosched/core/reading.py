@@ -12,7 +12,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -37,6 +37,9 @@ MOST_SHOWN = 80
 """Characters of a wrong value that an error message shows."""
 PARQUET_MAGIC = b"PAR1"
 SEPARATORS = ",;\t|"
+DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?")
+GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+")
+"""What may also be thousands."""
 LONGEST_FIELD = 1 << 28
 """Characters of a field of CSV, such as a prompt; the library's own limit is 131,072."""
 _LIMIT_SET = Lock()
@@ -287,7 +290,28 @@ def _csv(path: Path) -> Table:
         names = tuple(name.strip() for name in next(csv.reader([first], delimiter=separator), []))
     except csv.Error as error:
         raise DataError(path, None, "header", "CSV", str(error)) from error
-    return Table(path=path, kind="CSV", names=names, records=lambda: _csv_rows(path, separator, names))
+    decimal = _decimal_commas(path, separator, names) if separator != "," else frozenset()
+    return Table(
+        path=path, kind="CSV", names=names, records=lambda: _csv_rows(path, separator, names, decimal)
+    )
+
+
+def _decimal_commas(path: Path, separator: str, names: tuple[str, ...]) -> frozenset[str]:
+    """Columns whose numbers have a comma for a decimal point, as much of Europe writes them.
+
+    A column is one of them if some number can be nothing else (1,100 may be a thousand), and all are numbers.
+    """
+    sure: dict[str, None] = {}
+    others: dict[str, None] = {}
+    with suppress(DataError):  # what is wrong is told when the rows are read
+        for _, row in islice(_csv_rows(path, separator, names, frozenset()), SCANNED):
+            for name, text in row.items():
+                comma = DECIMAL_COMMA.fullmatch(text.strip())
+                if comma and not GROUPED.fullmatch(text.strip()):
+                    sure[name] = None
+                elif not comma and text.strip() and not _is_number(text):
+                    others[name] = None
+    return frozenset(name for name in sure if name not in others)
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
@@ -303,7 +327,7 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
             csv.field_size_limit(before)
 
 
-def _csv_rows(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[Row]:
+def _csv_rows(path: Path, separator: str, names: tuple[str, ...], decimal: frozenset[str]) -> Iterator[Row]:
     with open_text(path) as file:
         header, read = _header(file)
         reader = csv.reader(chain([header], read, file), delimiter=separator)
@@ -316,7 +340,10 @@ def _csv_rows(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[Ro
                 number += 1
                 if len(fields) != len(names):
                     raise DataError(path, number, "row", f"{len(names)} fields", f"{len(fields)} fields")
-                yield number, dict(zip(names, fields, strict=True))
+                row = dict(zip(names, fields, strict=True))
+                for name in decimal:
+                    row[name] = row[name].replace(",", ".")
+                yield number, row
         except csv.Error as error:
             raise DataError(path, number + 1, "row", "CSV", str(error)) from error
 
@@ -409,10 +436,35 @@ def _leaves(record: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tup
     """Whatever a record holds that is no object, with the keys that lead there; at most `DEEPEST` of them."""
     for name, value in record.items():
         path = (*above, name)
+        listed = _attributes(value)
         if isinstance(value, dict) and len(path) < DEEPEST:
             yield from _leaves(value, path)
+        elif listed is not None:
+            yield from _leaves(listed, path)
         else:
             yield path, value
+
+
+def _attributes(value: object) -> dict[str, Any] | None:
+    """Attributes as OpenTelemetry's JSON lists them, by name; None if this is no such list.
+
+    Examples
+    --------
+    >>> _attributes([{"key": "gen_ai.usage.input_tokens", "value": {"intValue": "12"}}])
+    {'gen_ai.usage.input_tokens': '12'}
+    """
+    if not isinstance(value, list) or not value:
+        return None
+    found: dict[str, Any] = {}
+    for pair in value:
+        if (
+            not isinstance(pair, dict)
+            or pair.keys() != {"key", "value"}
+            or not isinstance(pair["value"], dict)
+        ):
+            return None
+        found[str(pair["key"])] = next(iter(pair["value"].values()), None)
+    return found
 
 
 def _document(path: Path) -> Table:

@@ -17,10 +17,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "request_time", "request_timestamp", "request_start", "request_start_time", "start_time", "start",
         "sent_at", "send_time", "submit_time", "submitted_at", "request_created_at", "received_at",
         "enqueued_at", "event_time", "created_at", "created", "datetime", "date",
+        "start_time_unix", "time_unix",
     ),
     "prompt_tokens": (
         "prompt_tokens", "input_tokens", "context_tokens", "request_tokens", "prompt_length", "input_length",
         "prompt_len", "input_len", "num_prompt_tokens", "num_input_tokens", "num_prefill_tokens",
+        "number_input_tokens", "number_prompt_tokens", "n_prompt_tokens", "n_input_tokens", "prefill_tokens",
+        "prompt_size", "prompt_eval_count", "tokens_evaluated", "native_tokens_prompt",
         "prompt_token_count", "input_token_count", "input_sequence_length", "isl", "tokens_prompt",
         "tokens_input", "tokens_in", "usage_input",
         "gen_ai_usage_input_tokens", "gen_ai_usage_prompt_tokens",
@@ -28,7 +31,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "output_tokens": (
         "output_tokens", "completion_tokens", "generated_tokens", "response_tokens", "output_length",
         "output_len", "response_length", "num_output_tokens", "num_completion_tokens",
-        "num_generated_tokens", "num_decode_tokens", "output_token_count", "completion_token_count",
+        "num_generated_tokens", "num_decode_tokens", "number_output_tokens", "number_completion_tokens",
+        "n_output_tokens", "n_completion_tokens", "n_generated_tokens", "decode_tokens", "token_size",
+        "eval_count", "tokens_predicted", "native_tokens_completion", "output_token_count",
+        "completion_token_count",
         "output_sequence_length", "osl", "candidates_token_count", "tokens_completion", "tokens_output",
         "tokens_out", "usage_output", "gen_ai_usage_output_tokens", "gen_ai_usage_completion_tokens",
     ),
@@ -56,7 +62,8 @@ TIMES = ("arrival", "ttft", "tpot", "e2e", "ttfat", "think")
 
 UNIT_ENDINGS = {
     "s": "s", "sec": "s", "secs": "s", "seconds": "s", "ms": "ms", "msec": "ms", "millis": "ms",
-    "milliseconds": "ms", "us": "us", "microseconds": "us", "ns": "ns", "nanos": "ns", "nanoseconds": "ns",
+    "milliseconds": "ms", "us": "us", "microseconds": "us", "ns": "ns", "nano": "ns", "nanos": "ns",
+    "nanoseconds": "ns",
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ from slosched.workloads.fields import (
 )
 
 GENERIC_REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
+MOONCAKE_KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
+"""Mooncake's keys, whose times are in milliseconds; without the last one such a trace is read like others."""
 LIMITS = ("ttft_s", "tpot_s", "e2e_s")
 NO_TOKENS = "no prompt or no answer tokens"
 
@@ -238,7 +240,8 @@ class _Rows:
                 self.path, None, "request_id", f"given in all {n} rows or none", len(self.request_ids)
             )
         named = self.found.known["arrival"][0].unit
-        times, clock = self.clock.seconds(asked=time_unit, named=named)
+        published = "ms" if all(name in self.table.names for name in MOONCAKE_KEYS[:3]) else None
+        times, clock = self.clock.seconds(asked=time_unit, named=named, documented=published)
         columns: dict[str, Any] = {k: np.asarray(v, dtype=np.float64) for k, v in self.real.items()}
         columns |= {k: np.asarray(v, dtype=np.int64) for k, v in self.integer.items()}
         ids, counts = columns.pop("ids"), columns.pop("counts")

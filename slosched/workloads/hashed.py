@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from slosched.core.reading import Table, open_table
 from slosched.core.workload import PrefixBlocks, Workload
 from slosched.workloads.columns import Notes, left_out_words
 from slosched.workloads.fields import MOST_TOKENS, TOKEN_DOMAIN, Clock, whole
-from slosched.workloads.generic import NO_TOKENS, plain_stem, unused
+from slosched.workloads.generic import MOONCAKE_KEYS, NO_TOKENS, plain_stem, unused
 
-MOONCAKE_KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
 MOONCAKE_BLOCK_TOKENS = 512
+"""As published. Tools that write such traces from other engines hash smaller blocks."""
 BAILIAN_KEYS = ("chat_id", "parent_chat_id")
 """Keys that only Alibaba's Bailian traces have beside Mooncake's; their clock counts seconds."""
 BAILIAN_BLOCK_TOKENS = 16
@@ -32,6 +33,8 @@ def read_mooncake(
     ----------
     path
         File. Keys beside Mooncake's tell Alibaba's Bailian traces, with blocks of 16 tokens in place of 512.
+        Where a prompt has more ids than blocks of 512, blocks are the largest power of two that holds them.
+        Rows without ``hash_ids`` share nothing.
     jitter_s
         Seconds over which the requests of one time stamp are spread at random; None finds the step of the
         file's clock (3 s in two of the published traces, whose raw bursts are an artefact of it).
@@ -48,14 +51,15 @@ def read_hashed(
 ) -> tuple[Workload, Notes]:
     """The trace in a table, and what was recognised; see `read_mooncake`."""
     file, bailian = table.path, all(name in table.names for name in BAILIAN_KEYS)
-    block = BAILIAN_BLOCK_TOKENS if bailian else MOONCAKE_BLOCK_TOKENS
+    block = published = BAILIAN_BLOCK_TOKENS if bailian else MOONCAKE_BLOCK_TOKENS
+    beyond: DataError | None = None  # of the first prompt with more ids than published blocks
     clock = Clock(file, "timestamp")
     prompts, outputs = array("q"), array("q")
     counts, ids = array("q", [0]), array("q")
     sessions: dict[int, int] = {}
     session, left_out = array("q"), 0
     for row, fields in table.rows():
-        for key in (*MOONCAKE_KEYS, *(BAILIAN_KEYS if bailian else ())):
+        for key in (*MOONCAKE_KEYS[:3], *(BAILIAN_KEYS if bailian else ())):
             if key not in fields:
                 raise DataError(file, row, "keys", ", ".join(MOONCAKE_KEYS), ", ".join(fields)[:80])
         prompt, output = (
@@ -72,14 +76,21 @@ def read_hashed(
             session.append(sessions[chat])
         prompts.append(prompt)
         outputs.append(output)
-        blocks = fields["hash_ids"]
+        blocks = fields.get("hash_ids")
+        blocks = [] if blocks is None else blocks
         if not isinstance(blocks, list) or len(blocks) > -(-prompt // block):
-            domain = f"a list of at most one id per {block} tokens"
-            raise DataError(file, row, "hash_ids", domain, str(blocks)[:80])
+            domain = f"a list of at most one id per {published} tokens"
+            beyond = beyond or DataError(file, row, "hash_ids", domain, str(blocks)[:80])
+            if not isinstance(blocks, list) or len(blocks) > prompt:
+                raise beyond
+            while len(blocks) > -(-prompt // block):
+                block //= 2
         ids.extend(whole(file, row, "hash_ids", b, 0, 2**53, "integers from 0 to 2**53") for b in blocks)
         counts.append(len(blocks))
     if not prompts:
         raise DataError(file, None, "output_length", "above 0 in some row", 0)
+    if beyond is not None and not _whole_blocks(prompts, counts, block):
+        raise beyond
     prefix = PrefixBlocks(
         offsets=np.cumsum(np.asarray(counts, dtype=np.int64)),
         ids=np.asarray(ids, dtype=np.int64),
@@ -89,6 +100,8 @@ def read_hashed(
     raw = times - times.min()
     spread = clock_step(np.sort(raw)) if jitter_s is None else jitter_s
     remarks = () if clock.sorted else ("sorted by time",)
+    if block != published:
+        remarks = (*remarks, f"blocks of {block} tokens, told by how many ids a prompt has")
     if spread:
         raw = raw + np.random.default_rng(seed).random(len(raw)) * spread
         remarks = (*remarks, f"requests of one time stamp spread over {spread:g} s")
@@ -107,6 +120,14 @@ def read_hashed(
         unused=unused(table, (*MOONCAKE_KEYS, *BAILIAN_KEYS)), left_out=reasons, remarks=remarks,
     )  # fmt: skip
     return workload.rows(order, arrival_s=raw[order]), notes
+
+
+def _whole_blocks(prompts: Sequence[int], counts: Sequence[int], block: int) -> bool:
+    """Whether every prompt that has ids has one for each of its blocks, the last one perhaps left out."""
+    return all(
+        count == 0 or prompt // block <= count <= -(-prompt // block)
+        for prompt, count in zip(prompts, counts[1:], strict=True)
+    )
 
 
 def clock_step(arrival_s: Floats) -> float:

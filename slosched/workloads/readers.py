@@ -16,8 +16,15 @@ from slosched.workloads.agentic import AGENTIC_COLUMNS, LOOP_COLUMNS, read_agent
 from slosched.workloads.arrivals import first_arrivals, rescale
 from slosched.workloads.columns import Notes, left_out_words, recognise
 from slosched.workloads.fields import MOST_TOKENS, TOKEN_DOMAIN, Clock, whole
-from slosched.workloads.generic import GENERIC_REQUIRED, NO_TOKENS, plain_stem, read_generic, unused
-from slosched.workloads.hashed import BAILIAN_KEYS, MOONCAKE_KEYS, read_hashed
+from slosched.workloads.generic import (
+    GENERIC_REQUIRED,
+    MOONCAKE_KEYS,
+    NO_TOKENS,
+    plain_stem,
+    read_generic,
+    unused,
+)
+from slosched.workloads.hashed import BAILIAN_KEYS, read_hashed
 from slosched.workloads.hashed import MOONCAKE_BLOCK_TOKENS as MOONCAKE_BLOCK_TOKENS
 from slosched.workloads.hashed import clock_step as clock_step
 from slosched.workloads.hashed import read_mooncake as read_mooncake
@@ -147,7 +154,7 @@ def format_of(table: Table) -> str:
         if all(column in names for column in columns):
             return kind
     found = recognise(names)
-    if table.kind != "CSV" and "arrival" in found and ("hash_ids" in names or "input_length" in names):
+    if table.kind != "CSV" and "arrival" in found and "hash_ids" in names:
         return "mooncake" if "arrival_s" not in names else "jsonl"
     logs = table.kind != "CSV" and ("usage" in names or "response" in names) and "prompt_tokens" not in found
     if logs and any(openai_log(record) for _, record in table.records()):

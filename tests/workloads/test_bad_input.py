@@ -56,7 +56,11 @@ CASES = [
     (AZURE + "yesterday,10,10\n", ["row 2", "TIMESTAMP must be a time", "'yesterday'"], "no stamp"),
     (MOON + MOON.replace("0,", "-5,", 1), ["row 2", "timestamp", "-5"], "negative stamp"),
     (MOON + MOON.replace('"timestamp": 0, ', ""), ["row 2", "keys must be timestamp"], "no stamp"),
-    (MOON.replace("[0, 1]", "[0, 1, 2]"), ["row 1", "hash_ids", "one id per 512 tokens"], "too many ids"),
+    (
+        MOON + MOON.replace("[0, 1]", "[0, 1, 2, 3]"),
+        ["row 2", "hash_ids", "one id per 512 tokens"],
+        "too many ids",
+    ),
     (MOON.replace("[0, 1]", '["x"]'), ["row 1", "hash_ids", "'x'"], "ids that are none"),
     (MOON.replace("600", "true"), ["row 1", "input_length", "True"], "truth for a number"),
     (MOON.replace("600", "NaN"), ["row 1", "input_length", "nan"], "NaN in JSON"),

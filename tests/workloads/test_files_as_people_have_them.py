@@ -647,3 +647,48 @@ def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, words: str) -
     path.write_bytes(content)
     with pytest.raises(DataError, match=words):
         read(path)
+
+
+def test_decimal_commas_of_spreadsheets(tmp_path: Path) -> None:
+    """Much of Europe writes 0,5; a column is read so only if its numbers can mean nothing else."""
+    header = "arrival_s;prompt_tokens;output_tokens"
+    workload, _ = said(table(tmp_path, header, "0,0;1,100;5", "0,5;1,200;6"))
+    assert workload.arrival_s.tolist() == [0.0, 0.5]
+    assert workload.prompt_tokens.tolist() == [1100, 1200]
+    with pytest.raises(DataError, match="'1,100'"):
+        read(table(tmp_path, header, "1,100;7;5", "1,200;7;6"))
+
+
+def test_hashed_traces_of_other_engines(tmp_path: Path) -> None:
+    """Blocks smaller than Mooncake's are told by the number of ids, and said; rows may have no ids at all."""
+    rows: list[dict[str, Any]] = [
+        {"timestamp": 0, "input_length": 130, "output_length": 4, "hash_ids": [1, 2, 3]},
+        {"timestamp": 500, "input_length": 70, "output_length": 4},
+        {"timestamp": 900, "input_length": 128, "output_length": 4, "hash_ids": [1, 2]},
+    ]
+    workload, words = said(jsonl(tmp_path, rows), time_unit="ms")
+    assert workload.prefix is not None
+    assert workload.prefix.block_tokens == 64
+    assert np.diff(workload.prefix.offsets).tolist() == [3, 0, 2]
+    assert "blocks of 64 tokens, told by how many ids" in words
+    for row in rows:
+        row.pop("hash_ids", None)
+    plain, words = said(jsonl(tmp_path, [row | {"session_id": "a", "delay": 5} for row in rows]))
+    assert plain.arrival_s.tolist() == [0.0, 0.5, 0.9]
+    assert "milliseconds (as published)" in words
+    assert "not used: delay" in words
+
+
+def test_spans_of_open_telemetry(tmp_path: Path) -> None:
+    """Attributes as an object or as a list of pairs; times in nanoseconds since 1970."""
+    counts = {"gen_ai.usage.input_tokens": 7, "gen_ai.usage.output_tokens": 3}
+    listed = [{"key": key, "value": {"intValue": str(count)}} for key, count in counts.items()]
+    for attributes in (counts, listed):
+        rows: list[dict[str, Any]] = [
+            {"startTimeUnixNano": str(1740823200000000000 + i * 500_000_000), "attributes": attributes}
+            for i in range(3)
+        ]
+        workload, words = said(jsonl(tmp_path, rows))
+        assert workload.arrival_s.tolist() == [0.0, 0.5, 1.0]
+        assert workload.prompt_tokens.tolist() == [7, 7, 7]
+        assert "nanoseconds (by its name" in words
