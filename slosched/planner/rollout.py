@@ -29,16 +29,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.jit import BORROWED, ZERO, njit
+from slosched.core.jit import INNER, OUTER, ZERO, njit
 from slosched.core.table import RequestTable
-
-OUTER = {**BORROWED, "no_rewrites": True, "error_model": "numpy"}
-"""For kernels: without numba's rewrites for arrays as a whole, which there are none of here. That saves an
-eighth of the time that it takes to compile them."""
-
-INNER = {**OUTER, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""For kernels that only kernels call: without the code by which Python would, a sixth of what is compiled.
-From Python call their ``py_func``; anything else ends the process."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

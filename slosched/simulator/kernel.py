@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slosched.core.arrays import Floats, Ints
-from slosched.core.jit import BORROWED, ZERO, njit
+from slosched.core.jit import INNER, OUTER, ZERO, njit
 
 # Scalars of the engine, indices into `state`.
 (
@@ -164,17 +164,17 @@ class Pool(NamedTuple):
     unique_at: Ints  # row -> first key of its own contents
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _earlier(R: Requests, a: int, b: int) -> bool:
     return bool(R.arrival_ps[a] < R.arrival_ps[b] or (R.arrival_ps[a] == R.arrival_ps[b] and a < b))
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _less(R: Requests, a: int, b: int) -> bool:
     return bool(R.key[a] < R.key[b] or (R.key[a] == R.key[b] and _earlier(R, a, b)))
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _heap_push(R: Requests, heap: Ints, size: int, row: int) -> None:
     i = size
     while i > 0:
@@ -186,7 +186,7 @@ def _heap_push(R: Requests, heap: Ints, size: int, row: int) -> None:
     heap[i] = row
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _heap_pop(R: Requests, heap: Ints, size: int) -> None:
     """Remove the head of a heap of `size` rows."""
     row = heap[size - 1]
@@ -205,7 +205,7 @@ def _heap_pop(R: Requests, heap: Ints, size: int) -> None:
     heap[i] = row
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _enqueue(R: Requests, Q: Queues, state: Ints, limits: Ints, row: int) -> None:
     """Put a row into the waiting queue."""
     n = state[WAITING]
@@ -223,13 +223,13 @@ def _enqueue(R: Requests, Q: Queues, state: Ints, limits: Ints, row: int) -> Non
 # --- KV blocks by identity ---------------------------------------------------------------------------------
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _unlink(P: Pool, block: int) -> None:
     P.after[P.before[block]] = P.after[block]
     P.before[P.after[block]] = P.before[block]
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _link_before(P: Pool, block: int, place: int) -> None:
     previous = P.before[place]
     P.after[previous] = block
@@ -238,7 +238,7 @@ def _link_before(P: Pool, block: int, place: int) -> None:
     P.before[place] = block
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _content(R: Requests, P: Pool, row: int, place: int) -> int:
     """Content key of the full block at `place` of a request."""
     if place < P.shared[row]:
@@ -247,7 +247,7 @@ def _content(R: Requests, P: Pool, row: int, place: int) -> int:
     return int(P.unique_at[row] + place - P.shared[row])
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _forget(P: Pool, block: int) -> None:
     """Take an evicted block out of the content index."""
     key = P.key[block]
@@ -264,7 +264,7 @@ def _forget(P: Pool, block: int) -> None:
     P.key_next[block] = 0
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _remember(P: Pool, block: int, key: int) -> None:
     """Enter a full block in the content index, behind earlier blocks of the same content."""
     P.key[block] = key
@@ -278,7 +278,7 @@ def _remember(P: Pool, block: int, key: int) -> None:
     P.key_next[other] = block
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _hits(R: Requests, P: Pool, limits: Ints, row: int) -> tuple[int, int]:
     """Leading blocks of a waiting request that are in the cache, and how many of those nobody holds.
 
@@ -297,7 +297,7 @@ def _hits(R: Requests, P: Pool, limits: Ints, row: int) -> tuple[int, int]:
     return hit, unheld
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _take_hits(R: Requests, P: Pool, state: Ints, row: int, hit: int) -> None:
     """Give a request about to run a slot and its cached blocks."""
     count = P.free_slots[-1] - 1
@@ -315,7 +315,7 @@ def _take_hits(R: Requests, P: Pool, state: Ints, row: int, hit: int) -> None:
     P.full[row] = hit
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _allocate(R: Requests, P: Pool, state: Ints, limits: Ints, row: int, upto: int) -> None:
     """Give a running request blocks for its first `upto` tokens; there are enough."""
     need = (upto + limits[BLOCK] - 1) // limits[BLOCK]
@@ -337,7 +337,7 @@ def _allocate(R: Requests, P: Pool, state: Ints, limits: Ints, row: int, upto: i
     R.blocks[row] = max(R.blocks[row], need)
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _free(R: Requests, P: Pool, state: Ints, limits: Ints, row: int) -> None:
     """Return all blocks of a request, the last first; those without content are reused first."""
     if limits[CACHE]:
@@ -366,7 +366,7 @@ def _free(R: Requests, P: Pool, state: Ints, limits: Ints, row: int) -> None:
 # --- one step ----------------------------------------------------------------------------------------------
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _preempt(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: int) -> None:
     """Drop a request's KV and queue it again; the caller has taken it out of `running`."""
     _free(R, P, state, limits, row)
@@ -375,7 +375,7 @@ def _preempt(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: in
     _enqueue(R, Q, state, limits, row)
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _remove_running(Q: Queues, state: Ints, place: int) -> None:
     n = state[RUNNING]
     for i in range(place, n - 1):
@@ -383,7 +383,7 @@ def _remove_running(Q: Queues, state: Ints, place: int) -> None:
     state[RUNNING] = n - 1
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _victim(R: Requests, Q: Queues, state: Ints, limits: Ints, skip: int) -> int:
     """Place in `running` of the request that gives up its memory; who is passed over keeps it.
 
@@ -401,7 +401,7 @@ def _victim(R: Requests, Q: Queues, state: Ints, limits: Ints, skip: int) -> int
     return victim
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _schedule_running(
     R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int, skip: int
 ) -> tuple[int, bool]:
@@ -460,7 +460,7 @@ def _schedule_running(
     return budget, preempted
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _schedule_waiting(
     R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, long_prefill: int, line: int
 ) -> None:
@@ -523,7 +523,7 @@ def _schedule_waiting(
         state[WAITING] = kept
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _duration_ps(R: Requests, Q: Queues, state: Ints, coef: Ints) -> int:
     """Duration of the scheduled step: see `StepTimeModel.coefficients_ps`."""
     prefill, decodes, kv, work2 = 0, 0, 0, 0
@@ -546,7 +546,7 @@ def _duration_ps(R: Requests, Q: Queues, state: Ints, coef: Ints) -> int:
     )
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _answered(R: Requests, Q: Queues, state: Ints, row: int) -> None:
     """The answer of a row ends now: its client thinks, then sends the next turn."""
     turn = R.next_turn[row]
@@ -557,7 +557,7 @@ def _answered(R: Requests, Q: Queues, state: Ints, row: int) -> None:
         state[SENT] += 1
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Give the scheduled requests their tokens at the time now reached; free those that are done."""
     now = state[NOW]
@@ -597,7 +597,7 @@ def _finish_step(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> 
         state[RUNNING] = kept
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _sample(Q: Queues, state: Ints) -> None:
     """Record the queue's depth after admission, every STRIDE-th time; thin out when the buffer is full."""
     state[TICK] += 1
@@ -617,7 +617,7 @@ def _sample(Q: Queues, state: Ints) -> None:
     state[SAMPLES] = n + 1
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _prompts_pause(R: Requests, Q: Queues, state: Ints, limits: Ints) -> bool:
     """Whether only answers are computed now: a prompt was a short while ago, and no queue has built up."""
     since = state[EXECUTED] + 1 - state[LAST_PROMPT]
@@ -629,7 +629,7 @@ def _prompts_pause(R: Requests, Q: Queues, state: Ints, limits: Ints) -> bool:
     return False
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _share_out(
     R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, budget: int, line: int, skip: int
 ) -> None:
@@ -644,7 +644,7 @@ def _share_out(
             state[CROWDED] = state[WAITING] > 0
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _step(
     R: Requests,
     Q: Queues,
@@ -687,14 +687,14 @@ def _step(
     _finish_step(R, Q, P, state, limits)
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _run_ps(coef: Ints, steps: int, sequences: int, kv: int) -> int:
     """Duration of a run of decode steps; the context grows by one token a sequence and step."""
     constant = coef[0] + coef[2] * sequences + coef[5] * max(0, sequences - coef[4])
     return int(steps * constant + coef[3] * (steps * kv + sequences * (steps * (steps - 1) // 2)))
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, stop_ps: int) -> bool:
     """Carry out, in one go, all steps until somebody finishes or ends thinking, memory runs short or
     `stop_ps` is passed.
@@ -768,7 +768,7 @@ def _decode_run(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef
 # --- who may be admitted -----------------------------------------------------------------------------------
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _nobody_fits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> bool:
     """Whether no order of the waiting requests would admit anybody now."""
     if state[WAITING] == 0 or state[RUNNING] >= limits[MAX_SEQS]:
@@ -801,7 +801,7 @@ def _nobody_fits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> 
     return True
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _in_prefill(R: Requests, Q: Queues, state: Ints) -> bool:
     """Whether a running request has more than the next token to compute."""
     for i in range(state[RUNNING]):
@@ -811,7 +811,7 @@ def _in_prefill(R: Requests, Q: Queues, state: Ints) -> bool:
     return False
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _arrivals(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Queue everybody who has arrived by now."""
     while state[NEXT] < state[KNOWN] and Q.inbox_ps[state[NEXT]] <= state[NOW]:
@@ -822,7 +822,7 @@ def _arrivals(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> Non
         state[NEXT] += 1
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) -> None:
     """Look up again what the prefix cache holds of a few waiting requests, in turn."""
     n = state[WAITING]
@@ -831,7 +831,7 @@ def _refresh_hits(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints) ->
         R.cached[row] = _hits(R, P, limits, row)[0] * limits[BLOCK]
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _next_change_ps(Q: Queues, state: Ints, limits: Ints) -> int:
     """When a run of steps that only decode must end at the latest; -1 for never.
 
@@ -845,7 +845,7 @@ def _next_change_ps(Q: Queues, state: Ints, limits: Ints) -> int:
     return int(stop_ps)
 
 
-@njit(**BORROWED)
+@njit(**OUTER)
 def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, max_steps: int) -> int:
     """Run the engine until it is done, needs a plan, has reached its horizon, or has done `max_steps` steps.
 
@@ -884,7 +884,7 @@ def advance(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: In
     return PAUSED
 
 
-@njit(**BORROWED)
+@njit(**OUTER)
 def withdraw(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: int) -> bool:
     """Take a request out that waits, or is on its way, and has computed nothing; False where it has begun."""
     for i in range(state[NEXT], state[KNOWN]):
@@ -914,7 +914,7 @@ def withdraw(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row: in
     return True
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _are_rows(R: Requests, rows: Ints) -> bool:
     """Whether all numbers are rows of the workload: compiled code does not check bounds."""
     for row in rows:  # noqa: SIM110
@@ -923,7 +923,7 @@ def _are_rows(R: Requests, rows: Ints) -> bool:
     return True
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _reject(R: Requests, Q: Queues, state: Ints, refused: int) -> None:
     """Take the waiting rows with the mark `refused` out for good."""
     kept = 0
@@ -938,7 +938,7 @@ def _reject(R: Requests, Q: Queues, state: Ints, refused: int) -> None:
     state[WAITING] = kept
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _reorder(Q: Queues, state: Ints, running_order: Ints, mark: int) -> bool:
     """Put the running rows in a new order; False unless it is all of them, each once."""
     n = state[RUNNING]
@@ -955,7 +955,7 @@ def _reorder(Q: Queues, state: Ints, running_order: Ints, mark: int) -> bool:
     return True
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _mark_skipped(Q: Queues, state: Ints, skip: Ints, mark: int, skipped: int) -> bool:
     """Mark the running rows that get no tokens; False unless they run, each once."""
     for i in range(state[RUNNING]):
@@ -970,7 +970,7 @@ def _mark_skipped(Q: Queues, state: Ints, skip: Ints, mark: int, skipped: int) -
     return True
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _mark_waiting(
     Q: Queues, state: Ints, decided: Decided, mark: int, taken: int, refused: int
 ) -> bool:  # fmt: skip
@@ -989,7 +989,7 @@ def _mark_waiting(
     return True
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _preempt_all(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, rows: Ints) -> bool:
     """Preempt running rows; False if one does not run."""
     for row in rows:
@@ -1003,7 +1003,7 @@ def _preempt_all(R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, row
     return True
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _line_up(Q: Queues, state: Ints, order: Ints, mark: int, taken: int, refused: int) -> int:
     """Write who may be admitted to `Q.line`, those of `order` first; returns how many, -1 for a wrong row."""
     line = 0
@@ -1022,7 +1022,7 @@ def _line_up(Q: Queues, state: Ints, order: Ints, mark: int, taken: int, refused
     return line
 
 
-@njit(**BORROWED)
+@njit(**INNER)
 def _decoding(R: Requests, Q: Queues, state: Ints, skipped: int) -> tuple[int, int]:
     """How many running rows decode, and how many of them are passed over."""
     decodes, passed = 0, 0
@@ -1034,7 +1034,7 @@ def _decoding(R: Requests, Q: Queues, state: Ints, skipped: int) -> tuple[int, i
     return decodes, passed
 
 
-@njit(**BORROWED)
+@njit(**OUTER)
 def apply_plan(
     R: Requests, Q: Queues, P: Pool, state: Ints, limits: Ints, coef: Ints, decided: Decided
 ) -> int:  # fmt: skip
