@@ -26,7 +26,7 @@ A kernel that calls another with ten arrays spends some 500 ns on counting, in a
 with this option that allocates does not compile."""
 
 OUTER: dict[str, Any] = {**BORROWED, "no_rewrites": True, "error_model": "numpy"}
-"""For kernels of loops only: without numba's rewrites for whole arrays, an eighth of the time to compile them.
+"""For kernels of loops only: without rewrites for whole arrays, an eighth of the time to compile them.
 
 Divisions by zero give infinity, as in numpy, and are not looked for."""
 
