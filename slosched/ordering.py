@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from slosched.core.compiling import eased
 from slosched.core.request import Request
 from slosched.core.snapshot import Snapshot
 from slosched.planner.plan import Plan
@@ -42,4 +43,5 @@ def order(queue: Snapshot | Sequence[Request], *, policy: str | Policy = "slosch
     chosen = policy_of(policy, seed=seed)
     if chosen.budget_tokens is not None:
         snapshot = replace(snapshot, engine=chosen.engine_for(snapshot.engine))
-    return chosen.plan(snapshot)
+    with eased():  # the first plan of a process may compile
+        return chosen.plan(snapshot)

@@ -14,6 +14,7 @@ def warm_up(progress: Callable[[int, int], None] | None = None) -> float:
     progress
         Called with (done, all) after each part.
     """
+    from slosched.core.compiling import eased
     from slosched.planner.warmup import PLANNER_KERNELS
     from slosched.policies import POLICIES
     from slosched.simulator import simulate
@@ -26,7 +27,8 @@ def warm_up(progress: Callable[[int, int], None] | None = None) -> float:
     parts += [lambda name=name: simulate(crowd, name) for name in POLICIES]  # type: ignore[misc]
     parts.append(warm)
     for done, part in enumerate(parts):
-        part()
+        with eased():
+            part()
         if progress is not None:
             progress(done + 1, len(parts))
     return time.perf_counter() - begin

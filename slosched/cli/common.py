@@ -159,6 +159,8 @@ def compiling() -> Iterator[None]:
     """Say on standard error when kernels are compiled, which only a first use does, and how long it takes."""
     from numba.core import event
 
+    from slosched.core.compiling import eased
+
     live = sys.stderr.isatty()
 
     class Compiles(event.Listener):  # type: ignore[misc]
@@ -181,7 +183,7 @@ def compiling() -> Iterator[None]:
             self.depth -= 1
 
     listener = Compiles()
-    with event.install_listener("numba:compile", listener):
+    with event.install_listener("numba:compile", listener), eased():
         yield
     if listener.kernels:
         took_s = time.perf_counter() - listener.begun
