@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,6 +172,7 @@ def compiling() -> Iterator[None]:
             """Count a kernel."""
             if not self.begun:
                 self.begun = time.perf_counter()
+                meanwhile.enter_context(eased())
                 say("First use: kernels are compiled and kept in a cache (`slosched warmup` compiles all).")
             self.kernels += self.depth == 0
             self.depth += 1
@@ -183,7 +184,7 @@ def compiling() -> Iterator[None]:
             self.depth -= 1
 
     listener = Compiles()
-    with event.install_listener("numba:compile", listener), eased():
+    with ExitStack() as meanwhile, event.install_listener("numba:compile", listener):
         yield
     if listener.kernels:
         took_s = time.perf_counter() - listener.begun
