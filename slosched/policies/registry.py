@@ -204,8 +204,10 @@ def policy(name: str, *, seed: int = 0, **parameters: object) -> Policy:
 
 
 def policy_of(given: str | Policy, *, seed: int = 0) -> Policy:
-    """A policy object as it is, or a fresh one by name."""
-    return policy(given, seed=seed) if isinstance(given, str) else given
+    """A policy object as it is, or a fresh one by name; one of others is watched (`watch`)."""
+    from slosched.policies.watched import watch
+
+    return watch(policy(given, seed=seed) if isinstance(given, str) else given)
 
 
 def installed() -> dict[str, str]:

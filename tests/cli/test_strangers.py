@@ -34,6 +34,15 @@ class Broken(KeyPolicy):
         return snapshot.table.nothing[rows]
 
 
+class Lost(KeyPolicy):
+    """Has no idea."""
+
+    name = "lost"
+
+    def key(self, snapshot, rows):
+        return snapshot.table.arrival_s[rows] * float("nan")
+
+
 class Boom(PickRouter):
     """Fails."""
 
@@ -93,7 +102,7 @@ def test_a_fault_of_ones_own_is_one_line(slosched: Any, own: Path) -> None:
     ended = slosched(
         "simulate", "--policy", "fcfs", "--engines", 2, "--router", "strange:Boom", "--duration", 5
     )
-    assert "strange.py, line 22, in pick: ValueError: boom" in ended.err
+    assert "strange.py, line 31, in pick: ValueError: boom" in ended.err
 
 
 def test_a_fault_of_ours_keeps_its_traceback(slosched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,3 +223,13 @@ def test_one_scenario_has_no_interval(slosched: Any, tmp_path: Path) -> None:
     page = (tmp_path / "index.html").read_text()
     begin = page.index("<table")
     assert " to " not in page[begin : page.index("</table>", begin)]
+
+
+@pytest.mark.parametrize("command", [("compare", "--policy", "fcfs"), ("simulate",)])
+def test_a_policy_of_ones_own_with_keys_that_are_none(slosched: Any, own: Path, command: Any) -> None:
+    """One line says which policy it was, and what it did."""
+    ended = slosched(*command, "--policy", "strange:Lost", "--duration", 5)
+    assert ended.code == 2
+    said = [line for line in ended.err.splitlines() if line.startswith("slosched: ")]
+    assert len(said) == 1
+    assert said[0].startswith("slosched: policy strange:Lost: key must be never NaN, got NaN for ")
