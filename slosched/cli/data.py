@@ -65,6 +65,7 @@ def generate(
 
     Example: slosched workload generate --workload mixed --rate 6 --out mixed.csv.gz
     """
+    from slosched.cli.written import written
     from slosched.workloads.builtin import DEFAULT_FORECAST
     from slosched.workloads.builtin import generate as make
     from slosched.workloads.writer import write
@@ -73,7 +74,8 @@ def generate(
         workload, rate_per_s=rate, duration_s=duration, seed=seed, model=c.engine_of(engine).step_time,
         forecast=forecast or DEFAULT_FORECAST,
     )  # fmt: skip
-    write(made, out)
+    with written(out, ".csv") as place:
+        write(made, place)
     _report(len(made), out, as_json)
 
 
@@ -101,6 +103,7 @@ def convert(
 
     Example: slosched workload convert azure.csv --class chat --out chat.jsonl.gz
     """
+    from slosched.cli.written import written
     from slosched.workloads import relabel
     from slosched.workloads.readers import read
     from slosched.workloads.writer import write
@@ -110,7 +113,8 @@ def convert(
     )  # fmt: skip
     if slo_class is not None:
         made = relabel(made, slo_class)
-    write(made, out)
+    with written(out, ".csv") as place:
+        write(made, place)
     _report(len(made), out, as_json)
 
 
@@ -145,7 +149,11 @@ def get(
 
 
 def _report(requests: int, out: Path, as_json: bool) -> None:
-    if as_json:
+    from slosched.cli.written import passes_through
+
+    if passes_through(out):
+        c.say(f"{requests} requests in {out}")
+    elif as_json:
         c.print_json({"requests": requests, "path": str(out)})
     else:
         print(f"{requests} requests in {out}")

@@ -109,6 +109,7 @@ def scenario(
 
     Example: slosched scenario 17 --out mine.yaml && slosched evidence --scenario mine.yaml
     """
+    from slosched.cli.written import written
     from slosched.lab.named_cells import NAMED, named
     from slosched.lab.population import draw
 
@@ -117,7 +118,8 @@ def scenario(
         return
     found = draw(int(which)) if which.isdigit() else named(which, seed)
     if out is not None:
-        found.save(out)
+        with written(out) as place:
+            found.save(place)
         c.say(f"Scenario {found.name} in {out}.")
     else:
         print(found.to_yaml(), end="")

@@ -200,7 +200,9 @@ def _require_matplotlib() -> None:
 
 
 def _draw(path: Path, title: str, points: list[tuple[float, float]], curve: list[tuple[int, float]]) -> None:
+    from slosched.cli.written import written
     from slosched.core.writing import write_file
     from slosched.predictors.evaluation import plot
 
-    write_file(path, plot(title, points, curve))
+    with written(path) as place:
+        write_file(place, plot(title, points, curve))

@@ -201,6 +201,7 @@ def simulate(
 
     Of two kinds: slosched simulate --engines 4 --engine h100-llama-3.1-8b,a100-llama-3.1-8b --rate 30
     """
+    from slosched.cli.written import written
     from slosched.core.errors import require
     from slosched.core.metrics import Metrics
     from slosched.core.writing import write_file
@@ -224,9 +225,11 @@ def simulate(
     run = bench.run(policy, rate_rps, seed)
     metrics = Metrics.of(run)
     if timeline is not None:
-        write_file(timeline, trace_bytes(run, compress=timeline.suffix == ".gz"))
+        with written(timeline) as place:
+            write_file(place, trace_bytes(run, compress=timeline.suffix == ".gz"))
     if save is not None:
-        write_run(save, run, machine)
+        with written(save) as place:
+            write_run(place, run, machine)
     fleet = run if isinstance(run, FleetRun) else None
     if as_json:
         c.print_json(metrics.to_dict() | ({"engines": fleet_rows(fleet)} if fleet else {}))

@@ -45,6 +45,7 @@ def fit(
     """
     from dataclasses import asdict, replace
 
+    from slosched.cli.written import written
     from slosched.core.fitting import fit_file, plot_fit
 
     model, report = fit_file(log, knee=knee, seed=seed)
@@ -53,13 +54,15 @@ def fit(
         "rows_held_out": report.rows_held_out,
     }  # fmt: skip
     if plot is not None:
-        plot_fit(report, plot)
+        with written(plot) as place:
+            plot_fit(report, place)
     if out is not None:
         base = c.engine_of(engine, max_num_seqs, max_num_batched_tokens, kv_tokens)
         source = f"fitted to {report.rows_fitted} steps of {log.name}; mean error {report.mape:.1%} held out"
         sources = {"decode": source, "prefill": source, "limits": f"those of {base.name}"}
         named = replace(base, name=name or log.name.split(".")[0], step_time=model, sources=sources)
-        named.save(out)
+        with written(out) as place:
+            named.save(place)
     if as_json:
         c.print_json({"model": asdict(model), **facts})
         return
