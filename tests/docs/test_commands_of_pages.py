@@ -19,6 +19,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```\w*\n(.*?)^```$|((?:^    .*\n)+)", re.M | re.S)
 LINE = re.compile(r"^\s*(?:\w+=\S+ )*(slosched [^\n]*)$", re.M)
 INLINE = re.compile(r"`(slosched [a-z][^`\n]*)`")
+SCRIPT = re.compile(r"(?:^|`)\s*(?:\w+=\S+ )*(?:\.venv\S*/bin/)?python3? ([^`\n]*)", re.M)
+"""A program run by Python, in a block or in a sentence."""
+COMMON = ROOT / "benchmarks" / "common.py"
+"""Has the options that benchmarks share."""
+OTHERS = ("vllm", "venv", "pip", "build", "coverage", "pytest")
+"""Modules of others that pages run."""
 PASSED_ON = "bench"
 """The command whose options another program reads."""
 
@@ -52,6 +58,33 @@ def parse(words: list[str]) -> None:
             raise
 
 
+def scripts(page: Path) -> list[list[str]]:
+    """Programs run by Python on a page, as words, without shell's comments and what follows them."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = (re.split(r"\s#|&&|\||;|>|…", line)[0] for line in SCRIPT.findall(text))
+    return [words for line in lines if (words := shlex.split(line)) and words[0] != "-c"]
+
+
+def unknown(words: list[str]) -> list[str]:
+    """What a program run by Python does not have: its file, or options that its source does not name."""
+    name, given = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    if name.partition(".")[0] in OTHERS:
+        return []
+    path = ROOT / (name.replace(".", "/") + ".py" if words[0] == "-m" else name)
+    if not path.is_file():
+        return [name]
+    source = path.read_text(encoding="utf-8")
+    if path.parent == COMMON.parent:
+        source += COMMON.read_text(encoding="utf-8")
+    return [word for word in given if word.startswith("--") and f'"{word.partition("=")[0]}"' not in source]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_script_is_one(page: Path) -> None:
+    """Benchmarks and modules that pages run exist and have the options that pages name."""
+    assert [" ".join(words) for words in scripts(page) if unknown(words)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_one(page: Path) -> None:
     """Names and options exist, and values are of their type."""
@@ -71,6 +104,17 @@ def test_commands_are_found_and_wrong_ones_are_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(Exception, match=words):
             parse(wrong.split())
+
+
+def test_scripts_are_found_and_wrong_ones_are_told(tmp_path: Path) -> None:
+    """The test of scripts can fail."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "See `python benchmarks/gone.py`.\n\n```\nX=1 python benchmarks/hindsight.py --draws 4   # so\n"
+        "python benchmarks/hindsight.py --drafts 4\n```\n"
+        "    .venv/bin/python -m slosched.solvers.bench --measure cpsat\n"
+    )
+    assert [unknown(words) for words in scripts(page)] == [["benchmarks/gone.py"], [], ["--drafts"], []]
 
 
 @pytest.mark.slow
