@@ -36,15 +36,12 @@ from slosched.predictors.answers import Answers
 from slosched.predictors.base import Prompt
 from slosched.predictors.blend import HISTORY, Blend, Told
 from slosched.predictors.calibration import LEVELS, interval
-from slosched.predictors.history import ClassHistory
+from slosched.predictors.history import ClassHistory, renewal_due
 from slosched.predictors.prior import PRIOR
 from slosched.predictors.ranker import Ranker, tau, train_ranker
 
 SEGMENTS = {"first 50": (0, 50), "51 to 100": (50, 100), "after 100": (100, None)}
 REQUESTS, LOAD, SLOTS = 600, 1.4, 32
-RENEWED_AFTER = 32
-"""Answers after which forecasts of those who wait are renewed."""
-
 ABROAD = "ranker of another world"
 MEAN, AGAIN = "class mean", "class mean, policy seeded anew"
 """The second differs from the first by chance alone: by how much tells what a difference means."""
@@ -84,7 +81,7 @@ def blends(sets: dict[str, Set], seed: int, cells: Cells) -> None:
 
 class Online:
     """Put before a policy: forecasts are blended as requests come, learned from as answers end, and renewed
-    for those who wait.
+    for all, as the adapter for vLLM does.
     """
 
     def begin(self, said: Floats | None, name: str, output_tokens: Any, classes: Sequence[str]) -> None:
@@ -93,6 +90,7 @@ class Online:
         self._history, self._blend = ClassHistory(), Blend(relative=(PRIOR,))
         self._history.running = self._being_answered
         self._told: dict[int, Told] = {}
+        self.probed: set[int] = set()  # rows of which a probe has told more
         self._alive: set[int] = set()
         self._answers = 0
         self._now: Any = None
@@ -102,21 +100,25 @@ class Online:
         t = snapshot.table
         self._now = snapshot
         alive = set(snapshot.waiting.tolist()) | set(snapshot.running.tolist())
-        before = self._answers // RENEWED_AFTER
-        for row in sorted(self._alive - alive):
+        gone, due = sorted(self._alive - alive), False
+        for row in sorted(set(gone) - self.probed):  # compared with what they would be forecast now
+            t.atoms[row] = self._newest(row)[1]
+        for row in gone:
             tokens = int(self._truth[row])
             self._history.observe(self._classes[row], tokens)
             if row in self._told:
                 self._blend.observe(self._told.pop(row), tokens)
             self._answers += 1
+            due |= renewal_due(self._answers)
         fresh = sorted(alive - self._alive)
         self._alive = alive
         for row in fresh:
             t.atoms[row] = self._first(row)
-        if self._answers // RENEWED_AFTER > before:
-            for row in snapshot.waiting.tolist():
-                if t.generated_tokens[row] == 0:
-                    t.atoms[row] = self._again(row)
+        if due:
+            for row in sorted(alive - self.probed):
+                told, t.atoms[row] = self._newest(row)
+                if told is not None:
+                    self._told[row] = told
         return super().plan(snapshot)  # type: ignore[misc]
 
     def _being_answered(self) -> list[tuple[str, int, int]]:
@@ -134,12 +136,12 @@ class Online:
         self._told[row] = self._blend.tell(self._classes[row], {HISTORY: past, self._name: self._said[row]})
         return self._blend.atoms(self._told[row])
 
-    def _again(self, row: int) -> Floats:
+    def _newest(self, row: int) -> tuple[Told | None, Floats]:
         past = np.asarray(self._history.of(self._classes[row]).atoms)
         if self._said is None:
-            return past
-        self._told[row] = self._blend.again(self._told[row], past)
-        return self._blend.atoms(self._told[row])
+            return None, past
+        told = self._blend.again(self._told[row], past)
+        return told, self._blend.atoms(told)
 
 
 def online(policy: Any, said: Floats | None, name: str, output_tokens: Any, classes: Sequence[str]) -> Any:

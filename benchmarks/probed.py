@@ -100,6 +100,7 @@ class Asked:
             places, atoms = self._along[row]
             said = atoms[max(0, int(np.searchsorted(places, tokens, side="right")) - 1)]
             t.atoms[row] = np.maximum(said, tokens + 1.0)
+            getattr(self, "probed", set()).add(row)
         return super().plan(snapshot)  # type: ignore[misc]
 
 

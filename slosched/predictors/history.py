@@ -35,6 +35,10 @@ HALF_LIFE = 128
 BUCKET_TOKENS = (64, 256, 1024, 4096, 16384)
 """Edges of the prompt-length buckets."""
 
+RENEWED_AFTER = 64
+"""Answers after which forecasts already given are made anew. The first answers tell most of a class: before
+that it is done after the 1st, 2nd, 4th and so on."""
+
 PROGRAMS_KEPT = 4096
 """Programs remembered; beyond it the one longest silent is forgotten."""
 
@@ -172,6 +176,17 @@ class ClassHistory:
         made = cls()
         made.restore(about_of(folder).get("lengths", {}))
         return made
+
+
+def renewal_due(answers: int) -> bool:
+    """Whether the answer of this number, from 1 on, is one after which forecasts are made anew.
+
+    Examples
+    --------
+    >>> [n for n in range(1, 200) if renewal_due(n)]
+    [1, 2, 4, 8, 16, 32, 64, 128, 192]
+    """
+    return answers % RENEWED_AFTER == 0 or (answers < RENEWED_AFTER and answers.bit_count() == 1)
 
 
 def bucket(prompt_tokens: int) -> int:

@@ -20,6 +20,7 @@ from slosched.integrations.vllm.config import Config, load_config
 from slosched.integrations.vllm.forecaster import PATIENCE, Forecaster
 from slosched.integrations.vllm.ledger import Ledger
 from slosched.integrations.vllm.metrics import Stats
+from slosched.integrations.vllm.probe_forecasts import foretold
 from slosched.integrations.vllm.slo_fields import read_claim
 from slosched.integrations.vllm.state import Learned
 from slosched.predictors import Prompt, load_predictor
@@ -169,7 +170,7 @@ class Slow:
 def test_a_slow_ranker_is_asked_elsewhere_and_its_word_taken_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch, clock: VirtualClock
 ) -> None:
-    """The quick one's forecast stands until then; once a token is out the word comes too late."""
+    """The quick one's forecast stands until then; once a probe has told more the word comes too late."""
     slow = Slow(load_predictor(folder))
     monkeypatch.setattr("slosched.integrations.vllm.forecaster._load", lambda config: (slow, "ranker"))
     config = Config.model_validate({"forecast": {"trust": 0.9}})
@@ -177,7 +178,7 @@ def test_a_slow_ranker_is_asked_elsewhere_and_its_word_taken_up(
     rows = [ledger.row(asked("Write one line on 7.", name, max_tokens=5000)) for name in "ab"]
     first = ledger.table.atoms[rows].copy()
     assert first.max() < 1000
-    ledger.table.generated_tokens[rows[1]] = 1
+    ledger.forecaster.probed(["b"])
     until = time.monotonic() + 120
     while ledger.table.atoms[rows[0]].max() < 1000 and time.monotonic() < until:
         time.sleep(0.002)
@@ -284,6 +285,59 @@ def test_the_ledger_learns_cut_answers_as_such_and_knows_who_runs(clock: Virtual
     row = ledger.row(fake_request("running"))
     ledger.table.generated_tokens[row] = 44
     assert list(learned.lengths.running()) == [("default", 10, 44)]
+
+
+def answered(ledger: Ledger, name: str, tokens: int) -> int:
+    """A request that comes, is answered and leaves; returns the row it had."""
+    request: Any = fake_request(name, output=tokens, max_tokens=5000)
+    row = ledger.row(request)
+    request.status = SimpleNamespace(name="FINISHED_STOPPED")
+    ledger.finish(name, 1.0)
+    return row
+
+
+def test_the_first_answers_renew_the_forecasts_of_all_that_are_there(clock: VirtualClock) -> None:
+    """Waiting and running ones, after the 1st, 2nd, 4th answer and so on; a limit bounds them. What a probe
+    has told stays.
+    """
+    ledger = Ledger(Config(), clock, Learned(PRESET), Stats())
+    names = ("waits", "runs", "limited", "probed")
+    rows = [ledger.row(fake_request(n, max_tokens=20 if n == "limited" else 5000)) for n in names]
+    ledger.table.generated_tokens[rows[1]] = 3
+    output = SimpleNamespace(slosched_atoms={"probed": [700.0] * 8})
+    foretold(SimpleNamespace(ledger=ledger, stats=Stats()), output)
+    first = ledger.table.atoms[rows].copy()
+    assert first[0].mean() > 200
+    means = []
+    for i in range(64):
+        answered(ledger, f"r{i}", 30 + i % 5)
+        ledger.take_up()
+        means.append(float(ledger.table.atoms[rows[0]].mean()))
+    # Between these nothing is made anew.
+    assert [1 + i for i in range(1, 64) if means[i] != means[i - 1]] == [2, 4, 8, 16, 32, 64]
+    assert means[0] < first[0].mean()
+    now = ledger.table.atoms[rows]
+    assert 28 < now[:2].mean() < 40
+    assert (now[2] == np.minimum(now[0], 20)).all()
+    assert (now[3] == 700).all()
+
+
+def test_an_answer_that_ended_is_left_with_the_forecast_it_would_get_now(clock: VirtualClock) -> None:
+    """So a policy that corrects forecasts does not correct once more what the history has learned."""
+    stats = Stats()
+    ledger = Ledger(Config(), clock, Learned(PRESET), stats)
+    early: Any = fake_request("early", output=33, max_tokens=5000)
+    row = ledger.row(early)
+    first = float(ledger.table.atoms[row].mean())
+    for i in range(30):
+        answered(ledger, f"r{i}", 30 + i % 5)
+    expected = ledger.forecaster.newest("early")
+    assert expected is not None
+    assert expected.mean() < 40 < 200 < first
+    early.status = SimpleNamespace(name="FINISHED_STOPPED")
+    ledger.finish("early", 1.0)
+    assert (ledger.table.atoms[row] == expected).all()
+    assert ledger.forecaster.newest("early") is None
 
 
 @pytest.mark.parametrize("named", ["own", "prior"])

@@ -22,7 +22,7 @@ from slosched.integrations.vllm.state import Learned
 from slosched.predictors import Predictor, Prompt, load_predictor
 from slosched.predictors.base import digest_of
 from slosched.predictors.blend import HISTORY, Told
-from slosched.predictors.history import PastTurns
+from slosched.predictors.history import PastTurns, renewal_due
 from slosched.predictors.later import Later
 from slosched.predictors.prior import FOLDER, PRIOR
 
@@ -37,11 +37,8 @@ PATIENCE = 8
 HINT_SIGMA = 0.4
 """Spread of a client's hint that comes without a quantile."""
 
-REVISED_AFTER = 64
-"""Answers learned from after which forecasts of those not yet begun are made anew."""
-
 REVISED_A_STEP = 16
-"""Forecasts made anew in one step of the engine, some 40 us each."""
+"""Forecasts made anew in one step of the engine, some 40 us each, 2 us where only the history tells."""
 
 
 @dataclass(slots=True)
@@ -49,9 +46,11 @@ class _Asked:
     """What was told of a request, and what bounds and places its forecast."""
 
     told: Told | None
+    slo_class: str
     limit: float
     prompt_tokens: int
     program: int
+    probed: bool = False
 
 
 class Forecaster:
@@ -106,6 +105,7 @@ class Forecaster:
         tokens = max(1, request.num_prompt_tokens)
         history = self._history.of(claim.slo_class, tokens)
         if self._ranker is None and claim.predicted_tokens is None and claim.program < 0:
+            self._asked[request.request_id] = _Asked(None, claim.slo_class, limit, tokens, -1)
             return history if history.atoms[-1] <= limit else _at_most(history.atoms, limit)
         sources = {HISTORY: np.asarray(history.atoms)}
         said = {
@@ -117,13 +117,12 @@ class Forecaster:
         if len(sources) > 1:
             told = self._blend.tell(claim.slo_class, sources)
             atoms = self._blend.atoms(told)
-        if told is not None or claim.program >= 0:
-            self._asked[request.request_id] = _Asked(told, limit, tokens, claim.program)
+        self._asked[request.request_id] = _Asked(told, claim.slo_class, limit, tokens, claim.program)
         return _at_most(atoms.tolist(), limit)
 
     def news(self) -> Iterator[tuple[str, Floats]]:
         """Better forecasts than those given: a slow ranker's, and after some answers everybody's; a few at a
-        time.
+        time. None of requests of which a probe has told.
         """
         if self._later is not None:
             for name, said in self._later.words():
@@ -137,14 +136,26 @@ class Forecaster:
                     sources = {n: np.exp(r) for n, r in zip(asked.told.names, asked.told.logs, strict=True)}
                     kept = {n: atoms for n, atoms in sources.items() if n in (HISTORY, "hint", "program")}
                     asked.told = self._blend.tell(asked.told.slo_class, kept | {"ranker": said})
-                    yield name, np.minimum(self._blend.atoms(asked.told), asked.limit)
+                    if not asked.probed:
+                        yield name, np.minimum(self._blend.atoms(asked.told), asked.limit)
         for _ in range(min(REVISED_A_STEP, len(self._revise))):
             name = self._revise.popleft()
             asked = self._asked.get(name)
-            if asked is not None and asked.told is not None:
-                history = self._history.of(asked.told.slo_class, asked.prompt_tokens)
-                asked.told = self._blend.again(asked.told, np.asarray(history.atoms))
-                yield name, np.minimum(self._blend.atoms(asked.told), asked.limit)
+            if asked is not None and not asked.probed:
+                asked.told, atoms = self._again(asked)
+                yield name, atoms
+
+    def newest(self, request_id: str) -> Floats | None:
+        """What a request would be forecast now; None if it is not known, or a probe has told more."""
+        asked = self._asked.get(request_id)
+        return None if asked is None or asked.probed else self._again(asked)[1]
+
+    def probed(self, request_ids: Iterable[str]) -> None:
+        """A probe has told of these requests: it knows more than what is blended here."""
+        for name in request_ids:
+            asked = self._asked.get(name)
+            if asked is not None:
+                asked.probed = True
 
     def learn(self, request_id: str, slo_class: str, tokens: int, *, prompt_tokens: int, cut: bool) -> None:
         """Learn from an answer that has ended, or was cut off."""
@@ -154,6 +165,9 @@ class Forecaster:
         if tokens < 1:
             return
         self._history.observe(slo_class, tokens, prompt_tokens=prompt_tokens, cut=cut)
+        self._learned += 1
+        if renewal_due(self._learned):
+            self._revise = deque(self._asked)
         if asked is None:
             return
         if asked.program >= 0:
@@ -161,13 +175,19 @@ class Forecaster:
         if asked.told is None:
             return
         self._blend.observe(asked.told, tokens, cut=cut)
-        self._learned += 1
-        if self._learned % REVISED_AFTER == 0:
-            self._revise = deque(self._asked)
 
     def weights(self, slo_class: str) -> dict[str, float]:
         """How far each source is followed in a class; sums to 1."""
         return self._blend.weights(slo_class)
+
+    def _again(self, asked: _Asked) -> tuple[Told | None, Floats]:
+        """What sources say with what has been learned since, and the forecast made of it."""
+        atoms = np.asarray(self._history.of(asked.slo_class, asked.prompt_tokens).atoms)
+        told = asked.told
+        if told is not None:
+            told = self._blend.again(told, atoms)
+            atoms = self._blend.atoms(told)
+        return told, np.minimum(atoms, asked.limit)
 
     def _hint(self, claim: Claim) -> Floats | None:
         tokens, p90 = claim.predicted_tokens, claim.predicted_p90_tokens

@@ -286,10 +286,10 @@ class Ledger:
                 self._stats.wait_ratio.observe(self.waits.began(row, now_s, self.outlook().waiting))
 
     def take_up(self) -> None:
-        """Take up better forecasts of requests that have no token yet; a probe knows more of the others."""
+        """Take up better forecasts of requests of which no probe has told more."""
         for request_id, atoms in self.forecaster.news():
             row = self.rows.get(request_id)
-            if row is not None and self.table.generated_tokens[row] == 0:
+            if row is not None:
                 self.table.atoms[row] = atoms
 
     # departure --------------------------------------------------------------------------------------------
@@ -307,6 +307,7 @@ class Ledger:
         natural = status in ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
         tokens = request.num_output_tokens
         slo_class = t.classes[t.class_index[row]]
+        newest = self.forecaster.newest(request_id)
         self.forecaster.learn(
             request_id,
             slo_class,
@@ -337,6 +338,10 @@ class Ledger:
             predicted_tokens=sum(t.atoms[row].tolist()) / FORECAST_ATOMS,
         )
         self.with_slo -= self.table.promised(row)
+        if newest is not None:
+            # A policy that corrects forecasts by what became of them must see those of now: what was wrong
+            # with older ones, the forecaster has learned by itself.
+            t.atoms[row] = newest
         if not self.queued[row]:  # a policy may look at who has left
             computed = request.num_computed_tokens
             t.computed_tokens[row], t.generated_tokens[row] = computed, tokens

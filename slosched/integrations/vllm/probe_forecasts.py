@@ -37,6 +37,7 @@ def foretold(controller: Any, output: Any = None, *_: Any) -> None:
         most = np.array([[max(1, int(ledger.requests[row].max_tokens or 1))] for row in good])
         values = np.sort(np.array(list(good.values()), dtype=np.float64), axis=1)
         ledger.table.atoms[list(good)] = np.clip(values, 1.0, most)
+        ledger.forecaster.probed(ledger.requests[row].request_id for row in good)
 
 
 def _sound(atoms: Any) -> bool:
