@@ -35,7 +35,7 @@ HALF_LIFE = 128
 BUCKET_TOKENS = (64, 256, 1024, 4096, 16384)
 """Edges of the prompt-length buckets."""
 
-RENEWED_AFTER = 64
+RENEWED_AFTER = 32
 """Answers after which forecasts already given are made anew. The first answers tell most of a class: before
 that it is done after the 1st, 2nd, 4th and so on."""
 
@@ -183,8 +183,8 @@ def renewal_due(answers: int) -> bool:
 
     Examples
     --------
-    >>> [n for n in range(1, 200) if renewal_due(n)]
-    [1, 2, 4, 8, 16, 32, 64, 128, 192]
+    >>> [n for n in range(1, 150) if renewal_due(n)]
+    [1, 2, 4, 8, 16, 32, 64, 96, 128]
     """
     return answers % RENEWED_AFTER == 0 or (answers < RENEWED_AFTER and answers.bit_count() == 1)
 
