@@ -11,8 +11,9 @@ loss of the blended forecast over that of the class's history, and how many of t
 
 `effect`: 600 GPTeacher requests of two classes at 1.4 times what 32 slots can serve. Nothing is known at the
 start but what a ranker was trained on: nothing at all, another world (GSM8K and CRUXEval), or 250 or 2,500
-answers of one's own. Forecasts of those who wait are
-renewed as answers come. "class mean" is told the mean length of each class beforehand, "oracle" every length.
+answers of one's own. Forecasts of all are renewed as answers come. "class mean" is told the mean length of
+each class beforehand, "oracle" every length. "usual lengths told" has those means as an operator's
+setting of each class, which the blend unlearns where it is wrong.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from predictors import measures, spread, streamed
 from rungs import Set, chats, read_sets
 
 from slosched.core.arrays import Floats
-from slosched.core.forecast import FORECAST_ATOMS
+from slosched.core.forecast import FORECAST_ATOMS, LengthForecast
 from slosched.core.metrics import Spread
+from slosched.integrations.vllm.forecaster import HINT_SIGMA
+from slosched.integrations.vllm.state import HINT_TRUST
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import Prompt
 from slosched.predictors.blend import HISTORY, Blend, Told
@@ -46,7 +49,10 @@ ABROAD = "ranker of another world"
 MEAN, AGAIN = "class mean", "class mean, policy seeded anew"
 """The second differs from the first by chance alone: by how much tells what a difference means."""
 
-KINDS = (MEAN, AGAIN, "oracle", "class history", ABROAD, "250 own answers", "2,500 own answers")
+TOLD = {"usual lengths told": 1.0, "half of them told": 0.5, "twice them told": 2.0}
+"""Class means as the setting ``predicted_output_tokens`` of each class, right or wrong by a factor."""
+
+KINDS = (MEAN, AGAIN, "oracle", "class history", ABROAD, "250 own answers", "2,500 own answers", *TOLD)
 
 Cells = dict[str, dict[str, dict[str, float]]]
 
@@ -87,7 +93,7 @@ class Online:
     def begin(self, said: Floats | None, name: str, output_tokens: Any, classes: Sequence[str]) -> None:
         """What a ranker says of each request, row by row, its name, and what only time will show."""
         self._said, self._name, self._truth, self._classes = said, name, output_tokens, classes
-        self._history, self._blend = ClassHistory(), Blend(relative=(PRIOR,))
+        self._history, self._blend = ClassHistory(), Blend({"hint": HINT_TRUST}, relative=(PRIOR,))
         self._history.running = self._being_answered
         self._told: dict[int, Told] = {}
         self.probed: set[int] = set()  # rows of which a probe has told more
@@ -191,6 +197,9 @@ def effect(
         "2,500 own answers": lambda: own(2500).forecast(prompts),
     }
     said = {kind: makers[kind]() for kind in makers if kind in kinds}
+    for kind in (k for k in kinds if k in TOLD):
+        hints = [np.asarray(LengthForecast.lognormal(TOLD[kind] * mean, HINT_SIGMA).atoms) for mean in means]
+        said[kind] = np.array(hints)[label]
     fixed = {
         MEAN: np.repeat(np.array(means)[label][:, None], FORECAST_ATOMS, axis=1),
         "oracle": np.repeat(tokens[:, None].astype(np.float64), FORECAST_ATOMS, axis=1),
@@ -212,7 +221,7 @@ def effect(
                 w = replace(base, atoms=np.maximum(1.0, fixed[MEAN if kind == AGAIN else kind][order]))
             else:
                 told = said[kind]
-                name = PRIOR if kind == ABROAD else "ranker"
+                name = PRIOR if kind == ABROAD else "hint" if kind in TOLD else "ranker"
                 mine = None if told is None else told[order]
                 chosen = online(chosen, mine, name, tokens[order], classes)
             out = simulate(w, chosen, engine=engine).outcomes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -213,6 +214,19 @@ def prepare(policies: Iterable[str]) -> None:
 def say(words: str) -> None:
     """A remark on standard error, so that standard output stays clean for `--json`."""
     print(words, file=sys.stderr)
+
+
+def require_folder(out: Path) -> None:
+    """Raise `InputError` unless files can be written into this folder, which may have to be made: better
+    before the work than after it.
+    """
+    from slosched.core.errors import require
+
+    place = out.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    require(place.is_dir(), "out", "a folder, or a name that is free", str(out))
+    require(os.access(place, os.W_OK), "out", "a place that can be written to", str(out))
 
 
 def store_of(folder: Path | None) -> Store:

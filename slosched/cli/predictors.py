@@ -77,7 +77,8 @@ def ranker(
     train_by = trainer(method)
     needs_model = method in ("frozen", "tuned", "ltr")
     require(model is not None or not needs_model, "model", f"given with --method {method}", model)
-    require(not out.exists() or out.is_dir(), "out", "a folder, or a name that is free", str(out))
+    c.require_folder(out)
+    require(plot is None or not plot.is_dir(), "plot", "a file", str(plot))
     answers = read_answers(data, slo_class=slo_class)
     known, held_out = answers.split(0.9, seed)
     curve: list[tuple[int, float]] = []
@@ -87,6 +88,9 @@ def ranker(
             learning_rate=learning_rate, window_tokens=window, chat=chat, device=device, progress=bar,
         )  # fmt: skip
         made: Any = train_by(known, settings)
+        whole = isinstance(getattr(made, "report", None), dict) and hasattr(made, "save")
+        domain = "one that gives a predictor with a report and save(folder)"
+        require(whole and hasattr(made, "forecast"), f"method {method}", domain, type(made).__name__)
         quality, atoms = measure(made, held_out)
         if method == "light":  # cheap enough to be trained again on everything
             if plot is not None:

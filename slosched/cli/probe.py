@@ -154,6 +154,7 @@ def train_probe(
     }  # fmt: skip
     known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(TRAIL if trail else Settings(), seed=seed, **known)
+    c.require_folder(out)
     states = load_states(data)
     with c.progress_bar("epochs") as progress:
         probe, curves = train_probe(states, settings, progress=progress)

@@ -17,6 +17,9 @@ LEVELS = (np.arange(FORECAST_ATOMS) + 0.5) / FORECAST_ATOMS
 COVERAGE = 0.8
 """Share of answers that fall between the 10 % and the 90 % quantile of a calibrated forecast."""
 
+MOST_LOG = 300.0
+"""Largest logarithm of a length in tokens: far beyond any answer, and means of such lengths are finite."""
+
 TAIL = 1.0 + 1.0 / OUTLIVED_GROWTH
 """Pareto index beyond the longest answer that was seen to its end: the one whose mean residual life is
 `slosched.core.forecast.OUTLIVED_GROWTH` of the present length."""
@@ -77,6 +80,13 @@ def censored_quantiles(
     return np.maximum.accumulate(np.asarray(found))
 
 
+def require_finite(name: str, array: NDArray[np.generic]) -> None:
+    """Raise `InputError` with the first number that is not finite, if there is one."""
+    values = np.asarray(array, dtype=np.float64).ravel()
+    odd = values[~np.isfinite(values)]
+    require(len(odd) == 0, name, "finite", float(odd[0]) if len(odd) else None)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """Atoms by score: interpolated between knots, flat beyond them.
@@ -94,10 +104,14 @@ class Calibration:
     log_atoms: Floats
 
     def __post_init__(self) -> None:
-        ok = len(self.scores) > 0 and self.log_atoms.shape == (len(self.scores), FORECAST_ATOMS)
+        ok = self.scores.ndim == 1 and len(self.scores) > 0
+        require(ok, "scores", "one or more numbers in a row", self.scores.shape)
+        ok = self.log_atoms.shape == (len(self.scores), FORECAST_ATOMS)
         require(ok, "log_atoms", "one row of atoms for each score", self.log_atoms.shape)
-        ok = bool(np.all(np.isfinite(self.scores)) and np.all(np.isfinite(self.log_atoms)))
-        require(ok, "calibration", "finite scores and atoms", "others")
+        require_finite("scores", self.scores)
+        require_finite("log_atoms", self.log_atoms)
+        largest = float(self.log_atoms.max())
+        require(largest <= MOST_LOG, "log_atoms", f"at most {MOST_LOG:g}", largest)
         ok = bool(np.all(np.diff(self.scores) >= 0) and np.all(np.diff(self.log_atoms, axis=1) >= 0))
         require(ok, "calibration", "ascending scores and atoms", "others")
 

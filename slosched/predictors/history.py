@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from slosched.core.arrays import Floats
-from slosched.core.errors import InputError
+from slosched.core.errors import InputError, require
 from slosched.core.forecast import FORECAST_ATOMS, LengthForecast
 from slosched.core.writing import write_files
+from slosched.predictors.answers import MOST_OUTPUT_TOKENS
 from slosched.predictors.base import ABOUT, Prompt, about_of
 from slosched.predictors.calibration import censored_quantiles
 
@@ -159,8 +160,11 @@ class ClassHistory:
                 for name, rows in content.items()
                 for place, tokens, cut in rows
             ]
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
             raise InputError(f"lengths must be [bucket, tokens, cut] by class: {error}.") from None
+        for name, _, tokens, _ in answers:
+            ok = 0 <= tokens <= MOST_OUTPUT_TOKENS
+            require(ok, f"lengths of {name}", f"from 0 to {MOST_OUTPUT_TOKENS} tokens", _short(tokens))
         for name, prompt_tokens, tokens, cut in answers:
             self.observe(name, tokens, prompt_tokens=prompt_tokens, cut=cut)
 
@@ -174,8 +178,16 @@ class ClassHistory:
     def load(cls, folder: str | Path) -> ClassHistory:
         """Read what `save` wrote."""
         made = cls()
-        made.restore(about_of(folder).get("lengths", {}))
+        try:
+            made.restore(about_of(folder).get("lengths", {}))
+        except InputError as error:
+            raise InputError(f"{Path(folder) / ABOUT}: {error}") from None
         return made
+
+
+def _short(tokens: int) -> int | float:
+    """A number that fits into a message."""
+    return tokens if abs(tokens) < 10**15 else math.inf if tokens > 0 else -math.inf
 
 
 def renewal_due(answers: int) -> bool:

@@ -22,7 +22,7 @@ from slosched.core.errors import InputError, require
 from slosched.core.writing import write_files
 from slosched.predictors.answers import Answers
 from slosched.predictors.base import ABOUT, Prompt, about_of
-from slosched.predictors.calibration import Calibration, calibrate
+from slosched.predictors.calibration import Calibration, calibrate, require_finite
 from slosched.predictors.features import BUCKETS, COUNTS, featurise
 from slosched.predictors.rules_of_thumb import rules_of_thumb
 from slosched.predictors.states import read_tensors, write_tensors
@@ -98,7 +98,9 @@ class Linear:
         for name, shape in wanted.items():
             array = getattr(self, name)
             require(array.shape == shape, name, f"of shape {shape}", array.shape)
-            require(bool(np.isfinite(array).all()), name, "finite", "others")
+            require_finite(name, array)
+        least = float(self.lexical_scale.min())
+        require(least > 0, "lexical_scale", "above 0", least)
 
     def score(self, texts: Sequence[str]) -> Floats:
         """Score of each text, shape (n,); 0 n-grams known leave the lexical part."""
@@ -170,6 +172,7 @@ class Ranker:
             raise InputError(f"{path}: format must be {FORMAT!r}, got {found!r}; train the ranker anew.")
         try:
             used = arrays["buckets"]
+            require(not len(used) or used.min() >= 0, "buckets", "at least 0", int(used.min(initial=0)))
             for name in ("rarity", "weights"):
                 whole = np.zeros(BUCKETS, dtype=np.float32)
                 whole[used] = arrays[name]
@@ -181,7 +184,7 @@ class Ranker:
             raise InputError(f"{path}: tensor {error} is missing.") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except (IndexError, ValueError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise InputError(f"{path}: tensors must fit each other: {error}.") from None
 
 

@@ -238,7 +238,15 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         If the file is not safetensors.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return {name: _tensor(path, file, name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _tensor(path: Path, file: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(file.get_tensor(name))
+    except (TypeError, ValueError, AttributeError):  # numpy has no 16-bit floats of the brain kind, for one
+        kind = file.get_slice(name).get_dtype()
+        raise InputError(f"{path}: {name} must be of a type that numpy has, got {kind}.") from None
 
 
 def read_about(path: Path) -> dict[str, str]:

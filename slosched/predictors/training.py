@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,5 +123,10 @@ def trainer(method: str) -> Trainer:
     except Exception as error:  # somebody else's module may raise anything
         raise InputError(f"method must name a function, got {method!r}: {error}.") from None
     require(callable(found), "method", "a function", method)
+    try:
+        inspect.signature(found).bind(None, None)
+    except (TypeError, ValueError) as error:  # takes something else, or does not say what
+        domain = "a function of the answers and a Training"
+        raise InputError(f"method must be {domain}, got {method!r}: {error}.") from None
     made: Trainer = found
     return made

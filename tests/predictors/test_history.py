@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -112,3 +113,27 @@ def test_censored_quantiles_are_kaplan_and_meiers() -> None:
     assert plain == pytest.approx(np.quantile(true, [0.25, 0.75]), rel=0.01)
     assert np.all(np.isfinite(censored_quantiles([50, 60], [True, True])))
     assert censored_quantiles([50, 60], [True, True])[0] > 60
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        (None, "lengths must be"),
+        ([1], "lengths must be"),
+        ({"chat": [[99, 5, 0]]}, "lengths must be"),
+        ({"chat": [[0, float("nan"), 0]]}, "lengths must be"),
+        ({"chat": [[0, float("inf"), 0]]}, "lengths must be"),
+        ({"chat": [[0, -5, 0]]}, "lengths of chat must be from 0 to 1000000000 tokens, got -5"),
+        ({"chat": [[0, 10**400, 0]]}, "lengths of chat must be from 0 to 1000000000 tokens, got inf"),
+    ],
+)
+def test_lengths_that_are_none_are_refused_by_file_and_class(
+    tmp_path: Path, lengths: object, words: str
+) -> None:
+    """Else the first forecast of that class would fail, and all after it."""
+    folder = ClassHistory().save(tmp_path / "h")
+    (folder / "predictor.json").write_text(json.dumps({"kind": "history", "lengths": lengths}))
+    with pytest.raises(InputError, match=rf"predictor\.json: {words}"):
+        load_predictor(folder)
+    with pytest.raises(InputError, match=words):
+        ClassHistory().restore(lengths)  # type: ignore[arg-type]

@@ -130,6 +130,42 @@ def test_a_method_of_ones_own_is_named(run: Run, data: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "predictor.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("os:system", "method must be a function of the answers and a Training, got 'os:system'"),
+        ("json:loads", "method must be a function of the answers and a Training, got 'json:loads'"),
+        ("operator:eq", "method operator:eq must be one that gives a predictor with a report"),
+    ],
+)
+def test_a_method_that_is_none_is_named(
+    run: Run, data: Path, tmp_path: Path, method: str, words: str
+) -> None:
+    """Before it is called if it takes something else; after it if it gives no predictor."""
+    code, _, error = run("train", "ranker", "--data", data, "--out", tmp_path / "out", "--method", method)
+    assert code == 2
+    assert words in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_that_cannot_be_written_to_are_told_before_the_work(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("slosched.predictors.training.train_ranker", never)
+    for option, place, words in (
+        ("--out", data / "below" / "it", "out must be a folder, or a name that is free"),
+        ("--plot", tmp_path, "plot must be a file"),
+    ):
+        arguments: dict[str, object] = {"--data": data, "--out": tmp_path / "out", option: place}
+        code, _, error = run("train", "ranker", *(a for pair in arguments.items() for a in pair))
+        assert (code, words in error) == (2, True)
+    code, _, error = run("train", "probe", "--data", data, "--out", data / "below")
+    assert (code, "out must be a folder" in error) == (2, True)
+
+
 def test_a_missing_encoder_package_is_named(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from slosched.predictors.evaluation import evaluate, quality
 from slosched.predictors.features import BUCKETS, COUNTS, featurise
 from slosched.predictors.ranker import Ranker, fit, tau, train_ranker
 from slosched.predictors.rules_of_thumb import PATTERNS, PLACES, rules_of_thumb
+from slosched.predictors.states import read_tensors, write_tensors
 
 VERBS = {"List": 3.0, "Name": 2.0, "Explain": 5.0, "Describe": 4.5, "Derive": 6.0}
 THINGS = ("rivers", "planets", "proofs", "songs", "engines", "birds", "laws", "cities")
@@ -327,6 +329,46 @@ def test_broken_model_folders_are_refused_by_name(ranker: Ranker, tmp_path: Path
         about.write_text(content)
         with pytest.raises(InputError, match=words):
             load_predictor(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "words"),
+    [
+        ("weights", lambda a: np.where(np.arange(len(a)) == 3, np.nan, a), "weights must be finite, got nan"),
+        ("rarity", lambda a: a * np.float32(np.inf), "rarity must be finite, got inf"),
+        ("scores", lambda a: a * np.nan, "scores must be finite, got nan"),
+        ("log_atoms", lambda a: a + 1e6, r"log_atoms must be at most 300, got 1000\d{3}"),
+        ("lexical_scale", lambda a: a * 0, r"lexical_scale must be above 0, got 0\.0"),
+        ("lexical_scale", np.negative, "lexical_scale must be above 0, got -"),
+        ("buckets", lambda a: a * 0 - 5, "buckets must be at least 0, got -5"),
+        ("buckets", lambda a: a.astype(np.float32), "tensors must fit each other"),
+        ("scores", lambda a: a[None], r"scores must be one or more numbers in a row, got \(1, "),
+    ],
+)
+def test_a_rankers_broken_numbers_are_refused_by_file_tensor_and_value(
+    ranker: Ranker, tmp_path: Path, tensor: str, change: Callable[[Any], Any], words: str
+) -> None:
+    """When it is read, not at the first forecast."""
+    folder = ranker.save(tmp_path / "r")
+    path = folder / "ranker.safetensors"
+    arrays, about = read_tensors(path)
+    arrays[tensor] = change(arrays[tensor])
+    write_tensors(path, arrays, about)
+    with pytest.raises(InputError, match=rf"{path}: {words}"):
+        load_predictor(folder)
+
+
+def test_a_type_that_numpy_lacks_is_named(ranker: Ranker, tmp_path: Path) -> None:
+    """Such as bfloat16, in which others like to save."""
+    path = ranker.save(tmp_path / "r") / "ranker.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size])
+    head["weights"] |= {"dtype": "BF16", "shape": [2 * head["weights"]["shape"][0]]}
+    new = json.dumps(head).encode()
+    path.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + size :])
+    with pytest.raises(InputError, match=r"safetensors: weights must be of a type that numpy has, got BF16"):
+        load_predictor(tmp_path / "r")
 
 
 ODD = ("", "x" * 1_000_000, "\x00\xff\ud800", "one\u2028two\u0085three", "列出十首歌 🎵", " \t\r\n " * 99)
