@@ -32,6 +32,9 @@ LEAST_BATCH, STEPS_PER_EPOCH = 16, 50
 FOLDS = 2
 """Parts of the requests for priors by networks that have not seen them."""
 
+MOST_BINS = 1000
+"""Bins of remaining tokens: beyond, the network's last layer alone takes longer than all else."""
+
 HELD_OUT = 0.1
 """Share of requests kept from training; by request, since states of one answer resemble each other."""
 
@@ -86,7 +89,7 @@ class Settings:
         require(self.values in ("mean", "middle"), "values", "mean or middle", self.values)
         for name in ("every_tokens", "width", "epochs", "batch"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(self.bins >= 2, "bins", "at least 2", self.bins)
+        require(2 <= self.bins <= MOST_BINS, "bins", f"from 2 to {MOST_BINS}", self.bins)
         require(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
         require(0 <= self.weight_decay < 1, "weight_decay", "at least 0 and below 1", self.weight_decay)
 

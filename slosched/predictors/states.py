@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slosched.core.errors import InputError, MissingExtraError
+from slosched.core.errors import InputError, MissingExtraError, require
 
 FORMAT = "slosched-states-1"
 
@@ -58,6 +58,9 @@ class States:
     generated_tokens: NDArray[np.int64]
 
     def __post_init__(self) -> None:
+        require(self.layer >= 1, "layer", "at least 1", self.layer)
+        ok = self.states.ndim == 2 and self.states.shape[1] > 0
+        require(ok, "states", "rows of one number or more", self.states.shape)
         requests, pairs = len(self.names), len(self.states)
         shapes = {
             "prompt_states": (requests, 2 * self.hidden_size), "output_tokens": (requests,),
@@ -70,7 +73,12 @@ class States:
         if requests and self.output_tokens.min() < 1:
             raise InputError(f"output_tokens must be at least 1, got {self.output_tokens.min()}.")
         if pairs and not (self.request.min() >= 0 and self.request.max() < requests):
-            raise InputError(f"request must be from 0 to {requests - 1}, got {self.request.max()}.")
+            odd = self.request[(self.request < 0) | (self.request >= requests)][0]
+            raise InputError(f"request must be from 0 to {requests - 1}, got {odd}.")
+        if pairs:
+            wrong = (self.generated_tokens < 1) | (self.remaining_tokens < 0)
+            odd = self.generated_tokens[wrong][0] if wrong.any() else 1
+            require(not wrong.any(), "generated_tokens", "from 1 to the answer's output_tokens", int(odd))
 
     @property
     def hidden_size(self) -> int:
@@ -184,6 +192,9 @@ def join(parts: Sequence[States], labels: Sequence[str]) -> States:
 def _read(path: Path) -> States:
     arrays, about = read_tensors(path)
     names = _names(path, about)
+    for name in ("output_tokens", "request", "generated_tokens"):
+        kind = arrays[name].dtype if name in arrays else np.dtype(int)
+        require(kind.kind in "iu", f"{path}: {name}", "integers", str(kind))
     try:
         return States(
             model=about["model"],
@@ -196,7 +207,11 @@ def _read(path: Path) -> States:
             request=arrays["request"].astype(np.int64),
             generated_tokens=arrays["generated_tokens"].astype(np.int64),
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except KeyError as error:
+        raise InputError(f"{path} must be a file of hidden states: {error} is missing.") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except ValueError as error:
         raise InputError(f"{path} must be a file of hidden states: {error}") from error
 
 

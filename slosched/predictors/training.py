@@ -80,7 +80,7 @@ def _encoder(answers: Answers, t: Training, method: str) -> Any:
 
     return train_encoder(
         answers, t.model or "", t.out, method=method, window_tokens=t.window_tokens, epochs=t.epochs,
-        learning_rate=t.learning_rate or LEARNING_RATE, seed=t.seed, device=t.device, download=t.download,
+        learning_rate=_rate(t, LEARNING_RATE), seed=t.seed, device=t.device, download=t.download,
         progress=t.progress,
     )  # fmt: skip
 
@@ -89,12 +89,16 @@ def ltr(answers: Answers, t: Training) -> Any:
     """Fu et al.'s own recipe on any model: `slosched.predictors.transformer`."""
     from slosched.predictors.transformer_training import LEARNING_RATE, Recipe, train_transformer
 
-    rate = t.learning_rate or LEARNING_RATE
+    rate = _rate(t, LEARNING_RATE)
     recipe = Recipe(objective=t.objective, epochs=t.epochs, learning_rate=rate, chat=t.chat)
     return train_transformer(
         answers, t.model or "", recipe, seed=t.seed, device=t.device, download=t.download,
         progress=t.progress,
     )  # fmt: skip
+
+
+def _rate(t: Training, usual: float) -> float:
+    return usual if t.learning_rate is None else t.learning_rate
 
 
 METHODS: dict[str, Trainer] = {"light": light, "frozen": frozen, "tuned": tuned, "ltr": ltr}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 from slosched.core.errors import InputError
 from slosched.predictors.probe import About, Belief, Mlp, Probe, bin_of, load_probe
+from slosched.predictors.probe_training import Settings
 from slosched.predictors.refinement import bayes, transition
-from slosched.predictors.states import States, load_states
+from slosched.predictors.states import States, load_states, read_tensors, write_tensors
 
 pytest.importorskip("safetensors")
 
@@ -247,6 +249,48 @@ def test_bad_state_files_are_refused(tmp_path: Path) -> None:
         states(request=np.full(12, 7))
     with pytest.raises(InputError, match="cut must be of shape"):
         states(cut=np.zeros(4, dtype=np.bool_))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "words"),
+    [
+        ("states", lambda a: a[:, :0], r"states must be rows of one number or more, got \(12, 0\)"),
+        ("states", lambda a: a[:, 0], r"states must be rows of one number or more, got \(12,\)"),
+        ("prompt_states", lambda a: a[:, 1:], r"prompt_states must be of shape \(3, 12\), got \(3, 11\)"),
+        ("output_tokens", lambda a: a * np.nan, "output_tokens must be integers, got 'float64'"),
+        ("request", lambda a: a - 2, "request must be from 0 to 2, got -2"),
+        ("generated_tokens", np.negative, "generated_tokens must be from 1 to .*, got -1"),
+        ("generated_tokens", lambda a: a * 0, "generated_tokens must be from 1 to .*, got 0"),
+        ("generated_tokens", lambda a: a + 1000, "generated_tokens must be from 1 to .*, got 1001"),
+        ("cut", None, "must be a file of hidden states: 'cut' is missing"),
+        ("layer", "-3", "layer must be at least 1, got -3"),
+        ("layer", "x", "must be a file of hidden states: invalid literal"),
+        ("layer", None, "must be a file of hidden states: 'layer' is missing"),
+        ("names", "5", "must be a file of hidden states: 'int' object"),
+    ],
+)
+def test_states_that_are_none_are_refused_by_file_field_and_value(
+    tmp_path: Path, tensor: str, change: Any, words: str
+) -> None:
+    """When they are read, not amid the training."""
+    path = tmp_path / "s.safetensors"
+    states().save(path)
+    arrays, about = read_tensors(path)
+    if tensor in arrays and change is None:
+        del arrays[tensor]
+    elif tensor in arrays:
+        arrays[tensor] = change(arrays[tensor])
+    else:
+        about = {k: v for k, v in (about | {tensor: change}).items() if v is not None}
+    write_tensors(path, arrays, about)
+    with pytest.raises(InputError, match=rf"{path}:? {words}"):
+        load_states(path)
+
+
+@pytest.mark.parametrize("bins", [1, 10**6])
+def test_bins_are_few_enough_to_be_learned(bins: int) -> None:
+    with pytest.raises(InputError, match=f"bins must be from 2 to 1000, got {bins}"):
+        Settings(bins=bins)
 
 
 def test_states_with_nan_are_dropped_and_counted() -> None:
