@@ -138,7 +138,7 @@ def test_data_that_teach_nothing_are_refused() -> None:
     [
         ({"refinement": "magic"}, "refinement must be one of none, bayes, prior, got 'magic'"),
         ({"prompt_input": "first"}, "prompt_input must be one of"),
-        ({"bins": 1}, "bins must be at least 2, got 1"),
+        ({"bins": 1}, "bins must be from 2 to 1000, got 1"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"every_tokens": 0}, "every_tokens must be at least 1, got 0"),
     ],
