@@ -189,7 +189,8 @@ def compiling() -> Iterator[None]:
         yield
     if listener.kernels:
         took_s = time.perf_counter() - listener.begun
-        say(("\r" if live else "") + f"Compiled {listener.kernels} kernels in {took_s:.1f} s.")
+        many = "kernel" if listener.kernels == 1 else f"{listener.kernels} kernels"
+        say(("\r" if live else "") + f"Compiled {many} in {took_s:.1f} s.")
 
 
 def prepare(policies: Iterable[str]) -> None:
