@@ -24,6 +24,10 @@ PLACES = {
     "vllm": "the installed vLLM's own scheduler under a virtual clock",
 }
 DEFAULT_ENGINE = "h100-llama-3.1-8b"
+MOST_SEQS = 1_000_000
+"""Requests at once, at most: an engine has room for thousands, and memory is taken for each."""
+MOST_TOKENS = 2**31 - 1
+"""Tokens of a limit, at most: what 32 bits hold, thousands of times what a GPU does."""
 UNBOUNDED = 10_000
 """Columns: wider than any table."""
 
@@ -58,13 +62,20 @@ EngineNames = Annotated[
     ),
 ]
 MaxSeqs = Annotated[
-    int | None, typer.Option("--max-num-seqs", min=1, help="Requests that run at once, over the engine's.")
+    int | None,
+    typer.Option(
+        "--max-num-seqs", min=1, max=MOST_SEQS, help="Requests that run at once, over the engine's."
+    ),
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-num-batched-tokens", min=1, help="Tokens of a step, over the engine's.")
+    int | None,
+    typer.Option(
+        "--max-num-batched-tokens", min=1, max=MOST_TOKENS, help="Tokens of a step, over the engine's."
+    ),
 ]
 KvTokens = Annotated[
-    int | None, typer.Option("--kv-tokens", min=1, help="Tokens of KV cache, over the engine's.")
+    int | None,
+    typer.Option("--kv-tokens", min=1, max=MOST_TOKENS, help="Tokens of KV cache, over the engine's."),
 ]
 On = Annotated[str, ON]
 Depth = Annotated[int, DEPTH]

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from slosched.cli.common import MOST_SEQS, MOST_TOKENS
 from slosched.core.errors import InputError
 from slosched.lab.configfile import config_words, parse_config
 
@@ -26,9 +27,9 @@ class CompareConfig(BaseModel):
     duration: float = Field(default=300.0, gt=0)
     requests: int = Field(default=2000, ge=1)
     engine: str = "h100-llama-3.1-8b"
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    max_num_batched_tokens: int | None = Field(default=None, ge=1)
-    kv_tokens: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1, le=MOST_SEQS)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    kv_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     engines: int = Field(default=1, ge=1)
     router: str | None = None
     on: str = "simulator"
@@ -65,7 +66,10 @@ def load_config(path: Path | None, options: dict[str, Any]) -> CompareConfig:
         If the file is malformed, has an unknown key (the message lists the known ones), or a value is
         outside its domain.
     """
-    content = {} if path is None else parse_config(path)
+    try:
+        content = {} if path is None else parse_config(path)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} must be text in UTF-8.") from None
     # An option's name as on the command line, or as Python has it; YAML 1.1 reads the key `on` as true.
     content = {"on" if key == "True" else key.replace("-", "_"): value for key, value in content.items()}
     content |= {key: value for key, value in options.items() if value not in (None, [])}

@@ -31,8 +31,10 @@ def written(out: Path, ending: str = "") -> Iterator[Path]:
     Raises
     ------
     InputError
-        If a pipe or device cannot be written to.
+        If it is a folder, or a pipe or device that cannot be written to.
     """
+    if out.is_dir():
+        raise InputError(f"out must be a file, got {str(out)!r}, which is a folder.")
     if not passes_through(out):
         yield Path(os.path.realpath(out)) if out.is_symlink() else out
         return

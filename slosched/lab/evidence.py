@@ -162,7 +162,10 @@ def load_evidence(path: Path | None, **changes: Any) -> EvidenceConfig:
     InputError
         If the file is malformed, a key is unknown or a value is out of its domain.
     """
-    content = {} if path is None else parse_config(path)
+    try:
+        content = {} if path is None else parse_config(path)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} must be text in UTF-8.") from None
     content |= {key: value for key, value in changes.items() if value not in (None, [], ())}
     try:
         return EvidenceConfig.model_validate(content)

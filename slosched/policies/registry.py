@@ -22,6 +22,11 @@ GROUP = "slosched.policies"
 
 GRAMMAR = "NAME or package.module:Class, then :KEY=VALUE,… and @TOKENS if wanted"
 
+MOST_BUDGET = 2**31 - 1
+"""Tokens of a budget, at most: what 32 bits hold, thousands of times what a GPU does in a step."""
+MOST_DIGITS = 20
+"""Digits of a number that are looked at; so many are beyond any budget."""
+
 _HERE = "slosched.policies"
 _RIVALS = "slosched.policies.rivals"
 
@@ -146,8 +151,9 @@ class PolicySpec:
         name, parameters = split(words, "policy", GRAMMAR)
         if "@" in name:
             name, _, budget = name.partition("@")
-        if budget is not None and not (budget.isdigit() and int(budget) > 0):
-            raise InputError(f"token budget of a policy must be @ and a whole number above 0, got {text!r}.")
+        if budget is not None and not (budget.isdigit() and 0 < int(budget[:MOST_DIGITS]) <= MOST_BUDGET):
+            domain = f"@ and a whole number from 1 to {MOST_BUDGET}"
+            raise InputError(f"token budget of a policy must be {domain}, got {text!r}.")
         budget_tokens = None if budget is None else int(budget)
         return cls(label=label, name=name, parameters=parameters, budget_tokens=budget_tokens)
 

@@ -136,6 +136,28 @@ KINDS: dict[str, Callable[[float, float, np.random.Generator], Workload]] = {
 """Built-in generators of one class, by name."""
 
 
+LONGEST_S = 8e6
+"""Seconds of traffic, at most: what the simulator's clock holds."""
+
+MOST_REQUESTS = 1e9
+"""Requests of generated traffic, at most: the columns of more take hundreds of gigabytes."""
+
+
+def room_for(rate_per_s: float, duration_s: float) -> None:
+    """Raise `InputError` if no clock or memory holds so much traffic.
+
+    Examples
+    --------
+    >>> room_for(5.0, 300.0)
+    >>> room_for(5.0, 1e308)
+    Traceback (most recent call last):
+    slosched.core.errors.InputError: duration_s must be at most 8e+06, which is 93 days, got 1e+308.
+    """
+    require(not duration_s > LONGEST_S, "duration_s", f"at most {LONGEST_S:g}, which is 93 days", duration_s)
+    ok = not rate_per_s * duration_s > MOST_REQUESTS
+    require(ok, "rate", f"one at which at most {MOST_REQUESTS:g} requests arrive", rate_per_s)
+
+
 def generate(
     kind: str,
     *,
@@ -173,6 +195,7 @@ def generate(
     >>> w.classes
     ('chat', 'code', 'batch')
     """
+    room_for(rate_per_s, duration_s)
     if kind == "mixed":
         return mixed(rate_per_s, duration_s, seed, model=model, forecast=forecast)
     if kind not in KINDS:

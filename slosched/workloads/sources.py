@@ -24,7 +24,7 @@ from slosched.workloads import (
     with_forecast,
     with_slos,
 )
-from slosched.workloads.builtin import DEFAULT_FORECAST, DEFAULT_SLOS, KINDS
+from slosched.workloads.builtin import DEFAULT_FORECAST, DEFAULT_SLOS, KINDS, room_for
 from slosched.workloads.fetch import command
 from slosched.workloads.fields import UNITS
 from slosched.workloads.mixes import MIXES, mix
@@ -71,6 +71,7 @@ class Generated:
         """Traffic of this rate."""
         require(rate_rps is not None, "rate", "given, since the workload is generated", rate_rps)
         assert rate_rps is not None
+        room_for(rate_rps, self.duration_s)
         if self.kind in MIXES:
             duration_s = max(self.duration_s, FEWEST / rate_rps)
             return _not_empty(

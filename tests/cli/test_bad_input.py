@@ -185,9 +185,14 @@ def test_a_name_that_cannot_be_shown_is_refused(slosched: Any, tmp_path: Path, n
     assert "row 1: request_id must be a text of whole, printable characters, got" in ended.err
 
 
-def test_more_requests_than_fit_in_memory(slosched: Any) -> None:
+def test_more_requests_than_fit_in_memory(slosched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, no traceback."""
-    ended = slosched("simulate", "--rate", 1e12)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 18.2 TiB")
+
+    monkeypatch.setattr("slosched.workloads.sources.generate", full)
+    ended = slosched("simulate", "--rate", 5)
     assert ended.code == 1
     assert (
         ended.err.strip().splitlines()[-1].startswith("slosched: not enough memory; ask for fewer requests")

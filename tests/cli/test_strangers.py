@@ -233,3 +233,45 @@ def test_a_policy_of_ones_own_with_keys_that_are_none(slosched: Any, own: Path, 
     said = [line for line in ended.err.splitlines() if line.startswith("slosched: ")]
     assert len(said) == 1
     assert said[0].startswith("slosched: policy strange:Lost: key must be never NaN, got NaN for ")
+
+
+@pytest.mark.parametrize(
+    ("duration", "rate", "words"),
+    [
+        ("1e308", "5", "duration_s must be at most 8e+06"),
+        ("inf", "5", "duration_s must be "),
+        ("5", "1e308", "rate must be one at which at most 1e+09 requests arrive"),
+        ("5", "1e12", "rate must be one at which at most 1e+09 requests arrive"),
+    ],
+)
+def test_more_traffic_than_there_is_room_for(slosched: Any, duration: str, rate: str, words: str) -> None:
+    """Numbers that no memory or clock holds are told before they are tried."""
+    ended = slosched("simulate", "--policy", "fcfs", "--duration", duration, "--rate", rate)
+    assert ended.code == 2
+    assert words in ended.err
+    ended = slosched("workload", "generate", "--out", "x.csv", "--duration", duration, "--rate", rate)
+    assert ended.code == 2
+    assert "must be" in ended.err
+    assert not Path("x.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--max-num-seqs", "9" * 23), ("--max-num-batched-tokens", "9" * 23), ("--kv-tokens", "9" * 23),
+        ("--policy", "fcfs@" + "9" * 23), ("--policy", "fcfs@" + "9" * 5000), ("--policy", "fcfs@0"),
+    ],
+)  # fmt: skip
+def test_limits_that_no_engine_has(slosched: Any, given: tuple[str, str]) -> None:
+    """More than the arithmetic of kernels holds is told by name."""
+    ended = slosched("simulate", "--duration", 5, *given)
+    assert ended.code == 2
+    assert given[0] in ended.err or "token budget of a policy must be @" in ended.err
+
+
+@pytest.mark.parametrize("command", ["compare", "evidence"])
+def test_a_config_that_is_no_text(slosched: Any, tmp_path: Path, command: str) -> None:
+    """The message names the file."""
+    (path := tmp_path / "c.yaml").write_bytes(b"\xff\xfe\xe5")
+    ended = slosched(command, "--config", path)
+    assert (ended.code, ended.err) == (2, f"slosched: {path} must be text in UTF-8.\n")

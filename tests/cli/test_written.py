@@ -96,6 +96,18 @@ def test_a_device_that_is_full(slosched: Any) -> None:
     assert "got '/dev/full': No space left on device" in ended.err
 
 
+@pytest.mark.parametrize("name", ["here", ""])
+def test_a_folder_is_no_file(
+    slosched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is named as given, an empty name as what it stands for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    ended = slosched(*SCENARIO, name)
+    assert ended.code == 2
+    assert f"out must be a file, got {name or '.'!r}, which is a folder." in ended.err
+
+
 def test_nothing_arrives_where_making_it_fails(tmp_path: Path) -> None:
     """A pipe or a file behind a link sees nothing of an error."""
     link = tmp_path / "link"
