@@ -211,9 +211,12 @@ def policy(name: str, *, seed: int = 0, **parameters: object) -> Policy:
 
 def policy_of(given: str | Policy, *, seed: int = 0) -> Policy:
     """A policy object as it is, or a fresh one by name; one of others is watched (`watch`)."""
+    chosen = policy(given, seed=seed) if isinstance(given, str) else given
+    if type(chosen).__module__.startswith("slosched."):
+        return chosen
     from slosched.policies.watched import watch
 
-    return watch(policy(given, seed=seed) if isinstance(given, str) else given)
+    return watch(chosen)
 
 
 def installed() -> dict[str, str]:
