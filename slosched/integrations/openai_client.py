@@ -33,6 +33,8 @@ from slosched.integrations.openai_stream import (
 
 NO_THINKING = EndOfThinking()
 RETRIED_STATUSES = (429, 503)
+MOST_REFUSAL = 65_536
+"""Bytes of a refusal that are read: far more than the words that are kept of it."""
 STREAM_OPTIONS: tuple[dict[str, bool] | None, ...] = (
     None, {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True},
 )  # fmt: skip
@@ -85,7 +87,10 @@ class Client:
         # A connection each: a request waits for the server, never for another request's connection.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30.0)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self.headers)
+        # Clients know nothing of each other: a cookie would tie all of them to one server behind a balancer.
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=self.headers, cookie_jar=aiohttp.DummyCookieJar()
+        )
         return self
 
     async def __aexit__(
@@ -193,7 +198,7 @@ class Client:
                         self.level, self.proven = min(self.level, level), True
                         await self._read(response, answer, content, Stamps(answer, on_first, end))
                         return
-                    words = error_words((await response.read()).decode("utf-8", errors="replace"))
+                    words = error_words((await _begun(response.content)).decode("utf-8", errors="replace"))
                     wait_s = retry_after_s(response.status, response.headers)
             except _failures() as error:
                 outcome = CUT_OFF if math.isfinite(answer.first_s) else FAILED
@@ -240,6 +245,14 @@ class Client:
         asked = content.get("max_tokens", content.get("max_completion_tokens"))
         stamps.count(asked if isinstance(asked, int) else None)
         judge(answer, ended)
+
+
+async def _begun(content: Any) -> bytes:
+    """What a refusal's body begins with: a page without end must not be kept."""
+    begun = b""
+    while len(begun) < MOST_REFUSAL and (packet := await content.readany()):
+        begun += packet
+    return begun
 
 
 async def _all(first: bytes, content: Any) -> AsyncIterator[bytes]:

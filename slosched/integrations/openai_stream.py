@@ -19,6 +19,12 @@ BROKEN_REASONS = ("abort", "aborted", "error", "cancelled", "canceled")
 DONE = "[DONE]"
 """Data of the event that ends a stream."""
 
+MOST_COUNT = 10_000_000
+"""Tokens of one answer or prompt that a server's count is believed up to, as in workload files."""
+
+MOST_LINE = 16 * 2**20
+"""Bytes of one event that are read, far more than the longest answer has: beyond, nobody could hold it."""
+
 MOST_WORDS = 100
 """Characters of a server's message that a reason keeps."""
 
@@ -147,6 +153,8 @@ class Stamps:
             answer.finish_reason = str(choice["finish_reason"])
         said, thoughts = _text_of(choice), _thoughts_of(choice)
         text, tokens = said + thoughts, counted
+        if tokens == 0 and text and not self.exact:
+            tokens = None  # some servers count 0 until the end
         if tokens is None:
             tokens = _tokens_of(choice)
         if tokens is None and not text:
@@ -229,17 +237,16 @@ class Stamps:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNT
 
 
 def _text_of(choice: dict[str, Any]) -> str:
     """Text of a choice of a completion or a chat completion, tool calls included, reasoning not."""
     parts = [choice.get("text")]
-    for name in ("delta", "message"):
-        if isinstance(delta := choice.get(name), dict):
+    for part in ("delta", "message"):
+        if isinstance(delta := choice.get(part), dict):
             parts += [_joined(delta.get("content")), delta.get("refusal")]
-            if delta.get("tool_calls"):
-                parts.append(json.dumps(delta["tool_calls"]))
+            parts += [json.dumps(delta[name]) for name in ("tool_calls", "function_call") if delta.get(name)]
     return "".join(part for part in parts if isinstance(part, str))
 
 
@@ -261,13 +268,12 @@ def _thoughts_of(choice: dict[str, Any]) -> str:
 
 
 def _tokens_of(choice: dict[str, Any]) -> int | None:
-    """Tokens of a choice that lists them; None for one that does not."""
-    if isinstance(ids := choice.get("token_ids"), list):
-        return len(ids)
-    if isinstance(chances := choice.get("logprobs"), dict):
-        for name in ("tokens", "content"):
-            if isinstance(listed := chances.get(name), list):
-                return len(listed)
+    """Tokens of a choice that lists them; None for one that does not, or whose list is always empty."""
+    chances = choice.get("logprobs")
+    chances = chances if isinstance(chances, dict) else {}
+    for listed in (choice.get("token_ids"), chances.get("tokens"), chances.get("content")):
+        if isinstance(listed, list) and listed:
+            return len(listed)
     return None
 
 
@@ -276,29 +282,48 @@ async def events(packets: AsyncIterable[bytes]) -> AsyncIterator[object]:
 
     A stream that begins with JSON holds no such events: each of its lines is one. An event's data may span
     lines, and lines may span packets; a line that is JSON by itself is an event even if no blank line
-    follows, as some servers send it. Comments and other fields are passed over.
+    follows, as some servers send it. Comments and other fields are passed over. A line may end with a line
+    feed, a carriage return, or both.
+
+    Raises
+    ------
+    ValueError
+        If an event is longer than `MOST_LINE`.
     """
-    rest = b""
+    parts: list[bytes] = []  # of a line that has not ended; joined once, since it may be long
+    size = 0
     pending: list[str] = []
     bare: bool | None = None  # unknown before the first byte that says something
+    returned = False  # whether the last packet ended with a carriage return
     async for packet in packets:
-        rest += packet
+        if returned:
+            packet = packet.removeprefix(b"\n")
+            returned = False
+        if not packet:
+            continue
         if bare is None:
-            rest = rest.removeprefix(codecs.BOM_UTF8).lstrip()
-            bare = rest.startswith(b"{") if rest else None
-        lines = rest.split(b"\n")
-        rest = lines.pop()
+            packet = (b"".join(parts) + packet).removeprefix(codecs.BOM_UTF8).lstrip()
+            parts, size = [], 0
+            bare = packet.startswith(b"{") if packet else None
+        returned = packet.endswith(b"\r")
+        if b"\r" in packet:
+            packet = packet.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = packet.split(b"\n")
         for line in lines:
-            for event in _event(line, pending, bare=bool(bare)):
+            for event in _event(b"".join([*parts, line]), pending, bare=bool(bare)):
                 yield event
-    for line in (rest, b""):
+            parts, size = [], 0
+        parts.append(rest)
+        size += len(rest)
+        if size + sum(map(len, pending)) > MOST_LINE:
+            raise ValueError(f"an event of more than {MOST_LINE} bytes")
+    for line in (b"".join(parts), b""):
         for event in _event(line, pending, bare=bool(bare)):
             yield event
 
 
 def _event(line: bytes, pending: list[str], *, bare: bool) -> list[object]:
     """Events that a line completes; what it does not complete is appended to `pending`."""
-    line = line.rstrip(b"\r")
     if bare and line and not line.startswith(b"data:"):
         line = b"data:" + line
     if not line:
@@ -307,14 +332,29 @@ def _event(line: bytes, pending: list[str], *, bare: bool) -> list[object]:
         return odd
     if not line.startswith(b"data:"):
         return []
-    pending.append(line[5:].decode("utf-8", errors="replace").strip())
-    joined = "\n".join(pending)
+    own = line[5:].decode("utf-8", errors="replace").strip()
+    if not pending or pending[0][:1] in ("{", "["):  # nothing else goes on over lines
+        pending.append(own)
+        if (event := _read("\n".join(pending))) is not None:
+            pending.clear()
+            return event
+    if pending[0] != own and (alone := _read(own)) is not None and _whole(alone[0]):
+        pending.clear()  # what was begun before is broken: this line has nothing to do with it
+        return [None, *alone]
+    return []
+
+
+def _read(data: str) -> list[object] | None:
+    """The event that some data are, alone in a list; None if they are none, or not all of one."""
     try:
-        event: object = DONE if joined == DONE else json.loads(joined)
+        return [DONE if data == DONE else json.loads(data)]
     except (ValueError, RecursionError):
-        return []
-    pending.clear()
-    return [event]
+        return None
+
+
+def _whole(event: object) -> bool:
+    """Whether this can only be an event of its own, not a line of another that spans several."""
+    return event == DONE or (isinstance(event, dict) and not event.keys().isdisjoint(("choices", "error")))
 
 
 def printable(text: str) -> str:

@@ -142,3 +142,36 @@ def test_a_name_that_no_client_can_say_is_refused(section: str, name: str, tmp_p
         load_config(path)
     path.write_text(f"{section}: {{{'x' * 128}: {{}}, \u00e9: {{}}}}\n", encoding="utf-8")
     load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.yaml", "policy: 2026-02-30"),
+        ("c.yaml", "engine: 2026-01-01T25:00:00"),
+        ("c.yaml", "policy: !!timestamp noon"),
+        ("c.yaml", "seed: 0b_"),
+        ("c.yaml", f"seed: {'9' * 5000}"),
+        ("c.json", f'{{"seed": {"9" * 5000}}}'),
+        ("c.toml", f"seed = {'9' * 5000}"),
+    ],
+)
+def test_a_day_or_number_that_does_not_exist_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    """As a mistake in the file, not as an error of its reader."""
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError, match="days and numbers that exist"):
+        load_config(path)
+
+
+def test_a_file_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    """Before the engine starts."""
+    with pytest.raises(ValueError, match="state_file must name a place that can be reached"):
+        Config(state_file=tmp_path / ("a" * 300))
+
+
+@pytest.mark.parametrize("other", ["x.json", "./x.json", "y/../x.json"])
+def test_two_kinds_of_content_have_two_files(other: str) -> None:
+    """Each would overwrite the other."""
+    with pytest.raises(ValueError, match=r"metrics.json_file must name another file than state_file"):
+        Config.model_validate({"state_file": "x.json", "metrics": {"json_file": other}})

@@ -168,6 +168,8 @@ def make(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     learned, stats, rank = Learned(config.engine), Stats(), rank_of(vllm_config)
     if config.state_file is not None:
         take_up(of_rank(config.state_file, rank), learned, stats)
+    if config.step_log is not None:
+        config = config.model_copy(update={"step_log": of_rank(config.step_log, rank)})
     scheduler = adapted(base_class(vllm_config))(vllm_config, *args, **kwargs)
     controller = attach(scheduler, vllm_config, config, WallClock(), policy, learned, stats)
     controller.planner.rehearse(rehearsal(controller.limits))

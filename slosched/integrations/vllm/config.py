@@ -282,9 +282,19 @@ class Config(_Section):
             "state_file": self.state_file, "step_log": self.step_log,
             "metrics.json_file": self.metrics.json_file,
         }  # fmt: skip
+        places: dict[str, str] = {}
         for name, path in files.items():
-            if path is not None and path.is_dir():
+            if path is None:
+                continue
+            try:
+                folder = path.is_dir()
+            except OSError as error:
+                raise ValueError(f"{name} must name a place that can be reached: {error}") from error
+            if folder:
                 raise ValueError(f"{name} must name a file, got the folder {str(path)!r}")
+            other = places.setdefault(os.path.abspath(path), name)
+            if other != name:
+                raise ValueError(f"{name} must name another file than {other}, got {str(path)!r} for both")
         return self
 
 
@@ -309,6 +319,8 @@ def load_config(path: str | Path | None = None) -> Config:
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         kind = {".toml": "TOML", ".json": "JSON"}.get(path.suffix.lower(), "YAML")
         raise InputError(f"{path} must be valid {kind}: {error}") from error
+    except (ValueError, AttributeError) as error:  # a day or a number that the reader itself cannot make
+        raise InputError(f"{path} must hold days and numbers that exist: {error}") from error
     except RecursionError as error:
         raise InputError(f"{path} must not be nested so deep that it cannot be read.") from error
     if content is None:
