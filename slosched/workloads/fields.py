@@ -32,6 +32,9 @@ GROUPS = re.compile(r"[0-9]{1,3}(?:([, \u00a0\u202f'])[0-9]{3})(?:\1[0-9]{3})*")
 of fractions.
 """
 
+EITHER = re.compile(r"[0-9]{1,3}(?:\.[0-9]{3})*\.000")
+"""A whole number with zeros for its fractions, or one of thousands: some countries write these so."""
+
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Seconds in each unit of time that can be named."""
 
@@ -48,13 +51,17 @@ SLOW_PER_S = 0.02
 
 
 def whole(path: Path, row: int, field: str, value: object, low: int, high: int, domain: str) -> int:
-    """An integer field from `low` to `high`, from text or JSON; 12.0 counts as 12, and 1,200 as 1200."""
+    """An integer field from `low` to `high`, from text or JSON; 12.0 counts as 12, and 1,200 as 1200; 1.000
+    is refused, since it may be either.
+    """
     if isinstance(value, str) and len(value) < MOST_DIGITS and value.isascii() and value.isdigit():
         exact = int(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         exact = value
     elif isinstance(value, str) and len(value) < MOST_DIGITS and GROUPS.fullmatch(value.strip()):
         exact = int(re.sub("[^0-9]", "", value))
+    elif isinstance(value, str) and EITHER.fullmatch(value.strip()):
+        raise DataError(path, row, field, f"{domain}, its thousands not apart by points", shown(value))
     else:
         real = real_number(value)
         if not (math.isfinite(real) and real == int(real)):

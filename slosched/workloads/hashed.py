@@ -33,7 +33,8 @@ def read_mooncake(
     ----------
     path
         File. Keys beside Mooncake's tell Alibaba's Bailian traces, with blocks of 16 tokens in place of 512.
-        Where a prompt has more ids than blocks of 512, blocks are the largest power of two that holds them.
+        Where a prompt has more ids than blocks of 512, blocks are the largest power of two that holds them;
+        where ids are fewer, up to 16 times as many tokens, if every prompt has just its ids then.
         Rows without ``hash_ids`` share nothing.
     jitter_s
         Seconds over which the requests of one time stamp are spread at random; None finds the step of the
@@ -89,8 +90,13 @@ def read_hashed(
         counts.append(len(blocks))
     if not prompts:
         raise DataError(file, None, "output_length", "above 0 in some row", 0)
-    if beyond is not None and not _whole_blocks(prompts, counts, block):
+    fits = _whole_blocks(prompts, counts, block)
+    if beyond is not None and not fits:
         raise beyond
+    for larger in () if fits else (2 * block, 4 * block, 8 * block, 16 * block):
+        if _whole_blocks(prompts, counts, larger):
+            block, fits = larger, True
+            break
     prefix = PrefixBlocks(
         offsets=np.cumsum(np.asarray(counts, dtype=np.int64)),
         ids=np.asarray(ids, dtype=np.int64),
@@ -102,6 +108,8 @@ def read_hashed(
     remarks = () if clock.sorted else ("sorted by time",)
     if block != published:
         remarks = (*remarks, f"blocks of {block} tokens, told by how many ids a prompt has")
+    if not fits:
+        remarks = (*remarks, f"some prompts have ids for a part only, if blocks have {block} tokens")
     if spread:
         raw = raw + np.random.default_rng(seed).random(len(raw)) * spread
         remarks = (*remarks, f"requests of one time stamp spread over {spread:g} s")

@@ -692,3 +692,39 @@ def test_spans_of_open_telemetry(tmp_path: Path) -> None:
         assert workload.arrival_s.tolist() == [0.0, 0.5, 1.0]
         assert workload.prompt_tokens.tolist() == [7, 7, 7]
         assert "nanoseconds (by its name" in words
+
+
+@pytest.mark.parametrize("block", [1024, 2048])
+def test_blocks_above_the_published_ones_are_told(block: int, tmp_path: Path) -> None:
+    """Else half of every prompt would be taken for its own."""
+    path = tmp_path / "t.jsonl"
+    rows = [
+        {
+            "timestamp": 1000 * i,
+            "input_length": n,
+            "output_length": 5,
+            "hash_ids": list(range(-(-n // block))),
+        }
+        for i, n in enumerate([3000, 5000, 1500, 9000])
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workload, words = said(path)
+    assert workload.prefix is not None
+    assert workload.prefix.block_tokens == block
+    assert f"blocks of {block} tokens, told by how many ids" in words
+
+
+def test_prompts_with_ids_for_a_part_are_named(tmp_path: Path) -> None:
+    """What the ids leave out may be of other blocks than was believed."""
+    path = tmp_path / "t.jsonl"
+    row = {"timestamp": 0, "input_length": 3000, "output_length": 5, "hash_ids": [1, 2]}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"input_length": 9000}) + "\n")
+    assert "some prompts have ids for a part only, if blocks have 512 tokens" in said(path)[1]
+
+
+def test_points_between_thousands_are_not_taken_for_fractions(tmp_path: Path) -> None:
+    """A prompt of 1.000 tokens was read as one of 1."""
+    path = tmp_path / "t.csv"
+    path.write_text("timestamp;input_tokens;output_tokens\n0;1.000;20\n1;3.000;20\n")
+    with pytest.raises(DataError, match="thousands not apart by points"):
+        read(path)
