@@ -46,7 +46,8 @@ def evidence(
     """Run policies over random scenarios, and write a site that shows wins and losses.
 
     Without options it takes less than ten minutes on two cores, needs no data, and gives the same digits on
-    every machine. Results are kept as they come: interrupted, the same command goes on where it stopped.
+    machines of one kind. Results are kept as they come: interrupted, the same command goes on where it
+    stopped.
 
     Behind a router: slosched evidence --engines 4 --policies "slosched,slosched,router=power-of-two"
 
