@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +12,11 @@ import numpy as np
 import pytest
 
 from slosched.core.engine import Engine, EngineLimits
+from slosched.core.forecast import LengthForecast
+from slosched.core.request import Request
+from slosched.core.snapshot import Snapshot
 from slosched.core.steptime import StepTimeModel
+from slosched.core.table import RequestTable
 from slosched.core.workload import Workload
 from slosched.integrations.vllm.background import PlansAhead
 from slosched.integrations.vllm.carrying import Carrying, Step
@@ -169,3 +174,38 @@ def test_the_running_list_keeps_its_order_unless_the_plan_or_an_older_one_change
     assert names(2, [2, 0, 1, 3], 1, same=False) == "2013"
     assert names(3, [0, 1, 2, 3], 1, same=True) == "0123"  # made before the order changed
     assert names(4, [0, 1, 2, 3], 3, same=True) == "0123"
+
+
+def test_a_table_that_grows_while_it_is_copied() -> None:
+    """The engine gives all its columns more rows just when the thread has begun to copy them."""
+
+    class Growing(RequestTable):
+        asked = 0
+
+        @property
+        def capacity(self) -> int:
+            now = len(self.serial)
+            if threading.current_thread() is not threading.main_thread():
+                Growing.asked += 1
+                if Growing.asked == 3:  # the copy knows how many rows there are
+                    Growing.asked += 1
+                    RequestTable._grow(live)
+            return now
+
+    live = Growing(4)
+    requests = [
+        Request(request_id=str(i), prompt_tokens=8, forecast=LengthForecast.point(4), arrival_s=0.0)
+        for i in range(3)
+    ]
+    rows = np.array([live.add(request) for request in requests])
+    snapshot = Snapshot(
+        now_s=0.0, table=live, waiting=rows, running=NOBODY, engine=ENGINE, free_blocks=100, step=0
+    )
+    planner = PlansAhead(lambda given: Decision(order=given.waiting, step=given.step))
+    planner.submit(snapshot)
+    assert planner.wait(60.0)
+    planner.close()
+    assert len(live.serial) == 8
+    assert planner.error is None
+    assert planner.latest is not None
+    assert planner.latest.order.tolist() == rows.tolist()

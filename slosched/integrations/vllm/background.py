@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import time
@@ -68,14 +69,16 @@ class PlansAhead:
         self.latest: Decision | None = None
         self.error: Exception | None = None
         self.seconds = self.own_s = 0.0
-        self._background: Background[tuple[Snapshot, Refresh | None, Ints]] = Background(
+        self._background: Background[tuple[Snapshot, RequestTable, Refresh | None, Ints]] = Background(
             self._make, name="slosched-plan", niceness=0
         )
 
     def submit(self, snapshot: Snapshot, refresh: Refresh | None = None) -> None:
         """Begin a plan; only while idle. `refresh` brings the copied table up to date before that."""
         self.idle, self.since_s = False, time.perf_counter()
-        self._background.submit((snapshot, refresh, snapshot.table.serial.copy()))
+        # Columns as they are now: a table that grows gets others, one after the other, while this one is copied.
+        table = copy.copy(snapshot.table)
+        self._background.submit((snapshot, table, refresh, table.serial.copy()))
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the last plan is done; False if it is not by then."""
@@ -86,14 +89,14 @@ class PlansAhead:
         """End the thread after what it is doing."""
         self._background.close(timeout_s=0.0)
 
-    def _make(self, asked: tuple[Snapshot, Refresh | None, Ints]) -> None:
-        snapshot, refresh, serial = asked
+    def _make(self, asked: tuple[Snapshot, RequestTable, Refresh | None, Ints]) -> None:
+        snapshot, table, refresh, serial = asked
         begin, own = time.perf_counter(), time.thread_time()
         try:
             with brisk():
                 if self._table is None:
-                    self._table = RequestTable(snapshot.table.capacity)
-                self._table.copy_from(snapshot.table)
+                    self._table = RequestTable(table.capacity)
+                self._table.copy_from(table)
                 if refresh is not None:
                     refresh(self._table)
                 made = self._decide(replace(snapshot, table=self._table))
