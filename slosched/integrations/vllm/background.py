@@ -76,7 +76,7 @@ class PlansAhead:
     def submit(self, snapshot: Snapshot, refresh: Refresh | None = None) -> None:
         """Begin a plan; only while idle. `refresh` brings the copied table up to date before that."""
         self.idle, self.since_s = False, time.perf_counter()
-        # Columns as they are now: a table that grows gets others, one after the other, while this one is copied.
+        # Its columns of now: one that grows gets others, one by one, while these are copied.
         table = copy.copy(snapshot.table)
         self._background.submit((snapshot, table, refresh, table.serial.copy()))
 
