@@ -225,7 +225,7 @@ class Blend:
             }
             ok = all(np.isfinite(mean) and count >= 1 for mean, count in centres.values())
             require(ok, "centres", "finite means of at least one answer", centres)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"blend must be what was learned of sources by class: {error}.") from None
         self._all, self._classes, self._centres = everything, classes, centres
 

@@ -135,6 +135,8 @@ class Scores:
                 getattr(made, name)[str(source)] = array
         for name in ("bets", "filled"):
             getattr(made, name).update({str(n): int(count) for n, count in content[name].items()})
+        counts = [made.answers, *made.bets.values(), *made.filled.values()]
+        require(min(counts) >= 0, "counts", "at least 0", min(counts))
         for by_source in (made.losses, made.wealth, made.misses, made.bets, made.filled):
             for source in [n for n in by_source if not set(n.split("+")).isdisjoint(without)]:
                 del by_source[source]

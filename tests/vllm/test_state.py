@@ -74,6 +74,27 @@ def test_a_broken_state_file_is_refused_and_changes_nothing(tmp_path: Path, text
     assert learned.step_time.model == before
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(("answers",), math.inf), (("answers",), -64), (("bets", "hint"), -1), (("filled", "hint"), -1)],
+)
+def test_counts_that_nobody_made_are_refused(place: tuple[str, ...], value: float, tmp_path: Path) -> None:
+    """They ended the start, or every forecast afterwards."""
+    learned, path = Learned(PRESET), tmp_path / "state.json"
+    atoms = np.arange(1.0, 9.0)
+    told = learned.blend.tell("chat", {"history": atoms, "hint": atoms + 1.0})
+    learned.blend.observe(told, 5)
+    learned.save(path)
+    content = json.loads(path.read_text())
+    inner = content["blend"]["all"]
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="must be a state file"):
+        Learned(PRESET).load(path)
+
+
 def test_a_forecast_never_exceeds_max_tokens() -> None:
     """Whether claimed, learned or general."""
     learned = Learned(PRESET)

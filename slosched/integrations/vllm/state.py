@@ -83,7 +83,15 @@ class Learned:
             before = content["sources"]
             other = [n for n in {*before, *self.sources} if before.get(n) != self.sources.get(n)]
             self.blend.restore(content["blend"], without=other)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise InputError(f"{path} must be a state file of slosched: {error}") from error
         self.step_time = OnlineStepTime(step_time, bound=1000.0)
         self.lengths.restore(content["lengths"])
