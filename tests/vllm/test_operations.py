@@ -357,3 +357,24 @@ def test_the_switch_interval_is_changed_only_while_a_plan_is_made() -> None:
             assert sys.getswitchinterval() < before
         assert sys.getswitchinterval() < before
     assert sys.getswitchinterval() == before
+
+
+def test_each_rank_has_a_step_log_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that append to one file would break each other's rows."""
+    from slosched.integrations.vllm import adapter
+
+    seen: list[Config] = []
+
+    def attach(scheduler: Any, vllm_config: Any, config: Config, *others: Any) -> Any:
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapter, "load_config", lambda: Config(policy="fcfs", step_log=tmp_path / "s.csv"))
+    monkeypatch.setattr(adapter, "base_class", lambda vllm_config: object)
+    monkeypatch.setattr(adapter, "adapted", lambda base: lambda *given: None)
+    monkeypatch.setattr(adapter, "attach", attach)
+    for rank in (0, 2):
+        monkeypatch.setattr(adapter, "rank_of", lambda vllm_config, rank=rank: rank)
+        with pytest.raises(KeyboardInterrupt):
+            adapter.make(None)
+    assert [config.step_log for config in seen] == [tmp_path / "s.csv", tmp_path / "s.rank2.csv"]
