@@ -119,7 +119,7 @@ def sent(habits: Any, requests: int = 2, gap_s: float = 0.05) -> tuple[Any, Load
     """A run of a few equal requests."""
     counts = LoadCounts()
     tokens = np.full(requests, 4, dtype=np.int64)
-    work = Workload.plain(gap_s * np.arange(requests), tokens, tokens)
+    work = Workload.plain(np.arange(requests, dtype=np.float64) * gap_s, tokens, tokens)
     run = load(habits.url, work, LoadSettings(warm_up=0, model="m", timeout_s=30.0), counts=counts)
     assert counts.total == requests
     return run, counts
@@ -164,7 +164,7 @@ def test_clients_share_no_cookie(habits: Any, run_server: Callable[[Any], Any]) 
 def test_a_refusal_without_end_is_a_refusal(habits: Any) -> None:
     """Of its body only the beginning is read."""
 
-    class Endless(web.StreamResponse):
+    class Endless(web.StreamResponse):  # type: ignore[misc, name-defined, unused-ignore]
         async def prepare(self, request: Any) -> Any:
             writer = await super().prepare(request)
             try:
